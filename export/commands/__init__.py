@@ -1,0 +1,1 @@
+"""The command line of `export/`, a module for each command."""

@@ -1,0 +1,1 @@
+"""OPT in TensorFlow and JAX, and its files."""

@@ -1,0 +1,73 @@
+"""The command ``optserve``: finds the command's module and reports its errors.
+
+A command's module has ``configure(parser)`` and ``run(args) -> int`` (the exit code).
+Only the chosen one is imported, so that a base install runs what it can.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "export": ("optserve.export.commands.export", "checkpoint to SavedModel or TFLite"),
+    "serve": ("optserve.runtime.commands.serve", "serve an export over gRPC"),
+    "generate": ("optserve.runtime.commands.generate", "continue prompts"),
+    "describe": ("optserve.runtime.commands.describe", "what a served model is"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0, 1 failed, 2 usage, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except KeyboardInterrupt:
+        print("optserve: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if os.environ.get("OPTSERVE_TRACEBACK"):
+            raise
+        print(f"optserve: {_sentence(error)}", file=sys.stderr)
+        return 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="optserve", description=__doc__.split(":")[0])
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = arguments[0] if arguments and arguments[0] in COMMANDS else None
+    module = None
+    for name, (path, summary) in COMMANDS.items():
+        sub = commands.add_parser(name, help=summary, description=summary)
+        if name == chosen:
+            module = importlib.import_module(path)
+            module.configure(sub)
+    args = parser.parse_args(arguments)
+    assert module is not None  # argparse refused every other name
+    return module.run(args)
+
+
+def _sentence(error: Exception) -> str:
+    """One line for a person: our own errors as they are, others with their type."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        extra = {"jax": "export", "flax": "export", "ai_edge_litert": "edge"}.get(
+            error.name.split(".")[0], "serve"
+        )
+        return f"{error.name} is not installed: pip install 'optserve[{extra}]'"
+    if type(error).__module__.startswith("optserve.") or isinstance(error, OSError):
+        return text
+    return (
+        f"internal error, {type(error).__name__}: {text} "
+        "(set OPTSERVE_TRACEBACK=1 for the traceback)"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

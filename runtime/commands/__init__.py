@@ -1,0 +1,1 @@
+"""The command line of `runtime/`, a module for each command."""
