@@ -1,0 +1,52 @@
+# make demo    a fresh clone to streamed text, in one command
+# make test    the test suite, from nothing
+# Both make their own virtual environment in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT := demo-out
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: demo test test-slow test-reference test-full-size lint format bench clean
+
+# Rebuilt whenever the requirements change.
+$(VENV)/ready: pyproject.toml tests/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[all,dev]' -c tests/constraints.txt
+	touch $@
+
+demo: $(VENV)/ready
+	$(BIN)/python -m optserve.runtime.commands.demo $(OUT)
+
+test: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -m "not slow and not reference and not full_size"
+
+test-slow: $(VENV)/ready
+	$(BIN)/python -m pytest -m slow
+
+test-full-size: $(VENV)/ready
+	$(BIN)/python -m pytest -m full_size
+
+# Compares with the transformers package and torch, which need an environment of their
+# own (an older huggingface-hub than ours).
+test-reference: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-reference
+	$(VENV)-reference/bin/python -m pip install --quiet torch==2.13.0
+	$(VENV)-reference/bin/python -m pip install --quiet -e '.[all,dev]' 'transformers<5'
+	$(VENV)-reference/bin/python -m pytest -m reference
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(VENV)/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) $(VENV)-reference $(OUT) build *.egg-info
