@@ -18,7 +18,12 @@ $(VENV)/ready: pyproject.toml tests/constraints.txt
 	touch $@
 
 demo: $(VENV)/ready
-	$(BIN)/python -m optserve.runtime.commands.demo $(OUT)
+	test -d $(OUT)/1 || $(BIN)/optserve export models/tiny_shakespeare $(OUT)
+	$(BIN)/optserve generate --model $(OUT) --max-new-tokens 150 \
+	    --temperature 0.7 --top-p 0.9 --seed 7 "ROMEO:"
+	@echo
+	@echo "Next:  $(BIN)/optserve serve $(OUT) --port 8500 --name opt      (one terminal)"
+	@echo "       $(BIN)/optserve generate --target 127.0.0.1:8500 'JULIET:' (another)"
 
 test: $(VENV)/ready
 	$(BIN)/ruff check .
