@@ -1,0 +1,185 @@
+"""From logits to a token: the numpy reference that every graph must match.
+
+One row at a time, in this order (the graphs' ``generate_{N}`` do the same):
+
+1. the raw logits give the reported log-probability, ``log_softmax(logits)[token]``;
+2. repetition penalty r over the ids seen: x > 0 becomes x / r, else x · r
+   (Keskar et al. 2019, https://arxiv.org/abs/1909.05858);
+3. temperature 0 takes the largest, the lowest id among equals; else x / T;
+4. top-k keeps every x that is at least the k-th largest, ties included;
+5. top-p keeps a token if the tokens strictly likelier than it weigh less than p;
+6. Gumbel-max: the largest of x + g, where g is counter-based noise, so that a token
+   depends on (seed, position, logits) alone: never on batching, chunking or retries.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .errors import InvalidRequest
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = np.uint32(0x1BD11BDA)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen.
+
+    ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 keep everything;
+    ``repetition_penalty`` 1 is none and looks at the prompt and the new tokens.
+    ``seed`` is any 64-bit number; None draws one, which the result reports. Every
+    prompt of a request uses the same: its tokens don't depend on its neighbours.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise InvalidRequest(
+                f"temperature must be 0 (greedy) or more, got {self.temperature}"
+            )
+        if self.top_k < 0:
+            raise InvalidRequest(f"top_k must be 0 (off) or more, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise InvalidRequest(f"top_p must be in (0, 1], got {self.top_p}")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise InvalidRequest(
+                f"repetition_penalty must be above 0, got {self.repetition_penalty}"
+            )
+        if self.seed is not None and not -(2**63) <= self.seed < 2**64:
+            raise InvalidRequest(f"seed must fit 64 bits, got {self.seed}")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken, without any draw."""
+        return self.temperature == 0
+
+    def seeded(self, offset: int = 0) -> Sampling:
+        """The same with a seed for certain; ``offset`` gives other draws of it."""
+        seed = secrets.randbits(63) if self.seed is None else self.seed
+        return replace(self, seed=(seed + offset) % 2**64)
+
+    def key(self) -> np.ndarray:
+        """The seed as the ``[2]`` int32 that the graphs take: low word, high word."""
+        seed = (self.seed or 0) % 2**64
+        words = np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32)
+        return words.view(np.int32)
+
+
+GREEDY = Sampling(temperature=0.0, seed=0)
+
+
+def threefry2x32(
+    key: np.ndarray, x0: np.ndarray, x1: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Threefry-2x32 with 20 rounds (Salmon et al. 2011, the Random123 library).
+
+    Args:
+        key: ``[2]``, uint32 (or int32 with the same bits).
+        x0, x1: counter words, uint32, of one shape.
+
+    Returns:
+        The two output words, uint32, of the counters' shape.
+    """
+    k0, k1 = np.asarray(key).astype(np.int64).astype(np.uint32)
+    schedule = (k0, k1, k0 ^ k1 ^ _PARITY)
+    x0 = np.atleast_1d(x0).astype(np.uint32) + k0
+    x1 = np.atleast_1d(x1).astype(np.uint32) + k1
+    for group in range(5):
+        for turn in _ROTATIONS[group % 2]:
+            x0 = x0 + x1
+            x1 = (x1 << np.uint32(turn)) | (x1 >> np.uint32(32 - turn))
+            x1 = x1 ^ x0
+        x0 = x0 + schedule[(group + 1) % 3]
+        x1 = x1 + schedule[(group + 2) % 3] + np.uint32(group + 1)
+    return x0, x1
+
+
+def gumbel(key: np.ndarray, position: int, vocab_size: int) -> np.ndarray:
+    """Noise ``[V]`` for the token at slot ``position``; −log(−log u), u in (0, 1).
+
+    The counter is (position, token id); u takes the upper 23 bits of the first word,
+    centred, which float32 represents exactly.
+    """
+    ids = np.arange(vocab_size, dtype=np.uint32)
+    word, _ = threefry2x32(key, np.full_like(ids, position), ids)
+    u = ((word >> np.uint32(9)).astype(np.float32) + np.float32(0.5)) * np.float32(
+        2.0**-23
+    )
+    return -np.log(-np.log(u))
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities over the last axis, float32."""
+    shifted = logits - np.max(logits, axis=-1, keepdims=True)
+    return shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
+
+
+def penalize(logits: np.ndarray, seen: Iterable[int], penalty: float) -> np.ndarray:
+    """Logits ``[V]`` with the repetition penalty over the set of ids ``seen``."""
+    ids = np.unique(np.fromiter(seen, np.int64))
+    if penalty == 1 or not ids.size:
+        return logits
+    out = np.array(logits, np.float32)
+    r = np.float32(penalty)
+    out[ids] = np.where(out[ids] > 0, out[ids] / r, out[ids] * r)
+    return out
+
+
+def keep_top_k(logits: np.ndarray, k: int) -> np.ndarray:
+    """Logits ``[V]`` with −inf below the k-th largest; 0 keeps all."""
+    if k <= 0 or k >= logits.size:
+        return logits
+    threshold = np.partition(logits, logits.size - k)[logits.size - k]
+    return np.where(logits >= threshold, logits, np.float32(-np.inf))
+
+
+def keep_top_p(logits: np.ndarray, p: float) -> np.ndarray:
+    """Logits ``[V]`` with −inf where likelier tokens already weigh p or more."""
+    if p >= 1:
+        return logits
+    ordered = np.sort(logits)[::-1]
+    weights = np.exp(ordered - ordered[0])
+    mass = np.cumsum(weights / np.sum(weights))
+    first_of_equals = np.searchsorted(-ordered, -ordered, side="left")
+    before = np.where(first_of_equals > 0, mass[first_of_equals - 1], 0)
+    threshold = ordered[before < np.float32(p)].min()
+    return np.where(logits >= threshold, logits, np.float32(-np.inf))
+
+
+def draw(logits: np.ndarray, sampling: Sampling, position: int) -> int:
+    """Steps 3 to 6: a token of logits ``[V]`` for the slot ``position``."""
+    if sampling.greedy:
+        return int(np.argmax(logits))
+    x = logits.astype(np.float32) / np.float32(sampling.temperature)
+    x = keep_top_p(keep_top_k(x, sampling.top_k), sampling.top_p)
+    return int(np.argmax(x + gumbel(sampling.key(), position, logits.size)))
+
+
+def choose(
+    logits: np.ndarray, sampling: Sampling, *, position: int, seen: Iterable[int] = ()
+) -> tuple[int, float]:
+    """The whole order above for one row.
+
+    Args:
+        logits: ``[V]`` float32, unmodified.
+        sampling: how to choose.
+        position: the new token's slot, which is the number of tokens before it.
+        seen: ids that the repetition penalty looks at.
+
+    Returns:
+        The token, and its log-probability under the unmodified distribution.
+    """
+    penalized = penalize(logits, seen, sampling.repetition_penalty)
+    token = draw(penalized, sampling, position)
+    return token, float(log_softmax(logits)[token])
