@@ -1,0 +1,27 @@
+"""Checkpoint files: one lazy mapping of canonical names to arrays, whatever the format.
+
+weights = open_weights(resolve("facebook/opt-125m"))
+weights["decoder.layers.0.fc1.weight"]      # [out, in], read-only, memory-mapped
+"""
+
+from .errors import (
+    CheckpointError,
+    CheckpointNotFound,
+    CorruptFile,
+    HubError,
+    UnsafeFile,
+    UnsupportedFile,
+)
+from .opening import FORMATS, Weights, open_weights
+
+__all__ = [
+    "FORMATS",
+    "CheckpointError",
+    "CheckpointNotFound",
+    "CorruptFile",
+    "HubError",
+    "UnsafeFile",
+    "UnsupportedFile",
+    "Weights",
+    "open_weights",
+]

@@ -1,0 +1,87 @@
+"""One name for a weight, whatever wrote it: PyTorch's without the ``model.`` prefix.
+
+    decoder.layers.0.self_attn.q_proj.weight      dense weights are [out, in]
+
+TensorFlow says ``…/decoder/layers.0/self_attn/q_proj/kernel:0`` and Flax
+``model/decoder/layers/0/self_attn/q_proj/kernel``, both [in, out]. Metaseq, where OPT was
+trained, has a few names of its own and the three projections in one tensor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+from .errors import CorruptFile
+from .mapped import Tensor
+
+_LEAVES = {
+    "kernel": "weight",
+    "embedding": "weight",
+    "embeddings": "weight",
+    "gamma": "weight",
+    "scale": "weight",
+    "beta": "bias",
+}
+_METASEQ = {
+    "project_in_dim": "project_in",
+    "project_out_dim": "project_out",
+    "layer_norm": "final_layer_norm",
+}
+_FUSED = ("k_proj", "v_proj", "q_proj")  # metaseq's order
+
+
+def canonical_name(name: str) -> str | None:
+    """The canonical name, None for a name that carries no weight.
+
+    A name that is not OPT's comes back as it is, for the caller to report.
+    """
+    parts = re.split(r"[./]", name.removesuffix(":0"))
+    root = next(
+        (i for i, part in enumerate(parts) if part in ("decoder", "lm_head")), -1
+    )
+    if root < 0 or ("/" not in name and parts[:root] not in ([], ["model"])):
+        return name
+    parts = parts[root:]
+    if parts == ["decoder", "version"]:
+        return None
+    if parts == ["decoder", "output_projection", "weight"]:
+        return "lm_head.weight"
+    if parts[0] == "decoder" and len(parts) == 3:
+        parts[1] = _METASEQ.get(parts[1], parts[1])
+    parts[-1] = _LEAVES.get(parts[-1], parts[-1])
+    return ".".join(parts)
+
+
+def is_transposed(name: str) -> bool:
+    """Whether a stored name means a dense weight kept as [in, out]."""
+    return re.split(r"[./]", name.removesuffix(":0"))[-1] == "kernel"
+
+
+def canonical_tensors(tensor: Tensor) -> Iterator[Tensor]:
+    """A stored tensor under its canonical name: none, one, or three if it was fused."""
+    name = canonical_name(tensor.name)
+    if name is None:
+        return
+    if is_transposed(tensor.name):
+        tensor = replace(
+            tensor, shape=tensor.shape[::-1], read=lambda read=tensor.read: read().T
+        )
+    if ".self_attn.qkv_proj." not in name:
+        yield replace(tensor, name=name)
+        return
+    rows, odd = divmod(tensor.shape[0] if tensor.shape else 1, 3)
+    if odd:
+        raise CorruptFile(
+            f"{tensor.name!r} of shape {tensor.shape} should hold three projections, "
+            "its first size is no multiple of 3"
+        )
+    for i, projection in enumerate(_FUSED):
+        part = slice(i * rows, (i + 1) * rows)
+        yield replace(
+            tensor,
+            name=name.replace("qkv_proj", projection),
+            shape=(rows, *tensor.shape[1:]),
+            read=lambda read=tensor.read, part=part: read()[part],
+        )

@@ -1,0 +1,114 @@
+"""Finding a checkpoint's weight files and opening them as one mapping."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from .errors import CheckpointNotFound, CorruptFile
+from .mapped import Tensor
+from .names import canonical_tensors
+from .safetensors_format import read_safetensors
+from .shards import read_index
+
+READERS: dict[str, tuple[str, Callable[[Path], list[Tensor]]]] = {
+    "safetensors": ("model.safetensors", read_safetensors),
+}
+FORMATS = tuple(READERS)
+"""The formats that can be read, most preferred first."""
+
+
+class Weights(Mapping[str, np.ndarray]):
+    """Weights by canonical name, each read from its file when it is asked for.
+
+    Arrays are read-only and, where the file allows it, memory-mapped; iteration follows
+    the files. ``shape`` and ``dtype`` answer without reading.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor], source: Path, format: str) -> None:
+        self.source = source
+        self.format = format
+        self._tensors: dict[str, Tensor] = {}
+        for stored in tensors:
+            for tensor in canonical_tensors(stored):
+                if tensor.name in self._tensors:
+                    raise CorruptFile(f"{source} holds {tensor.name!r} twice")
+                self._tensors[tensor.name] = tensor
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._tensors[name].read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one weight."""
+        return self._tensors[name].shape
+
+    def dtype(self, name: str) -> np.dtype:
+        """The dtype of one weight, as stored."""
+        return self._tensors[name].dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights, as stored."""
+        return sum(tensor.nbytes for tensor in self._tensors.values())
+
+
+def open_weights(
+    directory: str | os.PathLike[str], *, format: str | None = None
+) -> Weights:
+    """The weights of a checkpoint directory (or of one weight file).
+
+    ``format`` picks one of :data:`FORMATS`; by default the first that is there.
+    Raises :class:`CheckpointNotFound` when there is none, and the other errors of
+    :mod:`.errors` for files that cannot be trusted.
+    """
+    path = Path(directory)
+    if format is not None and format not in READERS:
+        raise ValueError(f"format {format!r} is none of {', '.join(FORMATS)}")
+    if not path.is_dir():
+        return _open_file(path, format)
+    for name in [format] if format else FORMATS:
+        single, read = READERS[name]
+        if (path / single).exists():
+            return Weights(read(path / single), path / single, name)
+        index = path / f"{single}.index.json"
+        if index.exists():
+            return Weights(_read_shards(index, read), index, name)
+    wanted = [READERS[format][0]] if format else [name for name, _ in READERS.values()]
+    raise CheckpointNotFound(
+        f"{path} holds no weights: none of {', '.join(wanted)}, nor an .index.json of one"
+    )
+
+
+def _open_file(path: Path, format: str | None) -> Weights:
+    if not path.exists():
+        raise CheckpointNotFound(f"{path} does not exist")
+    for name, (single, read) in READERS.items():
+        if format == name or (not format and path.suffix == Path(single).suffix):
+            return Weights(read(path), path, name)
+    raise CheckpointNotFound(
+        f"{path} is no weight file: its name should end like one of "
+        + ", ".join(single for single, _ in READERS.values())
+    )
+
+
+def _read_shards(index: Path, read: Callable[[Path], list[Tensor]]) -> Iterator[Tensor]:
+    """The tensors of all shards, each of them in the file that the index names."""
+    for shard, names in read_index(index).items():
+        stored = {tensor.name: tensor for tensor in read(index.parent / shard)}
+        if missing := sorted(names - stored.keys()):
+            raise CorruptFile(
+                f"{index} places {missing[0]!r} in {shard}, which does not hold it"
+            )
+        yield from (stored[name] for name in stored if name in names)
