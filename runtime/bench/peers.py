@@ -1,0 +1,193 @@
+"""Peer engines of the benchmark, each in a process of its own.
+
+Run by path with an interpreter that has the peer installed (it need not have optserve):
+
+    python peers.py ENGINE CHECKPOINT CACHE_DIR THREADS
+
+Prints ``{"ready": …}`` and then, for each line ``{"prompt": P, "batch": B, "tokens": N}``
+read, one line ``{"seconds": …}``: the wall time of generating exactly N tokens greedily
+for B prompts of P tokens. ``peak_bytes`` is the process's largest resident size.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+Generate = Callable[[list[list[int]], int], None]
+
+
+def ctranslate2_engine(compute_type: str, checkpoint: Path, cache: Path, threads: int):
+    """CTranslate2: converted once into the cache folder, quantised as asked."""
+    import ctranslate2
+
+    folder = cache / f"ctranslate2-{compute_type}"
+    if not folder.exists():
+        converter = ctranslate2.converters.TransformersConverter(str(checkpoint))
+        quantization = None if compute_type == "float32" else compute_type
+        converter.convert(str(folder), quantization=quantization)
+    model = ctranslate2.Generator(
+        str(folder), device="cpu", compute_type=compute_type, intra_threads=threads
+    )
+    names = json.loads((folder / "vocabulary.json").read_text())
+
+    def generate(prompts: list[list[int]], tokens: int) -> None:
+        results = model.generate_batch(
+            [[names[i] for i in prompt] for prompt in prompts],
+            max_length=tokens,
+            min_length=tokens,
+            sampling_topk=1,
+            include_prompt_in_result=False,
+        )
+        assert all(len(r.sequences_ids[0]) == tokens for r in results)
+
+    return generate, ctranslate2.__version__
+
+
+def torch_engine(dtype: str, checkpoint: Path, cache: Path, threads: int):
+    """PyTorch through transformers' generate."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(threads)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        checkpoint, dtype=getattr(torch, dtype)
+    ).eval()
+
+    def generate(prompts: list[list[int]], tokens: int) -> None:
+        ids = torch.tensor(prompts)
+        with torch.inference_mode():
+            result = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=tokens,
+                min_new_tokens=tokens,
+                do_sample=False,
+            )
+        assert result.shape[1] == ids.shape[1] + tokens
+
+    return generate, f"{torch.__version__}, transformers {transformers.__version__}"
+
+
+def onnxruntime_engine(dtype: str, checkpoint: Path, cache: Path, threads: int):
+    """ONNX Runtime through optimum, with a key-value cache."""
+    import onnxruntime
+    import torch
+    from optimum.onnxruntime import ORTModelForCausalLM
+
+    folder = cache / "onnxruntime"
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    if not folder.exists():
+        model = ORTModelForCausalLM.from_pretrained(checkpoint, export=True)
+        model.save_pretrained(folder)
+    model = ORTModelForCausalLM.from_pretrained(folder, session_options=options)
+
+    def generate(prompts: list[list[int]], tokens: int) -> None:
+        ids = torch.tensor(prompts)
+        result = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            do_sample=False,
+        )
+        assert result.shape[1] == ids.shape[1] + tokens
+
+    return generate, onnxruntime.__version__
+
+
+def transformers_tf_engine(dtype: str, checkpoint: Path, cache: Path, threads: int):
+    """Transformers' own TensorFlow class, eager generate."""
+    import tensorflow as tf
+    import transformers
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    model = transformers.TFOPTForCausalLM.from_pretrained(checkpoint)
+
+    def generate(prompts: list[list[int]], tokens: int) -> None:
+        ids = tf.constant(prompts)
+        result = model.generate(
+            ids,
+            attention_mask=tf.ones_like(ids),
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            do_sample=False,
+        )
+        assert result.shape[1] == ids.shape[1] + tokens
+
+    return generate, f"{tf.__version__}, transformers {transformers.__version__}"
+
+
+def transformers_flax_engine(dtype: str, checkpoint: Path, cache: Path, threads: int):
+    """Transformers' own Flax class; generate compiles its loop."""
+    import jax.numpy as jnp
+    import numpy as np
+    import transformers
+
+    model = transformers.FlaxOPTForCausalLM.from_pretrained(checkpoint)
+
+    def generate(prompts: list[list[int]], tokens: int) -> None:
+        ids = jnp.asarray(prompts)
+        result = model.generate(
+            ids,
+            attention_mask=jnp.ones_like(ids),
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            do_sample=False,
+        ).sequences
+        assert np.asarray(result).shape[1] == ids.shape[1] + tokens
+
+    return generate, transformers.__version__
+
+
+ENGINES = {
+    "ctranslate2-int8": (ctranslate2_engine, "int8"),
+    "ctranslate2-float32": (ctranslate2_engine, "float32"),
+    "torch-bfloat16": (torch_engine, "bfloat16"),
+    "torch-float32": (torch_engine, "float32"),
+    "onnxruntime-float32": (onnxruntime_engine, "float32"),
+    "transformers-tf": (transformers_tf_engine, "float32"),
+    "transformers-flax": (transformers_flax_engine, "float32"),
+}
+
+
+def prompts_of(length: int, batch: int) -> list[list[int]]:
+    """Prompts without special ids: the engines' speed does not depend on the ids."""
+    return [[4 + (7 * r + 13 * i) % 50000 for i in range(length)] for r in range(batch)]
+
+
+def serve(generate: Generate, version: str) -> None:
+    """Answer the benchmark's commands on standard input until it closes."""
+    say = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print must not mix with the answers
+    print(json.dumps({"ready": True, "version": version}), file=say, flush=True)
+    for line in sys.stdin:
+        case = json.loads(line)
+        prompts = prompts_of(case["prompt"], case["batch"])
+        begin = time.perf_counter()
+        generate(prompts, case["tokens"])
+        seconds = time.perf_counter() - begin
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(
+            json.dumps({"seconds": seconds, "peak_bytes": peak}), file=say, flush=True
+        )
+
+
+def main() -> None:
+    """Load the engine named on the command line and serve it."""
+    name, checkpoint, cache, threads = sys.argv[1:]
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # the transformers TF classes
+    os.environ["OMP_NUM_THREADS"] = threads
+    make, dtype = ENGINES[name]
+    generate, version = make(dtype, Path(checkpoint), Path(cache), int(threads))
+    serve(generate, version)
+
+
+if __name__ == "__main__":
+    main()
