@@ -176,7 +176,7 @@ def train(corpus: Path, out: Path, minutes: float, steps: int, batch: int) -> fl
             dataset,
             epochs=1,
             steps_per_epoch=steps,
-            callbacks=[_Schedule(steps, minutes)],
+            callbacks=[_schedule(steps, minutes)],
             verbose=2 if os.environ.get("CI") else 1,
         )
         loss = nats_per_character(model, held_out, work)
@@ -192,7 +192,7 @@ def train(corpus: Path, out: Path, minutes: float, steps: int, batch: int) -> fl
     return loss
 
 
-def _Schedule(steps: int, minutes: float, peak: float = 2e-3, warmup: int = 60):  # noqa: N802
+def _schedule(steps: int, minutes: float, peak: float = 2e-3, warmup: int = 60):
     """A Keras callback: linear warm-up, then a cosine down to zero."""
     import tensorflow as tf
 
@@ -205,9 +205,8 @@ def _Schedule(steps: int, minutes: float, peak: float = 2e-3, warmup: int = 60):
             done = max(batch / steps, clock)
             if done >= 1:
                 self.model.stop_training = True
-            rate = min(
-                (batch + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * min(done, 1))
-            )
+            cosine = 0.5 + 0.5 * math.cos(math.pi * min(done, 1))
+            rate = min((batch + 1) / warmup, cosine)
             self.model.optimizer.learning_rate = peak * rate
 
     return Schedule()

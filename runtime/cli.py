@@ -16,6 +16,7 @@ COMMANDS = {
     "export": ("optserve.export.commands.export", "checkpoint to SavedModel or TFLite"),
     "serve": ("optserve.runtime.commands.serve", "serve an export over gRPC"),
     "generate": ("optserve.runtime.commands.generate", "continue prompts"),
+    "bench": ("optserve.runtime.commands.bench", "measure against the peers"),
     "describe": ("optserve.runtime.commands.describe", "what a served model is"),
 }
 

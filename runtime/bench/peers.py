@@ -4,9 +4,9 @@ Run by path with an interpreter that has the peer installed (it need not have op
 
     python peers.py ENGINE CHECKPOINT CACHE_DIR THREADS
 
-Prints ``{"ready": …}`` and then, for each line ``{"prompt": P, "batch": B, "tokens": N}``
-read, one line ``{"seconds": …}``: the wall time of generating exactly N tokens greedily
-for B prompts of P tokens. ``peak_bytes`` is the process's largest resident size.
+Prints ``{"ready": …}``, then answers each line ``{"prompt": P, "batch": B, "tokens":
+N}`` with ``{"seconds": …}``: the wall time of generating exactly N tokens greedily for
+B prompts of P tokens. ``peak_bytes`` is the process's largest resident size.
 """
 
 from __future__ import annotations

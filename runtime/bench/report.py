@@ -9,6 +9,8 @@ from pathlib import Path
 
 from .run import Case, Figure
 
+OURS, PEER = "#c2410c", "#94a3b8"  # bar colours
+
 
 def machine() -> dict[str, str | int]:
     """What the figures were measured on."""
@@ -55,8 +57,8 @@ def markdown(figures: list[Figure], bandwidth: float, weight_bytes: dict) -> str
             f"**prompt {case.prompt}, {case.batch} row{'s'[: case.batch > 1]}, "
             f"{case.tokens} tokens**",
             "",
-            "| engine | ms a token | tokens/s | first token, ms | of the bandwidth limit "
-            "| peak memory, GB | wire, MB |",
+            "| engine | ms a token | tokens/s | first token, ms "
+            "| of the bandwidth limit | peak memory, GB | wire, MB |",
             "|---|---|---|---|---|---|---|",
         ]
         good = [f for f in rows if f.total and not f.error]
@@ -95,9 +97,7 @@ def plot(path: Path, figures: list[Figure], title: str) -> None:
         rows = sorted(
             (f for f in good if f.case == case), key=lambda f: f.tokens_per_second
         )
-        colours = [
-            "#c2410c" if f.engine.startswith("optserve") else "#94a3b8" for f in rows
-        ]
+        colours = [OURS if f.engine.startswith("optserve") else PEER for f in rows]
         values = [f.tokens_per_second for f in rows]
         bars = axis.barh([f.engine for f in rows], values, color=colours)
         axis.bar_label(bars, [f" {v:.0f}" for v in values], fontsize=8)

@@ -37,7 +37,7 @@ class Engine:
     """A row of the table: its name, the worker's command, and whether it is ours.
 
     ``server`` is the command of a server that the worker talks to; it prints one JSON
-    line with its ``target`` when ready, which is put where the command has ``{target}``.
+    line with its ``target`` when ready, which replaces ``{target}`` in the command.
     """
 
     name: str

@@ -136,9 +136,8 @@ def _checkpoint(preset: str, work: Path, progress) -> Path:
         progress(f"generating {path}")
         partial = work / f".opt-{preset}.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        _run(
-            [sys.executable, "-m", "optserve.models.random_checkpoint", preset, partial]
-        )
+        module = "optserve.models.random_checkpoint"
+        _run([sys.executable, "-m", module, preset, partial])
         write_placeholder_tokenizer(partial)
         partial.rename(path)
     return path
