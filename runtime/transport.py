@@ -7,11 +7,63 @@ asyncio), ``local_transport`` (a SavedModel in this process), ``litert_transport
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class RowBlocks:
+    """A ``[B, slots, …]`` tensor in pieces, copied once: onto the wire.
+
+    ``rows[b]`` holds the arrays ``[n, …]`` that make up row b one after another; zeros
+    follow up to ``slots``. Wherever an array is expected, ``numpy.asarray`` makes one.
+    """
+
+    rows: tuple[tuple[np.ndarray, ...], ...]
+    slots: int
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The pieces' dtype."""
+        return self.rows[0][0].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(B, slots, …)``."""
+        return (len(self.rows), self.slots, *self.rows[0][0].shape[1:])
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return self.rows[0][0].ndim + 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole tensor, the zeros included."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def pieces(self) -> Iterator[np.ndarray | int]:
+        """The tensor's memory in order: arrays, and numbers of zero bytes."""
+        row_bytes = self.nbytes // len(self.rows)
+        for row in self.rows:
+            yield from row
+            if rest := row_bytes - sum(piece.nbytes for piece in row):
+                yield rest
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        out = np.zeros(self.shape, dtype or self.dtype)
+        for b, row in enumerate(self.rows):
+            start = 0
+            for piece in row:
+                out[b, start : start + len(piece)] = piece
+                start += len(piece)
+        return out
+
+
+Tensor = np.ndarray | RowBlocks
 
 
 @dataclass(frozen=True)
@@ -19,12 +71,12 @@ class Call:
     """One call of one signature.
 
     ``inputs`` follow the contract (``export/contract.py``); arrays need not be
-    contiguous. ``outputs`` names the outputs wanted, empty for all. ``version`` pins
+    contiguous, and a cache may come as ``RowBlocks``. ``outputs`` names the outputs wanted, empty for all. ``version`` pins
     the model version, None takes the newest.
     """
 
     signature: str
-    inputs: Mapping[str, np.ndarray]
+    inputs: Mapping[str, Tensor]
     outputs: tuple[str, ...] = ()
     version: int | None = None
 
