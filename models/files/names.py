@@ -2,9 +2,9 @@
 
     decoder.layers.0.self_attn.q_proj.weight      dense weights are [out, in]
 
-TensorFlow says ``…/decoder/layers.0/self_attn/q_proj/kernel:0`` and Flax
-``model/decoder/layers/0/self_attn/q_proj/kernel``, both [in, out]. Metaseq, where OPT was
-trained, has a few names of its own and the three projections in one tensor.
+TensorFlow says ``…/decoder/layers.0/self_attn/q_proj/kernel:0``, Flax
+``model/decoder/layers/0/self_attn/q_proj/kernel``, both of them [in, out]. Metaseq,
+where OPT was trained, has some names of its own, and one tensor for three projections.
 """
 
 from __future__ import annotations

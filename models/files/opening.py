@@ -85,9 +85,9 @@ def open_weights(
         index = path / f"{single}.index.json"
         if index.exists():
             return Weights(_read_shards(index, read), index, name)
-    wanted = [READERS[format][0]] if format else [name for name, _ in READERS.values()]
+    wanted = [READERS[name][0] for name in ([format] if format else FORMATS)]
     raise CheckpointNotFound(
-        f"{path} holds no weights: none of {', '.join(wanted)}, nor an .index.json of one"
+        f"{path} holds no weights, none of {', '.join(wanted)}, nor their .index.json"
     )
 
 

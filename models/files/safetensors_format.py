@@ -1,7 +1,7 @@
 """The safetensors format: eight bytes of header length, a JSON header, the tensors.
 
-The rules are those of https://github.com/huggingface/safetensors: offsets count from the
-header's end, and the tensors cover the rest of the file without overlap or hole.
+The rules are those of https://github.com/huggingface/safetensors: offsets count from
+the header's end, and the tensors cover the rest of the file without overlap or hole.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from .errors import CorruptFile, UnsupportedFile
 from .mapped import DTYPES, MappedFile, Tensor, check_shape

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
-
 from optserve.models.files import CheckpointNotFound, open_weights
+from safetensors.numpy import load_file
 
 VARIANTS = ["pre_ln", "post_ln_proj", "no_final_ln", "untied_head", "bias_free_gelu"]
 
