@@ -5,6 +5,7 @@
     │   └── PromptTooLong       prompt + new tokens exceed the model's positions
     ├── IncompatibleModel       wrong model, contract version, missing signature
     ├── MalformedReply          a reply that does not decode, or of wrong shape
+    │   └── MalformedMessage    bytes that aren't the message expected (any side)
     ├── Unavailable             no server answered (after retries)
     ├── DeadlineExceeded        the generation's deadline passed
     ├── Cancelled               the caller cancelled
@@ -35,6 +36,18 @@ class IncompatibleModel(OptserveError):
 
 class MalformedReply(OptserveError):
     """A reply does not decode, or its tensors have the wrong shape."""
+
+
+class MalformedMessage(MalformedReply, ValueError):
+    """Bytes that are not the message expected, request or reply.
+
+    ``tensor`` names the tensor whose dtype, shape and values don't fit together; it is
+    None if the message doesn't even parse.
+    """
+
+    def __init__(self, message: str, tensor: str | None = None) -> None:
+        super().__init__(message)
+        self.tensor = tensor
 
 
 class Unavailable(OptserveError):

@@ -1,0 +1,50 @@
+"""The messages of TensorFlow Serving's gRPC API, without generated classes.
+
+Compatible on the wire with ``tensorflow_serving.apis`` and never in its way: nothing
+is registered, so both may live in one process. ``wire`` knows protobuf, ``tensors``
+TensorProto, ``predict`` and ``status`` the messages.
+"""
+
+from ..errors import MalformedMessage
+from .predict import (
+    ModelSpec,
+    PredictRequest,
+    PredictResponse,
+    decode_predict_request,
+    decode_predict_response,
+    encode_predict_request,
+    encode_predict_response,
+)
+from .status import (
+    ModelMetadata,
+    SignatureInfo,
+    TensorInfo,
+    VersionStatus,
+    decode_metadata_response,
+    decode_status_response,
+    encode_metadata_request,
+    encode_status_request,
+)
+from .tensors import EXPANSION_LIMIT
+from .wire import MESSAGE_LIMIT
+
+__all__ = [
+    "EXPANSION_LIMIT",
+    "MESSAGE_LIMIT",
+    "MalformedMessage",
+    "ModelMetadata",
+    "ModelSpec",
+    "PredictRequest",
+    "PredictResponse",
+    "SignatureInfo",
+    "TensorInfo",
+    "VersionStatus",
+    "decode_metadata_response",
+    "decode_predict_request",
+    "decode_predict_response",
+    "decode_status_response",
+    "encode_metadata_request",
+    "encode_predict_request",
+    "encode_predict_response",
+    "encode_status_request",
+]

@@ -1,0 +1,457 @@
+"""The wire codec against the genuine server's bytes and the official classes."""
+
+from __future__ import annotations
+
+import json
+import time
+import tracemalloc
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from optserve.runtime import codec
+from optserve.runtime.errors import InvalidRequest, MalformedMessage, MalformedReply
+
+tf = pytest.importorskip("tensorflow")
+predict_pb2 = pytest.importorskip("tensorflow_serving.apis.predict_pb2")
+status_pb2 = pytest.importorskip("tensorflow_serving.apis.get_model_status_pb2")
+metadata_pb2 = pytest.importorskip("tensorflow_serving.apis.get_model_metadata_pb2")
+
+RECORDINGS = Path(__file__).parents[1] / "data" / "tfs-recordings"
+ENCODINGS = ("typed_fields", "tensor_content")
+RNG = np.random.default_rng(5)
+BF16 = ml_dtypes.bfloat16
+
+
+def recordings(kind: str, method: str = "PredictionService/Predict") -> list:
+    """The recorded messages of one method, as test parameters."""
+    found = []
+    for encoding in ENCODINGS:
+        folder = RECORDINGS / encoding
+        for case in json.loads((folder / "index.json").read_text()):
+            path = folder / f"{case['name']}.{kind}.bin"
+            if case["method"] == method and path.exists():
+                found.append(pytest.param(path, id=f"{encoding}-{path.stem}"))
+    return found
+
+
+def same(ours: np.ndarray, theirs: np.ndarray) -> None:
+    assert ours.dtype == theirs.dtype
+    assert ours.shape == theirs.shape
+    if ours.dtype == object:
+        assert ours.tolist() == theirs.tolist()
+    else:
+        assert ours.tobytes() == theirs.tobytes()
+
+
+def official(tensor) -> np.ndarray:
+    if tensor.dtype == 7 and tensor.tensor_content:  # make_ndarray can't read these
+        return tf.io.parse_tensor(tensor.SerializeToString(), tf.string).numpy()
+    return tf.make_ndarray(tensor)
+
+
+def arrays() -> dict[str, np.ndarray]:
+    """Every dtype, several shapes, extreme values."""
+    out: dict[str, np.ndarray] = {
+        "b": RNG.integers(0, 2, (3, 4)).astype(bool),
+        "s": np.array([[b"", b"abc"], [b"\xff\x00", b"x" * 200]], object),
+        "scalar": np.float32(3.5),
+        "one": np.ones((1, 1, 1), np.int32),
+        "wide": RNG.standard_normal((0, 7)).astype(np.float32),
+        "constant": np.full((9, 9), 2.5, np.float32),
+        "zeros": np.zeros((9, 9), np.int64),
+        "c64": (RNG.standard_normal(6) + 1j).astype(np.complex64),
+        "c128": RNG.standard_normal((2, 3)) + 1j,
+        "no_strings": np.empty((0, 2), object),
+    }
+    for name in ("float16", "float32", "float64"):
+        x = RNG.standard_normal((2, 5)).astype(name)
+        x[0, :3] = np.nan, np.inf, -0.0
+        out[name] = x
+    out["bfloat16"] = RNG.standard_normal((2, 5)).astype(BF16)
+    for name in [
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+    ]:
+        info = np.iinfo(name)
+        x = RNG.integers(info.min, info.max, (3, 700), dtype=name, endpoint=True)
+        x[0, :3] = info.min, info.max, 1
+        out[name] = x
+    return out
+
+
+# --- the genuine server's bytes -------------------------------------------------
+
+
+@pytest.mark.parametrize("path", recordings("response"))
+def test_recorded_replies(path: Path) -> None:
+    data = path.read_bytes()
+    reply = codec.decode_predict_response(data)
+    theirs = predict_pb2.PredictResponse.FromString(data)
+    assert reply.model == codec.ModelSpec("rec", theirs.model_spec.signature_name, 1)
+    assert reply.outputs.keys() == dict(theirs.outputs).keys()
+    for name, tensor in theirs.outputs.items():
+        same(reply.outputs[name], official(tensor))
+
+
+@pytest.mark.parametrize("path", recordings("request"))
+def test_recorded_requests(path: Path) -> None:
+    data = path.read_bytes()
+    if "garbage" in path.name:
+        with pytest.raises(MalformedMessage) as caught:
+            codec.decode_predict_request(data)
+        assert caught.value.tensor is None
+        return
+    if "short_tensor_content" in path.name:
+        with pytest.raises(MalformedMessage, match="tensor 'x'") as caught:
+            codec.decode_predict_request(data)
+        assert caught.value.tensor == "x"
+        return
+    request = codec.decode_predict_request(data)
+    theirs = predict_pb2.PredictRequest.FromString(data)
+    spec = theirs.model_spec
+    assert request.model.name == spec.name
+    assert request.model.signature == spec.signature_name
+    assert request.model.version == (
+        spec.version.value if spec.HasField("version") else None
+    )
+    assert request.model.version_label == spec.version_label
+    assert request.outputs == tuple(theirs.output_filter)
+    assert request.inputs.keys() == dict(theirs.inputs).keys()
+    for name, tensor in theirs.inputs.items():
+        same(request.inputs[name], official(tensor))
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("path", recordings("response"))
+def test_replies_as_the_genuine_server_writes_them(path: Path, encoding: str) -> None:
+    """Each tensor's bytes are the recording's (a map's order is arbitrary)."""
+    reply = codec.decode_predict_response(path.read_bytes())
+    ours = predict_pb2.PredictResponse.FromString(
+        codec.encode_predict_response(
+            reply.model, reply.outputs, tensor_content=encoding == "tensor_content"
+        )
+    )
+    recorded = RECORDINGS / encoding / path.name
+    assert ours == predict_pb2.PredictResponse.FromString(recorded.read_bytes())
+
+
+# --- the official classes -------------------------------------------------------
+
+
+def test_requests_parse_with_the_official_classes() -> None:
+    inputs = arrays()
+    spec = codec.ModelSpec("opt", "decode", 7)
+    data = codec.encode_predict_request(spec, inputs, ["logits", "new_cache"])
+    theirs = predict_pb2.PredictRequest.FromString(data)
+    assert theirs.model_spec.name == "opt"
+    assert theirs.model_spec.signature_name == "decode"
+    assert theirs.model_spec.version.value == 7
+    assert list(theirs.output_filter) == ["logits", "new_cache"]
+    for name, array in inputs.items():
+        same(np.asarray(array), official(theirs.inputs[name]))
+    again = codec.decode_predict_request(data)
+    assert again.model == spec
+    assert again.outputs == ("logits", "new_cache")
+    for name, array in inputs.items():
+        same(again.inputs[name], np.asarray(array))
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_replies_round_trip(raw: bool) -> None:
+    outputs = arrays()
+    spec = codec.ModelSpec("opt", "", 0)
+    data = codec.encode_predict_response(spec, outputs, tensor_content=raw)
+    assert isinstance(data, bytes)
+    reply = codec.decode_predict_response(data)
+    theirs = predict_pb2.PredictResponse.FromString(data)
+    assert theirs.model_spec.HasField("version")
+    assert reply.model == spec
+    for name, array in outputs.items():
+        same(reply.outputs[name], np.asarray(array))
+        if np.asarray(array).size:
+            same(np.asarray(array), official(theirs.outputs[name]))
+
+
+@pytest.mark.parametrize("label", ["", "stable"])
+def test_model_specs(label: str) -> None:
+    spec = codec.ModelSpec("m", "", None, label)
+    data = codec.encode_predict_request(spec, {})
+    theirs = predict_pb2.PredictRequest.FromString(data).model_spec
+    assert (theirs.name, theirs.version_label) == ("m", label)
+    assert not theirs.HasField("version")
+    assert codec.decode_predict_request(data).model == spec
+
+
+def test_repeated_trailing_values_are_expanded() -> None:
+    message = predict_pb2.PredictResponse()
+    message.outputs["constant"].CopyFrom(
+        tf.compat.v1.make_tensor_proto(2.5, shape=[3, 5], dtype=tf.float32)
+    )
+    for name, number, field, values in (
+        ("tail", 3, "int_val", [1, -2, 300]),
+        ("half", 19, "half_val", [15360, 49152]),
+        ("strings", 7, "string_val", [b"a", b"bc"]),
+        ("zeros", 1, "float_val", []),
+        ("empty_strings", 7, "string_val", []),
+    ):
+        tensor = message.outputs[name]
+        tensor.dtype = number
+        tensor.tensor_shape.dim.add(size=2)
+        tensor.tensor_shape.dim.add(size=4)
+        getattr(tensor, field).extend(values)
+    reply = codec.decode_predict_response(message.SerializeToString())
+    got = {name: array.reshape(-1).tolist() for name, array in reply.outputs.items()}
+    assert got["constant"] == [2.5] * 15
+    assert got["tail"] == [1, -2] + [300] * 6
+    assert got["half"] == [1.0] + [-2.0] * 7
+    assert got["strings"] == [b"a"] + [b"bc"] * 7
+    assert got["zeros"] == [0.0] * 8
+    assert got["empty_strings"] == [b""] * 8
+
+
+def test_unpacked_values_and_split_messages() -> None:
+    """Older writers don't pack; protobuf lets any message come in parts."""
+    floats = np.array([1.5, -2.0, 3.25], "<f4")
+    unpacked = b"".join(b"\x2d" + x.tobytes() for x in floats[:2])
+    unpacked += b"\x2a\x04" + floats[2].tobytes()
+    tensor = b"\x08\x01\x12\x04\x12\x02\x08\x03" + unpacked
+    ints = b"\x08\x03\x12\x04\x12\x02\x08\x03" + b"\x38\x07\x3a\x03\xac\x02\x01"
+
+    def entry(key: bytes, *parts: bytes) -> bytes:
+        body = b"\x0a" + bytes([len(key)]) + key
+        body += b"".join(b"\x12" + bytes([len(part)]) + part for part in parts)
+        return b"\x0a" + bytes([len(body)]) + body
+
+    data = entry(b"f", tensor[:8], tensor[8:]) + entry(b"i", ints)
+    data += b"\x12\x03\x0a\x01m" + b"\x12\x04\x12\x02\x08\x05"
+    reply = codec.decode_predict_response(data)
+    theirs = predict_pb2.PredictResponse.FromString(data)
+    for name in ("f", "i"):
+        same(reply.outputs[name], official(theirs.outputs[name]))
+    assert reply.model == codec.ModelSpec("m", "", 5)
+
+
+def test_non_contiguous_arrays_are_sent_as_they_look() -> None:
+    buffer = RNG.standard_normal((3, 40, 2, 2, 4, 64)).astype(np.float32)
+    inputs = {
+        "slice": buffer[:2, :17],
+        "transposed": buffer.transpose(1, 0, 2, 3, 4, 5),
+        "strided": buffer[:, ::3, :, 0, ::2, 1::5],
+        "reversed": buffer[::-1],
+        "broadcast": np.broadcast_to(buffer[:1, :1], buffer.shape),
+        "big_endian": buffer.astype(">f4"),
+        "fortran": np.asfortranarray(buffer),
+    }
+    data = codec.encode_predict_request(codec.ModelSpec("m"), inputs)
+    theirs = predict_pb2.PredictRequest.FromString(data)
+    for name, array in inputs.items():
+        np.testing.assert_array_equal(official(theirs.inputs[name]), array)
+
+
+def test_strings_from_text_and_fixed_width_arrays() -> None:
+    inputs = {"u": np.array(["héllo", ""]), "b": np.array([b"ab", b"c"])}
+    data = codec.encode_predict_request(codec.ModelSpec("m"), inputs)
+    got = codec.decode_predict_request(data).inputs
+    assert got["u"].tolist() == ["héllo".encode(), b""]
+    assert got["b"].tolist() == [b"ab", b"c"]
+
+
+# --- refusals -------------------------------------------------------------------
+
+
+def test_unsendable_arrays_are_refused() -> None:
+    spec = codec.ModelSpec("m")
+    with pytest.raises(InvalidRequest, match="'t': a tensor of dtype datetime64"):
+        codec.encode_predict_request(spec, {"t": np.zeros(2, "datetime64[s]")})
+    with pytest.raises(InvalidRequest, match="holds int"):
+        codec.encode_predict_request(spec, {"t": np.array([1], object)})
+    with pytest.raises(InvalidRequest, match="at most 100 are possible"):
+        codec.encode_predict_request(spec, {"t": np.zeros(99)}, limit=100)
+
+
+def test_a_request_over_2_gib_is_refused_before_it_is_built() -> None:
+    huge = np.broadcast_to(np.zeros((1 << 20,), np.float32), (600, 1 << 20))
+    with pytest.raises(InvalidRequest, match="2147483647"):
+        codec.encode_predict_request(codec.ModelSpec("m"), {"cache": huge})
+
+
+def reply_with(shape: list[int], number: int = 1, **values) -> bytes:
+    message = predict_pb2.PredictResponse()
+    tensor = message.outputs["t"]
+    tensor.dtype = number
+    for size in shape:
+        tensor.tensor_shape.dim.add(size=size)
+    for field, value in values.items():
+        if field == "tensor_content":
+            tensor.tensor_content = value
+        else:
+            getattr(tensor, field).extend(value)
+    return message.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (reply_with([1 << 60], float_val=[1, 2]), "more than 2 GiB"),
+        (reply_with([1 << 40, 0]), "more than 2 GiB"),
+        (reply_with([1 << 32, 1 << 32], float_val=[1]), "more than 2 GiB"),
+        (reply_with([1 << 28], float_val=[1, 2]), "are allowed"),
+        (reply_with([-1], float_val=[1]), "negative"),
+        (reply_with([1] * 33, float_val=[1]), "rank 33"),
+        (reply_with([1], float_val=[1, 2]), "2 values"),
+        (reply_with([3], tensor_content=b"123"), "needs 12"),
+        (reply_with([3], number=20), "dtype number 20"),
+        (reply_with([3], number=101), "dtype number 101"),
+        (reply_with([9], number=7, tensor_content=b"12"), "9 strings in 2 bytes"),
+        (reply_with([1], number=7, tensor_content=b"\x05ab"), "need 5 bytes"),
+        (reply_with([1], number=8, scomplex_val=[1]), "half a complex64"),
+        (b"\x0a\xff", "does not end"),
+        (b"\x0a\x05abc", "ends 2 bytes behind"),
+        (b"\x0b\x0c", "wire type 3"),
+        (b"\x02\x00", "field number 0"),
+        (b"\x12\x03\x0a\x01\xff", "not UTF-8"),
+        (b"\xff" * 11, "does not end"),
+    ],
+)
+def test_malformed_replies(data: bytes, why: str) -> None:
+    with pytest.raises(MalformedReply, match=why) as caught:
+        codec.decode_predict_response(data)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_expansion_is_bounded_over_all_tensors() -> None:
+    message = predict_pb2.PredictResponse()
+    for name in "ab":
+        message.outputs[name].CopyFrom(
+            predict_pb2.PredictResponse.FromString(
+                reply_with([1000], float_val=[1, 2])
+            ).outputs["t"]
+        )
+    data = message.SerializeToString()
+    codec.decode_predict_response(data, expansion_limit=8000)
+    with pytest.raises(MalformedReply, match="4000 bytes, 3999 are allowed"):
+        codec.decode_predict_response(data, expansion_limit=7999)
+
+
+def test_a_constant_tensor_takes_no_memory() -> None:
+    tracemalloc.start()
+    reply = codec.decode_predict_response(reply_with([1 << 28], float_val=[7]))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert reply.outputs["t"][-1] == 7
+    assert peak < 1 << 20
+
+
+def test_many_tiny_tensors_are_refused() -> None:
+    tiny = b"".join(
+        b"\x0a\x06\x0a\x04" + str(1000 + i % 9000).encode() for i in range(9000)
+    )
+    with pytest.raises(MalformedReply, match="more than 4096 tensors"):
+        codec.decode_predict_response(tiny)
+
+
+# --- status and metadata --------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", recordings("response", "ModelService/GetModelStatus"))
+def test_recorded_status(path: Path) -> None:
+    assert codec.decode_status_response(path.read_bytes()) == [
+        codec.VersionStatus(1, "AVAILABLE")
+    ]
+
+
+@pytest.mark.parametrize("path", recordings("request", "ModelService/GetModelStatus"))
+def test_status_requests(path: Path) -> None:
+    theirs = status_pb2.GetModelStatusRequest.FromString(path.read_bytes()).model_spec
+    version = theirs.version.value if theirs.HasField("version") else None
+    spec = codec.ModelSpec(theirs.name, "", version)
+    assert codec.encode_status_request(spec) == path.read_bytes()
+
+
+def test_status_of_several_versions() -> None:
+    message = status_pb2.GetModelStatusResponse()
+    message.model_version_status.add(version=1, state="END")
+    failed = message.model_version_status.add(version=3, state="LOADING")
+    failed.status.error_code, failed.status.error_message = 5, "no file"
+    assert codec.decode_status_response(message.SerializeToString()) == [
+        codec.VersionStatus(3, "LOADING", 5, "no file"),
+        codec.VersionStatus(1, "END"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "path", recordings("response", "PredictionService/GetModelMetadata")
+)
+def test_recorded_metadata(path: Path) -> None:
+    got = codec.decode_metadata_response(path.read_bytes())
+    assert got.model == codec.ModelSpec("rec", "", 1)
+    prefill = got.signatures["prefill"]
+    assert prefill.inputs == {
+        "x": codec.TensorInfo("float32", (None, 4)),
+        "n": codec.TensorInfo("int32", (None,)),
+    }
+    assert prefill.outputs["total"] == codec.TensorInfo("float32", (None,))
+    echo = got.signatures["echo"].inputs
+    assert {name: info.dtype for name, info in echo.items()} == {
+        "f32": "float32",
+        "f16": "float16",
+        "bf16": "bfloat16",
+        "f64": "float64",
+        "i32": "int32",
+        "i64": "int64",
+        "u8": "uint8",
+        "i8": "int8",
+        "b": "bool",
+        "u32": "uint32",
+        "s": "string",
+    }
+
+
+def test_metadata_request() -> None:
+    recorded = (RECORDINGS / "typed_fields" / "metadata.request.bin").read_bytes()
+    spec = codec.ModelSpec("rec")
+    theirs = metadata_pb2.GetModelMetadataRequest.FromString(recorded)
+    ours = metadata_pb2.GetModelMetadataRequest.FromString(
+        codec.encode_metadata_request(spec)
+    )
+    assert ours == theirs
+
+
+# --- speed and memory -----------------------------------------------------------
+
+
+def best(work, repeats: int = 7) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def test_speed_and_copies_on_a_cache_of_19_mb() -> None:
+    """2 GB/s each way, and one copy: the floor here is low, for busy machines."""
+    buffer = RNG.standard_normal((1, 300, 12, 2, 12, 64)).astype(np.float32)
+    cache = buffer[:, :256]
+    spec = codec.ModelSpec("opt", "decode", 1)
+    inputs = {"input_ids": np.ones((1, 1), np.int32), "cache": cache}
+    seconds = best(lambda: codec.encode_predict_request(spec, inputs))
+    assert cache.nbytes / seconds > 0.5e9
+    tracemalloc.start()
+    codec.encode_predict_request(spec, inputs)
+    assert tracemalloc.get_traced_memory()[1] < cache.nbytes * 1.01 + 1e5
+    tracemalloc.stop()
+    for raw in (False, True):
+        data = codec.encode_predict_response(spec, {"c": cache}, tensor_content=raw)
+        seconds = best(lambda data=data: codec.decode_predict_response(data))
+        assert cache.nbytes / seconds > 2e9
+        view = codec.decode_predict_response(data).outputs["c"]
+        assert not view.flags.owndata
