@@ -13,6 +13,7 @@ from .errors import (
     UnsupportedFile,
 )
 from .opening import FORMATS, Weights, open_weights
+from .writing import LazyArray, save_weights
 
 __all__ = [
     "FORMATS",
@@ -20,8 +21,10 @@ __all__ = [
     "CheckpointNotFound",
     "CorruptFile",
     "HubError",
+    "LazyArray",
     "UnsafeFile",
     "UnsupportedFile",
     "Weights",
     "open_weights",
+    "save_weights",
 ]

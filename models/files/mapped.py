@@ -113,6 +113,11 @@ class MappedFile:
         return Tensor(name, shape, dtype, read)
 
 
+def as_bytes(array: np.ndarray) -> memoryview:
+    """An array's bytes in C order, copied only if they are not so already."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
 def check_shape(path: Path, name: str, shape: object, limit: int) -> None:
     """Refuse a shape that is not a few sizes between 0 and ``limit``."""
     if (

@@ -85,3 +85,41 @@ def canonical_tensors(tensor: Tensor) -> Iterator[Tensor]:
             shape=(rows, *tensor.shape[1:]),
             read=lambda read=tensor.read, part=part: read()[part],
         )
+
+
+def stored_name(
+    name: str, format: str, *, base_model: bool = False
+) -> tuple[str, bool]:
+    """The name that ``format`` writes, and whether the tensor goes in transposed.
+
+    ``base_model`` leaves out the causal LM's ``model`` level, as the reference's
+    classes without a head do (their TensorFlow files have it all the same).
+    """
+    *path, leaf = name.split(".")
+    module = path[-1] if path else ""
+    if format == "safetensors":
+        return (
+            name if base_model or path[:1] != ["decoder"] else f"model.{name}"
+        ), False
+    norm, table = module.endswith("layer_norm"), module.startswith("embed_")
+    dense = leaf == "weight" and not norm and not table
+    if format == "h5":
+        if norm:
+            leaf = {"weight": "gamma", "bias": "beta"}.get(leaf, leaf)
+        elif table:
+            leaf = "embeddings" if module == "embed_positions" else leaf
+        parts = ["/".join(path).replace("/layers/", "/layers."), leaf]
+        root = "tfopt_model/model" if base_model else "tfopt_for_causal_lm/model"
+        if path[0] != "decoder":
+            root = root.removesuffix("/model")
+    else:
+        if norm:
+            leaf = {"weight": "scale"}.get(leaf, leaf)
+        elif table:
+            leaf = {"weight": "embedding"}.get(leaf, leaf)
+        parts = [*path, leaf]
+        root = "" if base_model or path[0] != "decoder" else "model"
+    if dense:
+        parts[-1] = "kernel"
+    joined = "/".join([root, *parts] if root else parts)
+    return (f"{joined}:0" if format == "h5" else joined), dense

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CorruptFile, UnsupportedFile
-from .mapped import DTYPES, MappedFile, Tensor, check_shape
+from .mapped import DTYPES, MappedFile, Tensor, as_bytes, check_shape
 
 MAX_HEADER = 4 << 20
 """Bytes. The largest OPT needs a quarter of a megabyte; parsing costs ~25 times it."""
@@ -56,6 +56,31 @@ def read_safetensors(path: Path) -> list[Tensor]:
             f"{path} has {file.size} bytes, its header describes {end} of them"
         )
     return [tensor for _, _, tensor in tensors]
+
+
+def write_safetensors(path: Path, tensors: list[Tensor]) -> None:
+    """Write one file, a tensor in memory at a time.
+
+    The metadata say ``"format": "pt"``: PyTorch's names and layout.
+    """
+    # Widest dtype first, so that every tensor is aligned; as the reference writer does.
+    tensors = sorted(tensors, key=lambda t: (-t.dtype.itemsize, t.name))
+    codes = {dtype: code for code, dtype in DTYPE_CODES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in tensors:
+        header[tensor.name] = {
+            "dtype": codes[tensor.dtype.name],
+            "shape": list(tensor.shape),
+            "data_offsets": [end, end + tensor.nbytes],
+        }
+        end += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            file.write(as_bytes(tensor.read()))
 
 
 def _tensor(
