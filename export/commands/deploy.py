@@ -1,0 +1,62 @@
+"""``optserve deploy OUT``: deployment files for the versions in a base folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..deploy import FOLDER, DeployOptions, write_deployment
+from ..deploy.options import SERVER_IMAGE, TLS_MODES
+from ..layout import newest_version, read_manifest
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    defaults = DeployOptions()
+    add = parser.add_argument
+    add("out", type=Path, metavar="OUT", help="base folder with numbered versions")
+    add("--dir", type=Path, help=f"where to write (default OUT/{FOLDER})")
+    add("--name", default=defaults.name, help="the model's name (default %(default)s)")
+    add("--stable", type=int, help="version labelled stable (default: the newest)")
+    add("--canary", type=int, help="version labelled canary, served beside it")
+    add("--image", default=SERVER_IMAGE, help="server image (default %(default)s)")
+    add(
+        "--storage",
+        default="",
+        help="base folder for the cluster: pvc://, gs://, s3://",
+    )
+    add("--replicas", type=int, default=defaults.replicas, help="fewest servers")
+    add("--max-replicas", type=int, default=defaults.max_replicas, help="most servers")
+    add("--cpus", type=int, default=defaults.cpus, help="processors of one server")
+    add("--max-batch", type=int, default=defaults.max_batch, help="most rows merged")
+    add(
+        "--batching",
+        action=argparse.BooleanOptionalAction,
+        help="merge callers' requests (default: if this export gains from it)",
+    )
+    add("--tls", choices=TLS_MODES, default=defaults.tls, help="TLS for gRPC clients")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the files. Returns 0."""
+    stable = newest_version(args.out) if args.stable is None else args.stable
+    manifest = read_manifest(args.out / str(stable))
+    if args.canary is not None:
+        read_manifest(args.out / str(args.canary))
+    options = DeployOptions(
+        name=args.name,
+        stable=stable,
+        canary=args.canary,
+        image=args.image,
+        storage=args.storage,
+        replicas=args.replicas,
+        max_replicas=args.max_replicas,
+        cpus=args.cpus,
+        max_batch=args.max_batch,
+        batching=args.batching,
+        tls=args.tls,
+    )
+    directory = args.dir or args.out / FOLDER
+    for path in write_deployment(manifest, directory, options):
+        print(path)
+    return 0

@@ -1,0 +1,63 @@
+"""Deployment files for an export: TensorFlow Serving, compose, Kubernetes, KServe.
+
+Everything follows from the manifest and a few options, so the files carry exactly
+the flags that the export needs. They are written into ``OUT/deploy``, beside the
+numbered versions: TensorFlow Serving only looks at folders whose names are numbers,
+and whoever copies the model copies its configuration.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..contract import Manifest
+from . import serving, yaml
+from .compose import compose_file
+from .kubernetes import kserve_object, kubernetes_objects
+from .options import DeployOptions, batches, needs_xla
+from .readme import readme
+
+__all__ = ["DeployOptions", "deployment_files", "needs_xla", "write_deployment"]
+
+FOLDER = "deploy"
+
+
+def deployment_files(manifest: Manifest, options: DeployOptions) -> dict[str, str]:
+    """Every file's name and text."""
+    base_path = f"/models/{options.name}"
+    files = {
+        serving.MODELS_CONFIG: serving.models_config(options, base_path),
+        serving.MONITORING_FILE: serving.monitoring_config(),
+        serving.TLS_SCRIPT: serving.tls_script(options),
+        "compose.yaml": yaml.dump(compose_file(manifest, options)),
+        "kubernetes.yaml": yaml.dump_all(kubernetes_objects(manifest, options)),
+        "kserve.yaml": yaml.dump(kserve_object(manifest, options)),
+        "README.md": readme(manifest, options),
+    }
+    if batches(manifest, options):
+        text = serving.batching_parameters(manifest, options)
+        files[serving.BATCHING_FILE] = text
+    return dict(sorted(files.items()))
+
+
+def write_deployment(
+    manifest: Manifest, directory: str | Path, options: DeployOptions | None = None
+) -> list[Path]:
+    """Write the deployment files into ``directory``; each appears whole.
+
+    A batching file of an earlier writing that this one has no use for is removed.
+
+    Returns:
+        The files written.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    files = deployment_files(manifest, options or DeployOptions())
+    for name, text in files.items():
+        partial = directory / f".{name}.{os.getpid()}.partial"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(directory / name)
+    if serving.BATCHING_FILE not in files:
+        (directory / serving.BATCHING_FILE).unlink(missing_ok=True)
+    return [directory / name for name in files]

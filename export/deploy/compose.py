@@ -1,0 +1,73 @@
+"""A docker compose file that serves an export on one machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..contract import Manifest
+from . import serving
+from .kubernetes import memory_mib
+from .options import DeployOptions
+
+CONFIG_DIR = "/etc/serving"
+
+
+def compose_file(manifest: Manifest, options: DeployOptions) -> dict[str, Any]:
+    """The compose document.
+
+    The base folder is the one above this file, unless ``MODEL_DIR`` says otherwise.
+    Ports are bound to this machine alone: behind them is no authentication.
+    """
+    flags = serving.server_flags(
+        manifest, options, config_dir=CONFIG_DIR, tls_dir="/etc/serving-tls"
+    )
+    volumes = [
+        f"${{MODEL_DIR:-..}}:/models/{options.name}:ro",
+        # The folder, not its files: a file replaced by renaming would not be seen.
+        f".:{CONFIG_DIR}:ro",
+    ]
+    if options.tls != "none":
+        # No default: the file holds a private key and lives outside this folder.
+        volumes.append("${TLS_DIR:?folder of ssl.config}:/etc/serving-tls:ro")
+    return {
+        "name": options.name,
+        "services": {
+            "serving": {
+                "image": options.image,
+                "entrypoint": ["/usr/bin/tensorflow_model_server"],
+                "command": [str(flag) for flag in flags],
+                "ports": [
+                    f"127.0.0.1:{port}:{port}"
+                    for port in (serving.GRPC_PORT, serving.REST_PORT)
+                ],
+                "volumes": volumes,
+                "read_only": True,
+                "tmpfs": ["/tmp"],
+                "cap_drop": ["ALL"],
+                "security_opt": ["no-new-privileges:true"],
+                "restart": "unless-stopped",
+                "healthcheck": {
+                    "test": [
+                        "CMD",
+                        *(
+                            # Compose would read a single dollar as a variable.
+                            part.replace("$", "$$")
+                            for part in serving.ready_command(options.name)
+                        ),
+                    ],
+                    "interval": "5s",
+                    "timeout": "3s",
+                    "start_period": "30m",
+                    "retries": 3,
+                },
+                "deploy": {
+                    "resources": {
+                        "limits": {
+                            "cpus": str(options.cpus),
+                            "memory": f"{memory_mib(manifest, options)}m",
+                        }
+                    }
+                },
+            }
+        },
+    }

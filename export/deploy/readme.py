@@ -1,0 +1,87 @@
+"""The page that explains the deployment files, written beside them."""
+
+from __future__ import annotations
+
+from ..contract import Manifest
+from ..sizes import weights_bytes
+from . import serving
+from .kubernetes import memory_mib
+from .options import DeployOptions, batches, needs_xla
+
+
+def readme(manifest: Manifest, options: DeployOptions) -> str:
+    """What each file is for, and every flag with its reason."""
+    flags = serving.server_flags(
+        manifest, options, config_dir="/etc/serving", tls_dir="/etc/serving-tls"
+    )
+    table = "\n".join(f"| `{flag}` | {flag.why} |" for flag in flags)
+    weights = weights_bytes(manifest.config, manifest.weights_dtype) / 2**20
+    labels = "`stable`" if options.canary is None else "`stable` and `canary`"
+    return f"""# Serving `{options.name}`
+
+{_kind(manifest)}, {manifest.weights_dtype} weights ({weights:,.0f} MiB),
+{manifest.cache_dtype} cache. A server needs about {memory_mib(manifest, options):,} MiB
+(two versions loaded, full caches of {_callers(manifest, options)} rows) and
+{options.cpus} processors. Labels: {labels}.
+
+| file | for |
+|---|---|
+| `models.config` | TensorFlow Serving: versions and labels |
+{_batching_row(manifest, options)}\
+| `monitoring.pbtxt` | TensorFlow Serving: metrics at `{serving.METRICS_PATH}` |
+| `render-ssl-config.sh` | makes the server's TLS file of PEM files |
+| `compose.yaml` | one machine: `docker compose -f compose.yaml up` |
+| `kubernetes.yaml` | a cluster: `kubectl apply -f kubernetes.yaml` |
+| `kserve.yaml` | KServe: `kubectl apply -f kserve.yaml` |
+
+The flags, without which the export would not be served as it was made to be:
+
+| flag | why |
+|---|---|
+{table}
+
+Clients in the cluster: `dns:///{options.name}.NAMESPACE.svc.cluster.local:\
+{serving.GRPC_PORT}`. The service is headless, so that a client balances its calls over
+all replicas; any call may go to any of them.
+
+The model is read from `{options.storage_uri}`, the folder that holds the numbered
+versions. To change the versions served, write these files again:
+
+    optserve deploy OUT --stable 1 --canary 2     # try version 2 beside version 1
+    optserve deploy OUT --stable 2                # promote it
+    optserve deploy OUT --stable 1                # or go back
+    kubectl apply -f OUT/deploy/kubernetes.yaml   # servers follow within two minutes
+{_tls(options)}"""
+
+
+def _kind(manifest: Manifest) -> str:
+    framework = {"tf": "TensorFlow", "jax": "JAX"}.get(
+        manifest.framework, manifest.framework
+    )
+    return (
+        f"{framework} graphs, {'compiled by XLA' if needs_xla(manifest) else 'plain'}"
+    )
+
+
+def _callers(manifest: Manifest, options: DeployOptions) -> int:
+    return options.max_batch if batches(manifest, options) else options.cpus
+
+
+def _batching_row(manifest: Manifest, options: DeployOptions) -> str:
+    if not batches(manifest, options):
+        return ""
+    return f"| `{serving.BATCHING_FILE}` | TensorFlow Serving: merging requests |\n"
+
+
+def _tls(options: DeployOptions) -> str:
+    if options.tls == "none":
+        return ""
+    files = "tls.key, tls.crt" + (" and ca.crt" if options.tls == "mutual" else "")
+    return f"""
+TLS: the secret `{options.name}-tls` holds {files} (what cert-manager writes); an init
+container turns it into the server's file. On one machine:
+
+    bash render-ssl-config.sh CERTIFICATES "$TLS_DIR/ssl.config"
+
+The REST port stays without TLS: let only probes and the metrics collector reach it.
+"""

@@ -1,0 +1,102 @@
+"""How big a model is, from its configuration alone: parameters, bytes, memory.
+
+Nothing is loaded, so that a 66b export can be judged on a laptop. The parameter
+count is of the published architecture; bytes are of the artefact that the exporter
+writes for a weight type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .contract import CacheLayout
+
+GIB = 1024**3
+
+_MATRIX_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Numbers of a model: in matrices (and their rows), and in all the rest.
+
+    Matrices are what a weight type applies to; biases, norms and positions stay
+    float32.
+    """
+
+    matrices: int
+    matrix_rows: int
+    other: int
+
+    @property
+    def total(self) -> int:
+        """All parameters, the tied head counted once."""
+        return self.matrices + self.other
+
+
+def parameter_count(config: Mapping[str, Any]) -> ParameterCount:
+    """Count the parameters of a ``config.json``."""
+    layers, hidden = int(config["num_hidden_layers"]), int(config["hidden_size"])
+    inner, vocab = int(config["ffn_dim"]), int(config["vocab_size"])
+    embed = int(config.get("word_embed_proj_dim") or hidden)
+    shapes = [(hidden, hidden)] * 4 + [(inner, hidden), (hidden, inner)]
+    shapes = shapes * layers + [(vocab, embed)]
+    if embed != hidden:
+        shapes += [(hidden, embed), (embed, hidden)]
+    if not config.get("tie_word_embeddings", True):
+        shapes.append((vocab, embed))
+    bias = config.get("enable_bias", True)
+    norm = 2 * hidden if config.get("layer_norm_elementwise_affine", True) else 0
+    final = config.get("do_layer_norm_before", True) and not config.get(
+        "_remove_final_layer_norm", False
+    )
+    other = layers * (2 * norm + (5 * hidden + inner if bias else 0))
+    other += (int(config["max_position_embeddings"]) + 2) * hidden
+    other += norm if final else 0
+    return ParameterCount(
+        matrices=sum(rows * columns for rows, columns in shapes),
+        matrix_rows=sum(rows for rows, _ in shapes),
+        other=other,
+    )
+
+
+def weights_bytes(config: Mapping[str, Any], dtype: str = "float32") -> int:
+    """Bytes of the weights stored as ``dtype``, scales of int8 rows included."""
+    count = parameter_count(config)
+    scales = 4 * count.matrix_rows if dtype == "int8" else 0
+    return _MATRIX_BYTES[dtype] * count.matrices + scales + 4 * count.other
+
+
+def cache_layout(config: Mapping[str, Any], dtype: str = "float32") -> CacheLayout:
+    """The cache's layout for a ``config.json``."""
+    heads = int(config["num_attention_heads"])
+    return CacheLayout(
+        layers=int(config["num_hidden_layers"]),
+        heads=heads,
+        head_dim=int(config["hidden_size"]) // heads,
+        dtype=dtype,
+    )
+
+
+def serving_bytes(
+    config: Mapping[str, Any],
+    *,
+    weights: str = "float32",
+    cache: str = "float32",
+    versions: int = 2,
+    rows: int = 8,
+) -> int:
+    """Memory that a server needs.
+
+    Two versions of the weights by default, because a new one is loaded before the
+    old one ends; for ``rows`` callers a full cache twice (the request, and its
+    float32 copy inside the graph) and their logits; 1 GiB for the server itself.
+    """
+    layout = cache_layout(config, cache)
+    positions = int(config["max_position_embeddings"])
+    unpacked = cache_layout(config).row_bytes
+    working = rows * positions * (layout.row_bytes + unpacked)
+    logits = 4 * rows * int(config["vocab_size"])
+    return versions * weights_bytes(config, weights) + working + logits + GIB
