@@ -1,0 +1,138 @@
+"""``optserve serve``: the embedded server in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from ..server import EmbeddedServer
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    add = parser.add_argument
+    add("path", nargs="?", metavar="OUT", help="folder of numbered model versions")
+    add("--name", default="opt", help="the model's name in requests (opt)")
+    add("--port", type=int, default=8500, help="TCP port, 0 picks a free one (8500)")
+    add("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
+    add("--socket", metavar="PATH", help="listen at a Unix socket instead of a port")
+    add(
+        "--versions",
+        default="latest",
+        metavar="WHICH",
+        help="all, latest:N, or numbers separated by commas (latest)",
+    )
+    add(
+        "--model-config-file", metavar="FILE", help="several models (ModelServerConfig)"
+    )
+    add("--enable-batching", action="store_true", help="merge concurrent requests")
+    add("--batching-parameters-file", metavar="FILE", help="how (BatchingParameters)")
+    add(
+        "--tensor-content",
+        action="store_true",
+        help="reply in tensor_content instead of typed fields",
+    )
+    add("--ssl-config-file", metavar="FILE", help="encrypt the port (SSLConfig)")
+    add(
+        "--poll-seconds",
+        type=float,
+        default=2.0,
+        help="look for new versions every (2)",
+    )
+    add("--wait", action="store_true", help="wait for a model that is not there yet")
+    add("--intra-op-threads", type=int, default=0, help="threads of an op (0: cores)")
+    add("--inter-op-threads", type=int, default=1, help="ops at a time (1)")
+    add(
+        "--xla-cpu-compilation-enabled",
+        type=_boolean,
+        default=True,
+        metavar="BOOL",
+        help="false refuses XLA models, as TensorFlow Serving's default does (true)",
+    )
+    add("--json-ready", action="store_true", help="print the ready line as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGTERM (exit code 0) or Ctrl-C (130, by ``cli.main``)."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.basicConfig(format="optserve: %(message)s", level=logging.WARNING)
+    logging.getLogger("optserve.server").setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, _terminate)
+    options = _options(args)
+    from ..server import EmbeddedServer
+
+    with EmbeddedServer(**options) as server:
+        print(_ready_line(server, as_json=args.json_ready), flush=True)
+        server.wait()
+    return 0
+
+
+def _terminate(_number: int, _frame: object) -> None:
+    raise SystemExit(0)  # leaves the `with` above, which stops the server gracefully
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of ``EmbeddedServer``; raises ``InvalidRequest``."""
+    from ..server import BatchingParameters, SessionOptions, VersionPolicy
+
+    if (args.path is None) == (args.model_config_file is None):
+        raise InvalidRequest("give either OUT or --model-config-file")
+    if args.batching_parameters_file and not args.enable_batching:
+        raise InvalidRequest("--batching-parameters-file needs --enable-batching")
+    options: dict[str, Any] = {
+        "base_path": args.path,
+        "name": args.name,
+        "host": args.host,
+        "port": args.port,
+        "socket": args.socket,
+        "tensor_content": args.tensor_content,
+        "poll_seconds": args.poll_seconds,
+        "wait_for_model": args.wait,
+        "session": SessionOptions(
+            args.intra_op_threads,
+            args.inter_op_threads,
+            args.xla_cpu_compilation_enabled,
+        ),
+    }
+    try:
+        options["versions"] = VersionPolicy.parse(args.versions)
+        from ..server import config
+
+        if args.model_config_file:
+            options["models"] = config.read_models_file(args.model_config_file)
+        if args.batching_parameters_file:
+            options["batching"] = config.read_batching_file(
+                args.batching_parameters_file
+            )
+        elif args.enable_batching:
+            options["batching"] = BatchingParameters()
+        if args.ssl_config_file:
+            options["tls"] = config.read_tls_file(args.ssl_config_file)
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from None
+    return options
+
+
+def _ready_line(server: EmbeddedServer, *, as_json: bool) -> str:
+    models = server.models()
+    if as_json:
+        return json.dumps({"target": server.target, "models": models})
+    parts = [
+        f"{name} version {', '.join(map(str, model['versions']))}: "
+        f"{' '.join(model['signatures'])}"
+        for name, model in models.items()
+    ]
+    return f"ready at {server.target} · " + " · ".join(parts)
+
+
+def _boolean(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+    return text == "true"

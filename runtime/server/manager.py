@@ -1,0 +1,213 @@
+"""Models by name: finds versions on disk, loads, swaps and ends them.
+
+A new version is loaded and warmed up before the old one ends, so a model that serves
+goes on serving; one that fails to load leaves the others alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from .options import ModelOptions
+from .servable import Servable
+from .status import (
+    ServingError,
+    failed_precondition,
+    internal,
+    invalid_argument,
+    not_found,
+)
+from .versions import State, Version, fingerprint, folders
+
+log = logging.getLogger("optserve.server")
+
+Loader = Callable[[Path, int, str], Servable]
+"""(version folder, version, model name) -> a servable that is warm."""
+
+
+class ModelManager:
+    """Serves the newest versions of each model; polls for new ones."""
+
+    def __init__(
+        self, models: Mapping[str, ModelOptions], load: Loader, *, poll_seconds: float
+    ) -> None:
+        self._load = load
+        self._poll_seconds = poll_seconds
+        self._options = dict(models)
+        self._versions: dict[str, dict[int, Version]] = {}
+        self._labels: dict[str, Mapping[str, int]] = {}
+        self._reconcile = threading.Lock()  # one load or unload at a time
+        self._stopping = threading.Event()
+        self._poller = threading.Thread(
+            target=self._poll, name="optserve-versions", daemon=True
+        )
+
+    def start(self) -> None:
+        """Load what is there now, then go on looking in the background."""
+        self.refresh()
+        self._labels = {n: o.labels for n, o in self._options.items() if o.labels}
+        self._poller.start()
+
+    def stop(self) -> None:
+        """Stop looking, and end every version when its calls are done."""
+        self._stopping.set()
+        if self._poller.is_alive():
+            self._poller.join()
+        with self._reconcile:
+            for versions in self._versions.values():
+                for version in versions.values():
+                    version.unload()
+
+    def refresh(self) -> None:
+        """Compare the folders with what is in memory, load and end accordingly."""
+        with self._reconcile:
+            for name in list(self._versions):
+                if name not in self._options:
+                    self._end(name, keep=())
+            for name, options in list(self._options.items()):
+                self._refresh_model(name, options)
+
+    @contextlib.contextmanager
+    def lease(
+        self, name: str, version: int | None, label: str = ""
+    ) -> Iterator[tuple[int, Servable]]:
+        """The version asked for, kept in memory until the block ends.
+
+        Raises:
+            ServingError: no such model, version or label.
+        """
+        if not name:
+            raise invalid_argument("ModelSpec has no name specified.")
+        if label:
+            version = self.labelled(name, label)
+        while True:
+            found = self._find(name, version)
+            with found.lease() as servable:
+                if servable is not None:
+                    yield found.number, servable
+                    return
+            if version is not None:
+                raise _missing(name, version)
+
+    def labelled(self, name: str, label: str) -> int:
+        """The version that a label stands for."""
+        version = self._labels.get(name, {}).get(label)
+        if version is None:
+            raise invalid_argument(f"Unrecognized servable version label: {label}")
+        return version
+
+    def versions(self, name: str) -> list[Version]:
+        """All versions of a model that ever were, newest first."""
+        known = self._versions.get(name, {})
+        return [known[number] for number in sorted(known, reverse=True)]
+
+    def available(self, name: str) -> list[int]:
+        """Versions that answer now, newest first."""
+        return [v.number for v in self.versions(name) if v.state is State.AVAILABLE]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the models configured."""
+        return sorted(self._options)
+
+    def reconfigure(self, models: Mapping[str, ModelOptions]) -> None:
+        """Serve these models instead; returns when they are loaded.
+
+        Raises:
+            ServingError: a label names a version that doesn't serve, or a model that
+                is new here couldn't be loaded.
+        """
+        for name, options in models.items():
+            for version in options.labels.values():
+                if version not in self.available(name):
+                    raise failed_precondition(
+                        f"Request to assign label to version {version} of model "
+                        f"{name}, which is not currently available for inference"
+                    )
+        new = [name for name in models if name not in self._options]
+        with self._reconcile:
+            self._options = dict(models)
+            self._labels = {n: o.labels for n, o in models.items() if o.labels}
+        self.refresh()
+        failed = [name for name in new if not self.available(name)]
+        if failed:
+            reasons = ", ".join(f"{{{n}: {self.why_not(n)}}}" for n in failed)
+            raise internal(
+                f"{len(failed)} model(s) did not become available: {{{reasons}}}"
+            )
+
+    def why_not(self, name: str) -> str:
+        """Why a model has no version that serves, in a sentence."""
+        base_path = self._options[name].base_path
+        errors = [v.error for v in self.versions(name) if v.error]
+        if errors:
+            return str(errors[0])
+        if not Path(base_path).is_dir():
+            return f"there is no folder {base_path}"
+        return (
+            f"{base_path} has no version to serve: expected folders named by "
+            "numbers (1, 2, …) with a saved_model.pb in each"
+        )
+
+    def _find(self, name: str, version: int | None) -> Version:
+        known = self._versions.get(name, {})
+        if version is not None:
+            if version not in known:
+                raise _missing(name, version)
+            return known[version]
+        available = self.available(name)
+        if not available:
+            raise not_found(f"Servable not found for request: Latest({name})")
+        return known[available[0]]
+
+    def _poll(self) -> None:
+        while not self._stopping.wait(self._poll_seconds):
+            try:
+                self.refresh()
+            except Exception:
+                log.exception("looking for new versions failed")
+
+    def _refresh_model(self, name: str, options: ModelOptions) -> None:
+        found = folders(options.base_path)
+        chosen = options.policy.choose(list(found))
+        for number in sorted(chosen):  # the newest last: it takes over when ready
+            if self._stopping.is_set():
+                return
+            self._ensure_loaded(name, number, found[number])
+        serving = self.available(name)
+        if any(number in chosen for number in serving) or not chosen:
+            self._end(name, keep=chosen)
+
+    def _ensure_loaded(self, name: str, number: int, folder: Path) -> None:
+        known = self._versions.setdefault(name, {})
+        mark = fingerprint(folder)
+        old = known.get(number)
+        if old is not None and old.state is not State.END:
+            return
+        if old is not None and old.error and old.fingerprint == mark:
+            return
+        version = Version(number, State.LOADING, fingerprint=mark)
+        self._versions[name] = {**known, number: version}
+        try:
+            version.servable = self._load(folder, number, name)
+        except ServingError as error:
+            version.error = error
+            version.state = State.END
+            log.error("version %d of model %s: %s", number, name, error)
+        else:
+            version.state = State.AVAILABLE
+            log.info("version %d of model %s serves", number, name)
+
+    def _end(self, name: str, keep: tuple[int, ...] | list[int]) -> None:
+        for version in self.versions(name):
+            if version.state is State.AVAILABLE and version.number not in keep:
+                version.unload()
+                log.info("version %d of model %s ended", version.number, name)
+
+
+def _missing(name: str, version: int) -> ServingError:
+    return not_found(f"Servable not found for request: Specific({name}, {version})")

@@ -1,0 +1,69 @@
+"""Predict: the checks in the genuine server's order, then the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from .servable import Servable, Signature
+from .status import failed_precondition, internal, invalid_argument
+
+DEFAULT_SIGNATURE = "serving_default"
+Runner = Callable[
+    [Servable, Signature, Mapping[str, np.ndarray], Sequence[str]], list[np.ndarray]
+]
+"""Runs a signature: directly, or merged with other callers' requests."""
+
+_PREFIX = "tensorflow/serving/"
+_METHODS = tuple(_PREFIX + name for name in ("predict", "classify", "regress"))
+
+
+def find_signature(signatures: Mapping[str, Signature], name: str) -> Signature:
+    """The signature asked for; empty means ``serving_default``."""
+    key = name or DEFAULT_SIGNATURE
+    signature = signatures.get(key)
+    if signature is None:
+        raise failed_precondition(f'Serving signature key "{key}" not found.')
+    method = signature.proto.method_name
+    if method not in _METHODS:
+        raise internal(
+            "Expected prediction signature method_name to be one of "
+            f"{{{', '.join(_METHODS)}}}. Was: {method}"
+        )
+    return signature
+
+
+def check_input_names(signature: Signature, given: Iterable[str]) -> None:
+    """Raise INVALID_ARGUMENT unless exactly the signature's inputs are given."""
+    sent, wanted = set(given), set(signature.inputs)
+    if len(sent) != len(wanted):
+        raise invalid_argument(
+            f"input size does not match signature: {len(sent)}!={len(wanted)} "
+            f"len({_braced(sent)}) != len({_braced(wanted)}). "
+            f"Sent extra: {_braced(sent - wanted)}. "
+            f"Missing but required: {_braced(wanted - sent)}."
+        )
+    for alias in sorted(wanted - sent):
+        raise invalid_argument(
+            f"Signature input alias: {alias}(feed name: {signature.inputs[alias][0]}) "
+            "not found in request and no default value provided. Inputs expected to "
+            f"be in the request {_braced(sent)}, or default input alias set: "
+        )
+
+
+def choose_outputs(signature: Signature, wanted: Sequence[str]) -> list[str]:
+    """The output aliases to fetch: those wanted, or all."""
+    for position, alias in enumerate(wanted):
+        if alias not in signature.outputs:
+            raise invalid_argument(
+                f"output tensor alias not found in signature: {alias} Outputs "
+                f"expected to be in the set {_braced(signature.outputs)}."
+            )
+        if alias in wanted[:position]:
+            raise invalid_argument(f"duplicate output tensor alias: {alias}")
+    return list(wanted) or list(signature.outputs)
+
+
+def _braced(names: Iterable[str]) -> str:
+    return "{" + ",".join(sorted(names)) + "}"

@@ -1,0 +1,127 @@
+"""One loaded model version: a session, its signatures, and how to run them.
+
+A TensorFlow 1 session, as in TensorFlow Serving itself: any SavedModel with the
+``serve`` tag runs, error texts are the same, and a call costs some 30 µs. Inputs that
+lie at 64-byte boundaries are fed without a copy, and outputs are fetched without one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
+
+from .options import SessionOptions
+from .status import ServingError, from_tensorflow, internal, invalid_argument
+
+_TYPE_NAMES = {"float32": "float", "float64": "double", "float16": "half"}
+
+
+def type_name(dtype: tf.DType) -> str:
+    """TensorFlow's C++ name of a dtype, which the server's messages use."""
+    return _TYPE_NAMES.get(dtype.name, dtype.name)
+
+
+class Signature:
+    """One signature: aliases, tensor names and dtypes. Feeds sorted by tensor name."""
+
+    def __init__(self, name: str, proto: meta_graph_pb2.SignatureDef) -> None:
+        self.name = name
+        self.proto = proto
+        self.inputs = {
+            alias: (info.name, tf.dtypes.as_dtype(info.dtype))
+            for alias, info in sorted(proto.inputs.items(), key=lambda i: i[1].name)
+        }
+        self.outputs = {
+            alias: info.name for alias, info in sorted(proto.outputs.items())
+        }
+
+    def check_dtypes(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """Raise INVALID_ARGUMENT for an input of another dtype than the model's."""
+        for index, (alias, (_, expected)) in enumerate(self.inputs.items()):
+            dtype = inputs[alias].dtype
+            got = tf.string if dtype.kind == "O" else tf.dtypes.as_dtype(dtype)
+            if got != expected:
+                raise invalid_argument(
+                    f"Expects arg[{index}] to be {type_name(expected)} "
+                    f"but {type_name(got)} is provided"
+                )
+
+
+class Servable:
+    """A SavedModel version in memory. ``run`` may be called from many threads."""
+
+    def __init__(self, path: str, options: SessionOptions) -> None:
+        """Load the SavedModel at ``path``; raises ``ServingError`` if it can't be."""
+        config = config_pb2.ConfigProto(
+            intra_op_parallelism_threads=options.intra_op_threads,
+            inter_op_parallelism_threads=options.inter_op_threads,
+        )
+        self._lock = threading.Lock()
+        self._callables: dict[tuple[str, tuple[str, ...]], Callable[..., Any]] = {}
+        graph = tf.Graph()
+        self._session = tf.compat.v1.Session(graph=graph, config=config)
+        try:
+            with graph.as_default():
+                self.meta_graph = tf.compat.v1.saved_model.loader.load(
+                    self._session, [tf.saved_model.SERVING], path
+                )
+        except Exception as error:
+            self._session.close()
+            raise _load_error(path, error) from error
+        self.signatures = {
+            name: Signature(name, proto)
+            for name, proto in self.meta_graph.signature_def.items()
+        }
+
+    def run(
+        self,
+        signature: Signature,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Sequence[str],
+    ) -> list[np.ndarray]:
+        """Run one signature and return the outputs named, in that order.
+
+        Inputs' names and dtypes must have been checked. Raises ``ServingError`` with
+        TensorFlow's own code and message if an op refuses.
+        """
+        run = self._callable(signature, tuple(outputs))
+        try:
+            return run(*(inputs[alias] for alias in signature.inputs))
+        except tf.errors.OpError as error:
+            raise from_tensorflow(error) from None
+        except (TypeError, ValueError) as error:
+            raise invalid_argument(str(error)) from None
+
+    def close(self) -> None:
+        """Free the model's memory; no ``run`` may be under way."""
+        self._callables.clear()
+        self._session.close()
+
+    def _callable(
+        self, signature: Signature, outputs: tuple[str, ...]
+    ) -> Callable[..., Any]:
+        key = (signature.name, outputs)
+        run = self._callables.get(key)
+        if run is None:
+            options = config_pb2.CallableOptions(
+                feed=[name for name, _ in signature.inputs.values()],
+                fetch=[signature.outputs[alias] for alias in outputs],
+            )
+            with self._lock:
+                run = self._callables.get(key)
+                if run is None:
+                    run = self._session._make_callable_from_options(options)
+                    self._callables[key] = run
+        return run
+
+
+def _load_error(path: str, error: Exception) -> ServingError:
+    if isinstance(error, tf.errors.OpError):
+        return from_tensorflow(error)
+    text = " ".join(str(error).split())
+    return internal(f"cannot load the SavedModel at {path}: {text}")

@@ -1,0 +1,196 @@
+"""The gRPC methods: PredictionService and ModelService.
+
+Predict works on the messages' bytes, so that a cache of many megabytes is never parsed
+into protobuf objects; the small methods use the official message classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_management_pb2,
+)
+
+from ..codec.predict import (
+    ModelSpec,
+    decode_predict_request,
+    encode_predict_response,
+)
+from ..errors import InvalidRequest, MalformedMessage
+from .config import models_from_config
+from .manager import ModelManager
+from .predict import Runner, check_input_names, choose_outputs, find_signature
+from .status import ServingError, internal, invalid_argument, not_found
+from .versions import Version
+
+SIGNATURE_DEF = "signature_def"
+
+
+class Services:
+    """Answers calls with the models that a manager holds."""
+
+    def __init__(
+        self, manager: ModelManager, run: Runner, *, tensor_content: bool
+    ) -> None:
+        self._manager = manager
+        self._run = run
+        self._tensor_content = tensor_content
+
+    def handlers(self) -> list[grpc.GenericRpcHandler]:
+        """What a gRPC server registers."""
+        prediction = {
+            "Predict": _raw(self.predict),
+            "GetModelMetadata": _official(
+                self.metadata, get_model_metadata_pb2.GetModelMetadataRequest
+            ),
+        }
+        model = {
+            "GetModelStatus": _official(
+                self.status, get_model_status_pb2.GetModelStatusRequest
+            ),
+            "HandleReloadConfigRequest": _official(
+                self.reload, model_management_pb2.ReloadConfigRequest
+            ),
+        }
+        return [
+            grpc.method_handlers_generic_handler(f"tensorflow.serving.{name}", methods)
+            for name, methods in (
+                ("PredictionService", prediction),
+                ("ModelService", model),
+            )
+        ]
+
+    def predict(self, data: bytes) -> bytes:
+        """PredictRequest bytes to PredictResponse bytes; raises ``ServingError``."""
+        try:
+            request = decode_predict_request(data)
+        except MalformedMessage as error:
+            if not error.tensor:
+                raise internal("") from None
+            raise invalid_argument(f"tensor parsing error: {error.tensor}") from None
+        spec = request.model
+        with self._manager.lease(spec.name, spec.version, spec.version_label) as (
+            version,
+            servable,
+        ):
+            signature = find_signature(servable.signatures, spec.signature)
+            check_input_names(signature, request.inputs)
+            aliases = choose_outputs(signature, request.outputs)
+            signature.check_dtypes(request.inputs)
+            arrays = self._run(servable, signature, request.inputs, aliases)
+            try:
+                return encode_predict_response(
+                    ModelSpec(spec.name, signature.name, version),
+                    dict(zip(aliases, arrays, strict=True)),
+                    tensor_content=self._tensor_content,
+                )
+            except InvalidRequest as error:
+                raise ServingError(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
+                ) from None
+
+    def metadata(
+        self, request: get_model_metadata_pb2.GetModelMetadataRequest
+    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
+        """Signatures of a model version."""
+        if not request.HasField("model_spec"):
+            raise invalid_argument("Missing ModelSpec")
+        if not request.metadata_field:
+            raise invalid_argument(
+                "GetModelMetadataRequest must specify at least one metadata_field"
+            )
+        for field in request.metadata_field:
+            if field != SIGNATURE_DEF:
+                raise invalid_argument(f"Metadata field {field} is not supported")
+        response = get_model_metadata_pb2.GetModelMetadataResponse()
+        with self._manager.lease(*_spec(request.model_spec)) as (version, servable):
+            signatures = get_model_metadata_pb2.SignatureDefMap()
+            for name, signature in servable.signatures.items():
+                signatures.signature_def[name].CopyFrom(signature.proto)
+            response.model_spec.name = request.model_spec.name
+            response.model_spec.version.value = version
+            response.metadata[SIGNATURE_DEF].Pack(signatures)
+        return response
+
+    def status(
+        self, request: get_model_status_pb2.GetModelStatusRequest
+    ) -> get_model_status_pb2.GetModelStatusResponse:
+        """States of a model's versions, newest first."""
+        if not request.HasField("model_spec"):
+            raise invalid_argument("Missing ModelSpec")
+        name, number, label = _spec(request.model_spec)
+        if label:
+            number = self._manager.labelled(name, label)
+        versions = self._manager.versions(name)
+        if number is not None:
+            versions = [v for v in versions if v.number == number]
+            if not versions:
+                raise not_found(f"Could not find version {number} of model {name}")
+        if not versions:
+            raise not_found(f"Could not find any versions of model {name}")
+        response = get_model_status_pb2.GetModelStatusResponse()
+        for version in versions:
+            _describe(version, response.model_version_status.add())
+        return response
+
+    def reload(
+        self, request: model_management_pb2.ReloadConfigRequest
+    ) -> model_management_pb2.ReloadConfigResponse:
+        """Serve other models, or other versions of them."""
+        if request.config.WhichOneof("config") != "model_config_list":
+            raise invalid_argument(
+                "ServerModelConfig type not supported by HandleReloadConfigRequest."
+                " Only ModelConfigList is currently supported"
+            )
+        self._manager.reconfigure(models_from_config(request.config))
+        response = model_management_pb2.ReloadConfigResponse()
+        response.status.SetInParent()
+        return response
+
+
+def _spec(spec: Any) -> tuple[str, int | None, str]:
+    version = spec.version.value if spec.HasField("version") else None
+    return spec.name, version, spec.version_label
+
+
+def _describe(version: Version, proto: Any) -> None:
+    proto.version = version.number
+    proto.state = int(version.state)
+    proto.status.SetInParent()
+    if version.error is not None:
+        proto.status.error_code = version.error.number
+        proto.status.error_message = version.error.details
+
+
+def _raw(method: Callable[[bytes], bytes]) -> grpc.RpcMethodHandler:
+    def handle(data: bytes, context: grpc.ServicerContext) -> bytes:
+        try:
+            return method(data)
+        except ServingError as error:
+            context.abort(error.code, error.details)
+        except Exception as error:
+            text = " ".join(str(error).split())
+            context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {text}")
+        raise AssertionError("abort raises")
+
+    return grpc.unary_unary_rpc_method_handler(handle)
+
+
+def _official(
+    method: Callable[[Any], Message], request_class: Callable[[], Message]
+) -> grpc.RpcMethodHandler:
+    def on_bytes(data: bytes) -> bytes:
+        request = request_class()
+        try:
+            request.ParseFromString(data)
+        except DecodeError:
+            raise internal("") from None
+        return method(request).SerializeToString()
+
+    return _raw(on_bytes)

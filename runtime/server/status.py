@@ -1,0 +1,49 @@
+"""Refusals: a gRPC status code and the message that goes with it."""
+
+from __future__ import annotations
+
+import grpc
+
+_BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class ServingError(Exception):
+    """A call refused, with the status code and details that the caller gets."""
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        super().__init__(details)
+        self.code = code
+        self.details = details
+
+    @property
+    def number(self) -> int:
+        """The canonical number of the code, the same in gRPC and TensorFlow."""
+        return self.code.value[0]
+
+
+def invalid_argument(details: str) -> ServingError:
+    """The caller's request is wrong."""
+    return ServingError(grpc.StatusCode.INVALID_ARGUMENT, details)
+
+
+def failed_precondition(details: str) -> ServingError:
+    """The request doesn't fit the state of the model."""
+    return ServingError(grpc.StatusCode.FAILED_PRECONDITION, details)
+
+
+def not_found(details: str) -> ServingError:
+    """No such model or version."""
+    return ServingError(grpc.StatusCode.NOT_FOUND, details)
+
+
+def internal(details: str) -> ServingError:
+    """Something of the server or the model is wrong."""
+    return ServingError(grpc.StatusCode.INTERNAL, details)
+
+
+def from_tensorflow(error: Exception) -> ServingError:
+    """The refusal that matches a ``tf.errors.OpError``; INTERNAL for any other."""
+    code = _BY_NUMBER.get(getattr(error, "error_code", None) or -1)
+    if code is None:
+        return internal(" ".join(str(error).split()))
+    return ServingError(code, str(getattr(error, "message", error)))

@@ -1,0 +1,86 @@
+"""One model's version folders on disk, and the states of those in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .servable import Servable
+from .status import ServingError
+
+
+class State(enum.IntEnum):
+    """Life of a version; numbers as in ``get_model_status.proto``."""
+
+    START = 10
+    LOADING = 20
+    AVAILABLE = 30
+    UNLOADING = 40
+    END = 50
+
+
+@dataclass
+class Version:
+    """One version: where it is in its life, and the calls under way."""
+
+    number: int
+    state: State = State.START
+    error: ServingError | None = None
+    servable: Servable | None = None
+    fingerprint: tuple[int, ...] = ()
+    _calls: int = 0
+    _idle: threading.Condition = field(default_factory=threading.Condition)
+
+    @contextlib.contextmanager
+    def lease(self) -> Iterator[Servable | None]:
+        """The servable, kept in memory until the block ends; None if it isn't there."""
+        with self._idle:
+            servable = self.servable if self.state is State.AVAILABLE else None
+            if servable is not None:
+                self._calls += 1
+        try:
+            yield servable
+        finally:
+            if servable is not None:
+                with self._idle:
+                    self._calls -= 1
+                    self._idle.notify_all()
+
+    def unload(self) -> None:
+        """Refuse new calls, wait for those under way, free the memory."""
+        with self._idle:
+            if self.state is not State.AVAILABLE:
+                return
+            self.state = State.UNLOADING
+            self._idle.wait_for(lambda: not self._calls)
+            servable, self.servable = self.servable, None
+        if servable is not None:
+            servable.close()
+        self.state = State.END
+
+
+def folders(base_path: str) -> dict[int, Path]:
+    """Numbered version folders under ``base_path``; none if it can't be read."""
+    try:
+        entries = list(os.scandir(base_path))
+    except OSError:
+        return {}
+    return {
+        int(entry.name): Path(entry.path)
+        for entry in entries
+        if entry.name.isascii() and entry.name.isdigit() and entry.is_dir()
+    }
+
+
+def fingerprint(folder: Path) -> tuple[int, ...]:
+    """Changes when the graph's file does, so that a repaired version is tried again."""
+    for name in ("saved_model.pb", "saved_model.pbtxt"):
+        with contextlib.suppress(OSError):
+            found = (folder / name).stat()
+            return found.st_mtime_ns, found.st_size, found.st_ino
+    return ()
