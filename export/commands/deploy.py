@@ -19,6 +19,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--name", default=defaults.name, help="the model's name (default %(default)s)")
     add("--stable", type=int, help="version labelled stable (default: the newest)")
     add("--canary", type=int, help="version labelled canary, served beside it")
+    add(
+        "--keep",
+        type=int,
+        action="append",
+        default=[],
+        metavar="VERSION",
+        help="version to keep loaded without a label, for the way back",
+    )
     add("--image", default=SERVER_IMAGE, help="server image (default %(default)s)")
     add(
         "--storage",
@@ -41,12 +49,11 @@ def run(args: argparse.Namespace) -> int:
     """Write the files. Returns 0."""
     stable = newest_version(args.out) if args.stable is None else args.stable
     manifest = read_manifest(args.out / str(stable))
-    if args.canary is not None:
-        read_manifest(args.out / str(args.canary))
     options = DeployOptions(
         name=args.name,
         stable=stable,
         canary=args.canary,
+        keep=tuple(args.keep),
         image=args.image,
         storage=args.storage,
         replicas=args.replicas,
@@ -56,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
         batching=args.batching,
         tls=args.tls,
     )
+    for version in options.versions:
+        read_manifest(args.out / str(version))  # refuses versions that are not there
     directory = args.dir or args.out / FOLDER
     for path in write_deployment(manifest, directory, options):
         print(path)

@@ -26,6 +26,8 @@ class DeployOptions:
         name: the model's name for clients, and of the Kubernetes objects.
         stable: version that the label ``stable`` points to.
         canary: version that the label ``canary`` points to, loaded beside it.
+        keep: versions loaded without a label. A server refuses to move a label to a
+            version that it has not loaded, so the way back is kept open.
         image: TensorFlow Serving's image.
         storage: where the cluster finds the base folder, ``pvc://CLAIM/PATH``,
             ``gs://…`` or ``s3://…``; default ``pvc://NAME-models/NAME``.
@@ -42,6 +44,7 @@ class DeployOptions:
     name: str = "opt"
     stable: int = 1
     canary: int | None = None
+    keep: tuple[int, ...] = ()
     image: str = SERVER_IMAGE
     storage: str = ""
     replicas: int = 2
@@ -65,9 +68,9 @@ class DeployOptions:
             raise ValueError(
                 f"storage is pvc://CLAIM/PATH, gs://… or s3://…; got {self.storage!r}"
             )
-        for label, version in (("stable", self.stable), ("canary", self.canary)):
-            if version is not None and version < 0:
-                raise ValueError(f"{label} names a version, 0 or more; got {version}")
+        for version in self.versions:
+            if version < 0:
+                raise ValueError(f"a version is 0 or more; got {version}")
         if self.canary == self.stable:
             raise ValueError(f"version {self.stable} cannot be its own canary")
         if not 1 <= self.replicas <= self.max_replicas:
@@ -87,7 +90,7 @@ class DeployOptions:
     def versions(self) -> tuple[int, ...]:
         """The versions that are loaded, ascending."""
         canary = () if self.canary is None else (self.canary,)
-        return tuple(sorted((self.stable, *canary)))
+        return tuple(sorted({self.stable, *canary, *self.keep}))
 
     @property
     def storage_uri(self) -> str:

@@ -17,12 +17,13 @@ def readme(manifest: Manifest, options: DeployOptions) -> str:
     table = "\n".join(f"| `{flag}` | {flag.why} |" for flag in flags)
     weights = weights_bytes(manifest.config, manifest.weights_dtype) / 2**20
     labels = "`stable`" if options.canary is None else "`stable` and `canary`"
+    loaded = max(2, len(options.versions))
     return f"""# Serving `{options.name}`
 
 {_kind(manifest)}, {manifest.weights_dtype} weights ({weights:,.0f} MiB),
 {manifest.cache_dtype} cache. A server needs about {memory_mib(manifest, options):,} MiB
-(two versions loaded, full caches of {_callers(manifest, options)} rows) and
-{options.cpus} processors. Labels: {labels}.
+({loaded} versions loaded, full caches of {_callers(manifest, options)} rows)
+and {options.cpus} processors. Labels: {labels}.
 
 | file | for |
 |---|---|
@@ -40,17 +41,23 @@ The flags, without which the export would not be served as it was made to be:
 |---|---|
 {table}
 
-Clients in the cluster: `dns:///{options.name}.NAMESPACE.svc.cluster.local:\
-{serving.GRPC_PORT}`. The service is headless, so that a client balances its calls over
-all replicas; any call may go to any of them.
+Clients in the cluster use
+`dns:///{options.name}.NAMESPACE.svc.cluster.local:{serving.GRPC_PORT}`. The service is
+headless, so that a client balances its calls over all replicas; any call may go to any
+of them.
 
 The model is read from `{options.storage_uri}`, the folder that holds the numbered
-versions. To change the versions served, write these files again:
+versions. To change the versions served, write these files again and apply them;
+servers follow within two minutes:
 
-    optserve deploy OUT --stable 1 --canary 2     # try version 2 beside version 1
-    optserve deploy OUT --stable 2                # promote it
-    optserve deploy OUT --stable 1                # or go back
-    kubectl apply -f OUT/deploy/kubernetes.yaml   # servers follow within two minutes
+    optserve deploy OUT --stable 1 --canary 2     # version 2 beside version 1
+    optserve deploy OUT --stable 2 --keep 1       # promote it, 1 stays loaded
+    optserve deploy OUT --stable 1 --keep 2       # or go back
+    optserve deploy OUT --stable 2                # let 1 go
+
+A label only moves to a version that is loaded already: hence `--keep`. A client that
+asks for no label gets the newest version loaded, the canary included: have clients
+ask for `stable`.
 {_tls(options)}"""
 
 
@@ -78,8 +85,8 @@ def _tls(options: DeployOptions) -> str:
         return ""
     files = "tls.key, tls.crt" + (" and ca.crt" if options.tls == "mutual" else "")
     return f"""
-TLS: the secret `{options.name}-tls` holds {files} (what cert-manager writes); an init
-container turns it into the server's file. On one machine:
+TLS: the secret `{options.name}-tls` holds {files} (what
+cert-manager writes); an init container turns it into the server's file. On one machine:
 
     bash render-ssl-config.sh CERTIFICATES "$TLS_DIR/ssl.config"
 

@@ -58,7 +58,7 @@ KNOWN_FLAGS = {
 
 OPTIONS = {
     "defaults": DeployOptions(),
-    "canary": DeployOptions(name="opt-125m", stable=3, canary=4, cpus=2),
+    "canary": DeployOptions(name="opt-125m", stable=3, canary=4, keep=(2, 3), cpus=2),
     "tls": DeployOptions(tls="server", storage="gs://bucket/models/opt/"),
     "mutual": DeployOptions(tls="mutual", storage="pvc://disk/a/b", batching=True),
     "alone": DeployOptions(max_batch=1, replicas=1, max_replicas=1),
@@ -176,7 +176,7 @@ def test_models_config_is_a_model_server_config(options, files):
     assert config.base_path == f"/models/{options.name}"
     assert config.model_platform == "tensorflow"
     served = list(config.model_version_policy.specific.versions)
-    assert served == sorted({options.stable, options.canary} - {None})
+    assert served == sorted({options.stable, options.canary, *options.keep} - {None})
     labels = {"stable": options.stable, "canary": options.canary}
     assert dict(config.version_labels) == {
         label: version for label, version in labels.items() if version is not None
