@@ -12,6 +12,7 @@ from .errors import (
     UnsafeFile,
     UnsupportedFile,
 )
+from .hub import resolve
 from .opening import FORMATS, Weights, open_weights
 from .writing import LazyArray, save_weights
 
@@ -26,5 +27,6 @@ __all__ = [
     "UnsupportedFile",
     "Weights",
     "open_weights",
+    "resolve",
     "save_weights",
 ]
