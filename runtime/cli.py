@@ -15,6 +15,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "export": ("optserve.export.commands.export", "checkpoint to SavedModel or TFLite"),
     "deploy": ("optserve.export.commands.deploy", "files to serve an export with"),
+    "doctor": ("optserve.export.commands.doctor", "what is missing here"),
     "serve": ("optserve.runtime.commands.serve", "serve an export over gRPC"),
     "generate": ("optserve.runtime.commands.generate", "continue prompts"),
     "bench": ("optserve.runtime.commands.bench", "measure against the peers"),

@@ -1,0 +1,82 @@
+"""``optserve doctor``: what is missing here, before it is missed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from .. import doctor
+from ..doctor import Check
+
+_MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "failed": "[red]FAILED[/]"}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    add = parser.add_argument
+    add("checkpoint", nargs="?", type=Path, help="a local checkpoint to look at")
+    add(
+        "--for",
+        dest="wanted",
+        action="append",
+        choices=doctor.EXTRAS,
+        default=[],
+        help="what must work here; may be given several times",
+    )
+    add("--out", type=Path, default=Path(), help="where an export would be written")
+    add("--port", type=int, help="a port that a server would listen on")
+    add("--socket", type=Path, help="a Unix socket that a server would make")
+    add("--target", help="a server to ask, HOST:PORT or unix:PATH")
+    add("--model", default="opt", help="the model's name there (default %(default)s)")
+    add("--no-imports", action="store_true", help="do not try the heavy libraries")
+    add("--json", action="store_true", help="print the findings as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the findings. Returns 0, or 1 if something failed."""
+    checks = []
+    for check in _checks(args):
+        checks.append(check)
+        if not args.json:
+            _show(check)
+    failed = [check for check in checks if check.state == "failed"]
+    if args.json:
+        findings = [asdict(check) for check in checks]
+        json.dump({"ok": not failed, "checks": findings}, sys.stdout, indent=1)
+        print()
+    else:
+        print(f"{len(failed)} failed" if failed else "nothing is missing")
+    return 1 if failed else 0
+
+
+def _checks(args: argparse.Namespace) -> Iterator[Check]:
+    yield from doctor.check_python()
+    yield from doctor.check_processor()
+    yield from doctor.check_packages(tuple(args.wanted))
+    if not args.no_imports:
+        yield from doctor.check_imports()
+    config = None
+    if args.checkpoint is not None:
+        for check in doctor.check_checkpoint(args.checkpoint):
+            yield check
+            if check.name == "config.json" and check.state == "ok":
+                config = json.loads((args.checkpoint / "config.json").read_text())
+    yield from doctor.check_room(args.out, config)
+    if args.port is not None:
+        yield doctor.check_port(args.port)
+    if args.socket is not None:
+        yield doctor.check_socket(args.socket)
+
+
+def _show(check: Check) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    advice = f"  [dim]→ {escape(check.advice)}[/]" if check.advice else ""
+    mark = _MARKS[check.state] + " " * (7 - len(check.state))
+    line = f"{mark}{escape(check.name):32} {escape(check.found)}{advice}"
+    Console(highlight=False, soft_wrap=True).print(line)
