@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import InvalidRequest, MalformedMessage
+from ..transport import Tensor
 from .tensors import EXPANSION_LIMIT, Budget, RawTensor, encode_tensor
 from .wire import (
     LENGTH,
@@ -61,7 +62,7 @@ class PredictResponse:
 
 def encode_predict_request(
     model: ModelSpec,
-    inputs: Mapping[str, np.ndarray],
+    inputs: Mapping[str, Tensor],
     outputs: Iterable[str] = (),
     *,
     limit: int = MESSAGE_LIMIT,
@@ -173,7 +174,7 @@ def _int64_value(data: Buffer, start: int, end: int, value: int) -> int:
 
 
 def _tensor_map(
-    field: int, tensors: Mapping[str, np.ndarray], **options: bool
+    field: int, tensors: Mapping[str, Tensor], **options: bool
 ) -> tuple[list[Buffer], int]:
     """A ``map<string, TensorProto>`` field as pieces, and their length in all."""
     pieces: list[Buffer] = []

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import InvalidRequest, MalformedMessage
+from ..transport import RowBlocks, Tensor
 from .wire import (
     FIXED32,
     FIXED64,
@@ -37,6 +38,7 @@ EXPANSION_LIMIT = 256 << 20
 
 _MAX_RANK = 32  # numpy 1's own limit
 _MIN_BLOCK = 1 << 14  # bytes; below it joining pieces costs more than one more copy
+_ZEROS = memoryview(bytes(1 << 16))
 _LITTLE = sys.byteorder == "little"
 
 
@@ -92,7 +94,7 @@ def _bfloat16() -> np.dtype | None:
 
 
 def encode_tensor(
-    array: np.ndarray, *, typed: bool = False, strings_in_content: bool = False
+    array: Tensor, *, typed: bool = False, strings_in_content: bool = False
 ) -> tuple[list[Buffer], int]:
     """A TensorProto as pieces to join, and their length in all.
 
@@ -100,6 +102,7 @@ def encode_tensor(
 
     Args:
         array: any shape and strides; object and string arrays hold bytes or str.
+            ``RowBlocks`` are sent from their pieces (never in typed fields).
         typed: use the dtype's own field, as the server does by default.
         strings_in_content: strings go to ``tensor_content``, as the server's
             ``--enable_serialization_as_tensor_content`` does.
@@ -107,6 +110,8 @@ def encode_tensor(
     Raises:
         InvalidRequest: a dtype that has no place in a TensorProto.
     """
+    if isinstance(array, RowBlocks) and not typed and array.dtype.isbuiltin == 1:
+        return _encode_blocks(array)
     array = np.asarray(array)
     dtype = _dtype_of(array)
     head = b"\x08" + varint(dtype.number) + block(2, _encode_shape(array.shape))
@@ -128,6 +133,22 @@ def encode_tensor(
         return [head], len(head)
     size = sum(len(piece) for piece in body)
     head += tag(field, LENGTH) + varint(size)
+    return [head, *body], len(head) + size
+
+
+def _encode_blocks(blocks: RowBlocks) -> tuple[list[Buffer], int]:
+    """A TensorProto of pieces and zeros: still one copy, onto the wire."""
+    dtype = BY_NAME[blocks.dtype.name]
+    body: list[Buffer] = []
+    for piece in blocks.pieces():
+        if isinstance(piece, int):
+            body += [_ZEROS] * (piece // len(_ZEROS)) + [_ZEROS[: piece % len(_ZEROS)]]
+        elif piece.size:
+            body += _contiguous_pieces(_carried(piece, dtype))
+    size = blocks.nbytes
+    head = b"\x08" + varint(dtype.number) + block(2, _encode_shape(blocks.shape))
+    if size:
+        head += tag(4, LENGTH) + varint(size)
     return [head, *body], len(head) + size
 
 

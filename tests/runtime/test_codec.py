@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from optserve.runtime import codec
 from optserve.runtime.errors import InvalidRequest, MalformedMessage, MalformedReply
+from optserve.runtime.transport import RowBlocks
 
 tf = pytest.importorskip("tensorflow")
 predict_pb2 = pytest.importorskip("tensorflow_serving.apis.predict_pb2")
@@ -254,6 +255,22 @@ def test_non_contiguous_arrays_are_sent_as_they_look() -> None:
     theirs = predict_pb2.PredictRequest.FromString(data)
     for name, array in inputs.items():
         np.testing.assert_array_equal(official(theirs.inputs[name]), array)
+
+
+def test_a_cache_in_pieces() -> None:
+    a = RNG.standard_normal((5, 3, 2, 8)).astype(np.float32)
+    b = RNG.standard_normal((9, 3, 2, 8)).astype(np.float32)
+    cases = {
+        "ragged": RowBlocks(((a, b[2:4]), (b[::-1],)), 12),
+        "full": RowBlocks(((a,),), 5),
+        "padded": RowBlocks(((a,),), 2000),
+        "bare": RowBlocks(((a[:0],), (a[:0],)), 4),
+        "no_slots": RowBlocks(((a[:0],),), 0),
+    }
+    data = codec.encode_predict_request(codec.ModelSpec("m"), cases)
+    theirs = predict_pb2.PredictRequest.FromString(data)
+    for name, blocks in cases.items():
+        same(np.asarray(blocks), official(theirs.inputs[name]))
 
 
 def test_strings_from_text_and_fixed_width_arrays() -> None:
