@@ -11,6 +11,7 @@ import grpc
 
 from ..errors import OptserveError
 from .address import Address
+from .loading import load
 from .manager import ModelManager
 from .options import (
     BatchingParameters,
@@ -19,6 +20,7 @@ from .options import (
     TlsOptions,
     VersionPolicy,
 )
+from .predict import run_directly
 from .servable import Servable
 from .services import Services
 
@@ -72,18 +74,16 @@ class EmbeddedServer:
             models = {name: ModelOptions(os.fspath(base_path), policy)}
         assert models is not None
         options = session or SessionOptions()
+        run = run_directly
 
-        def load(folder: Path, _version: int, _model: str) -> Servable:
-            return Servable(str(folder), options)
-
-        def run(servable, signature, inputs, outputs):
-            return servable.run(signature, inputs, outputs)
+        def load_version(folder: Path) -> Servable:
+            return load(folder, options, run)
 
         address = Address(host, port, socket)
         address.check()
-        self.manager = ModelManager(models, load, poll_seconds=poll_seconds)
-        self.manager.start()
+        self.manager = ModelManager(models, load_version, poll_seconds=poll_seconds)
         try:
+            self.manager.start(wait=wait_for_model)
             self._require_models()
             services = Services(self.manager, run, tensor_content=tensor_content)
             self._server = grpc.server(

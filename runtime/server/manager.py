@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -25,8 +26,8 @@ from .versions import State, Version, fingerprint, folders
 
 log = logging.getLogger("optserve.server")
 
-Loader = Callable[[Path, int, str], Servable]
-"""(version folder, version, model name) -> a servable that is warm."""
+Loader = Callable[[Path], Servable]
+"""Version folder to a servable that is warm; raises ``ServingError``."""
 
 
 class ModelManager:
@@ -46,9 +47,16 @@ class ModelManager:
             target=self._poll, name="optserve-versions", daemon=True
         )
 
-    def start(self) -> None:
-        """Load what is there now, then go on looking in the background."""
+    def start(self, *, wait: bool) -> None:
+        """Load what is there now, then go on looking in the background.
+
+        Args:
+            wait: look again until every model has a version that serves.
+        """
         self.refresh()
+        while wait and not all(self.available(name) for name in self._options):
+            time.sleep(self._poll_seconds)
+            self.refresh()
         self._labels = {n: o.labels for n, o in self._options.items() if o.labels}
         self._poller.start()
 
@@ -148,6 +156,11 @@ class ModelManager:
             return str(errors[0])
         if not Path(base_path).is_dir():
             return f"there is no folder {base_path}"
+        if (Path(base_path) / "saved_model.pb").exists():
+            return (
+                f"{base_path} is a SavedModel itself: give the folder above it, whose "
+                "folders are versions named by numbers"
+            )
         return (
             f"{base_path} has no version to serve: expected folders named by "
             "numbers (1, 2, …) with a saved_model.pb in each"
@@ -193,7 +206,7 @@ class ModelManager:
         version = Version(number, State.LOADING, fingerprint=mark)
         self._versions[name] = {**known, number: version}
         try:
-            version.servable = self._load(folder, number, name)
+            version.servable = self._load(folder)
         except ServingError as error:
             version.error = error
             version.state = State.END

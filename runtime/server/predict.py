@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from ..codec.predict import PredictRequest
 from .servable import Servable, Signature
 from .status import failed_precondition, internal, invalid_argument
 
@@ -17,6 +18,32 @@ Runner = Callable[
 
 _PREFIX = "tensorflow/serving/"
 _METHODS = tuple(_PREFIX + name for name in ("predict", "classify", "regress"))
+
+
+def predict(
+    servable: Servable, request: PredictRequest, run: Runner
+) -> tuple[str, dict[str, np.ndarray]]:
+    """The signature that ran and its outputs by alias.
+
+    Raises:
+        ServingError: the request doesn't fit the model, or an op of it refuses.
+    """
+    signature = find_signature(servable.signatures, request.model.signature)
+    check_input_names(signature, request.inputs)
+    aliases = choose_outputs(signature, request.outputs)
+    signature.check_dtypes(request.inputs)
+    arrays = run(servable, signature, request.inputs, aliases)
+    return signature.name, dict(zip(aliases, arrays, strict=True))
+
+
+def run_directly(
+    servable: Servable,
+    signature: Signature,
+    inputs: Mapping[str, np.ndarray],
+    outputs: Sequence[str],
+) -> list[np.ndarray]:
+    """Run one request by itself."""
+    return servable.run(signature, inputs, outputs)
 
 
 def find_signature(signatures: Mapping[str, Signature], name: str) -> Signature:

@@ -17,6 +17,7 @@ from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 
 from .options import SessionOptions
 from .status import ServingError, from_tensorflow, internal, invalid_argument
+from .xla import xla_signatures
 
 _TYPE_NAMES = {"float32": "float", "float64": "double", "float16": "half"}
 
@@ -67,7 +68,7 @@ class Servable:
         self._session = tf.compat.v1.Session(graph=graph, config=config)
         try:
             with graph.as_default():
-                self.meta_graph = tf.compat.v1.saved_model.loader.load(
+                meta_graph = tf.compat.v1.saved_model.loader.load(
                     self._session, [tf.saved_model.SERVING], path
                 )
         except Exception as error:
@@ -75,8 +76,11 @@ class Servable:
             raise _load_error(path, error) from error
         self.signatures = {
             name: Signature(name, proto)
-            for name, proto in self.meta_graph.signature_def.items()
+            for name, proto in meta_graph.signature_def.items()
         }
+        self._refused = (
+            set() if options.xla_cpu_compilation_enabled else xla_signatures(meta_graph)
+        )
 
     def run(
         self,
@@ -89,6 +93,8 @@ class Servable:
         Inputs' names and dtypes must have been checked. Raises ``ServingError`` with
         TensorFlow's own code and message if an op refuses.
         """
+        if signature.name in self._refused:
+            raise internal("XLA compilation disabled")
         run = self._callable(signature, tuple(outputs))
         try:
             return run(*(inputs[alias] for alias in signature.inputs))

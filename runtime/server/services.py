@@ -25,7 +25,7 @@ from ..codec.predict import (
 from ..errors import InvalidRequest, MalformedMessage
 from .config import models_from_config
 from .manager import ModelManager
-from .predict import Runner, check_input_names, choose_outputs, find_signature
+from .predict import Runner, predict
 from .status import ServingError, internal, invalid_argument, not_found
 from .versions import Version
 
@@ -79,15 +79,11 @@ class Services:
             version,
             servable,
         ):
-            signature = find_signature(servable.signatures, spec.signature)
-            check_input_names(signature, request.inputs)
-            aliases = choose_outputs(signature, request.outputs)
-            signature.check_dtypes(request.inputs)
-            arrays = self._run(servable, signature, request.inputs, aliases)
+            name, outputs = predict(servable, request, self._run)
             try:
                 return encode_predict_response(
-                    ModelSpec(spec.name, signature.name, version),
-                    dict(zip(aliases, arrays, strict=True)),
+                    ModelSpec(spec.name, name, version),
+                    outputs,
                     tensor_content=self._tensor_content,
                 )
             except InvalidRequest as error:

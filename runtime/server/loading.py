@@ -1,0 +1,126 @@
+"""Bringing a version up: check its files, load it, warm it up."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+from tensorflow_serving.apis import prediction_log_pb2
+
+from ...export.contract import Manifest
+from ..codec.predict import decode_predict_request
+from ..errors import MalformedMessage
+from .options import SessionOptions
+from .predict import Runner, predict
+from .servable import Servable
+from .status import ServingError, failed_precondition, invalid_argument
+
+log = logging.getLogger("optserve.server")
+
+MANIFEST = "assets.extra/optserve_manifest.json"
+WARMUP = "assets.extra/tf_serving_warmup_requests"
+_MAX_WARMUP_RECORDS = 1000
+
+
+def load(folder: Path, options: SessionOptions, run: Runner) -> Servable:
+    """The version in ``folder``, checked and warm.
+
+    Raises:
+        ServingError: tampered files, no SavedModel, or a warm-up request that fails.
+    """
+    verify_files(folder)
+    servable = Servable(str(folder), options)
+    try:
+        count = warm_up(servable, folder / WARMUP, run)
+    except ServingError:
+        servable.close()
+        raise
+    if count:
+        log.info("%s: %d warm-up requests replayed", folder, count)
+    return servable
+
+
+def verify_files(folder: Path) -> None:
+    """Compare the files with the digests in the manifest, if there is one.
+
+    Raises:
+        ServingError: FAILED_PRECONDITION names the file that is missing or changed.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return
+    try:
+        files = Manifest.from_json(path.read_bytes()).files
+    except (ValueError, OSError) as error:
+        raise failed_precondition(f"{path}: {error}") from None
+    for name, digest in files.items():
+        relative = PurePosixPath(name)
+        if relative.is_absolute() or ".." in relative.parts:
+            raise failed_precondition(f"{path} lists a file outside: {name}")
+        file = folder / relative
+        if not file.is_file():
+            raise failed_precondition(f"{file} is missing; export the model again")
+        if _sha256(file) != digest:
+            raise failed_precondition(
+                f"{file} is not the file that was exported (its sha256 differs from "
+                "the manifest's); copy or export the model again"
+            )
+
+
+def warm_up(servable: Servable, path: Path, run: Runner) -> int:
+    """Replay the Predict records of a warm-up file; returns how many there were.
+
+    Raises:
+        ServingError: not a TFRecord file of PredictionLog, over 1000 records, or a
+            request that the model refuses.
+    """
+    count = 0
+    for record in _records(path):
+        count += 1
+        if count > _MAX_WARMUP_RECORDS:
+            raise invalid_argument(
+                "Number of warmup records exceeds the maximum "
+                f"({_MAX_WARMUP_RECORDS}) at {path}"
+            )
+        try:
+            entry = prediction_log_pb2.PredictionLog.FromString(record)
+            if entry.WhichOneof("log_type") != "predict_log":
+                continue
+            request = decode_predict_request(
+                entry.predict_log.request.SerializeToString()
+            )
+        except (DecodeError, MalformedMessage) as error:
+            raise invalid_argument(
+                f"Failed to parse warmup record {count} of {path}: {error}"
+            ) from None
+        try:
+            predict(servable, request, run)
+        except ServingError as error:
+            raise ServingError(
+                error.code, f"warm-up record {count} of {path}: {error.details}"
+            ) from None
+    return count
+
+
+def _records(path: Path) -> Iterator[bytes]:
+    if not path.is_file():
+        return
+    try:
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            yield bytes(record)
+    except tf.errors.DataLossError as error:
+        raise invalid_argument(
+            f"{path} is not in TFRecord format: {error.message}"
+        ) from None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,92 @@
+"""Warm-up files are replayed before a version serves; XLA can be refused."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from optserve.runtime.errors import OptserveError
+from optserve.runtime.server import EmbeddedServer, SessionOptions
+from tensorflow_serving.apis import prediction_log_pb2
+
+from . import toy_models
+from .calls import Caller, refused, serving
+
+
+@pytest.fixture(scope="module")
+def counter(tmp_path_factory):
+    return toy_models.save_counter(tmp_path_factory.mktemp("counter") / "1")
+
+
+@pytest.fixture
+def folder(tmp_path, counter):
+    copied = tmp_path / "m" / "1"
+    shutil.copytree(counter, copied)
+    (copied / "assets.extra").mkdir()
+    return copied
+
+
+def record(signature: str, **inputs) -> bytes:
+    log = prediction_log_pb2.PredictionLog()
+    with Caller("127.0.0.1:1", "whatever") as caller:
+        request = caller.request(signature, **inputs)
+    log.predict_log.request.CopyFrom(request)
+    return log.SerializeToString()
+
+
+def write(folder, records) -> None:
+    path = folder / "assets.extra" / "tf_serving_warmup_requests"
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for data in records:
+            writer.write(data)
+
+
+def test_every_record_runs_before_the_port_opens(folder):
+    write(folder, [record("add", n=np.int32([amount])) for amount in (1, 20, 300)])
+    with (
+        EmbeddedServer(folder.parent) as server,
+        Caller(server.target, "opt") as caller,
+    ):
+        assert caller.predict("add", n=np.int32([4000]))["total"].tolist() == [4321]
+
+
+@pytest.mark.parametrize(
+    ("records", "words"),
+    [
+        ([b"\xff\xff"], "Failed to parse warmup record 1"),
+        ([record("nosig")], 'warm-up record 1 .* key "nosig" not found'),
+        ([b""] * 1001, r"exceeds the maximum \(1000\)"),
+    ],
+)
+def test_bad_warm_up_files_keep_a_version_from_serving(folder, records, words):
+    write(folder, records)
+    with pytest.raises(OptserveError, match=words):
+        EmbeddedServer(folder.parent)
+
+
+def test_a_file_that_is_no_tfrecord(folder):
+    path = folder / "assets.extra" / "tf_serving_warmup_requests"
+    path.write_bytes(b"these are no records at all")
+    with pytest.raises(OptserveError, match="not in TFRecord format"):
+        EmbeddedServer(folder.parent)
+
+
+def test_xla_signatures_are_refused_when_it_is_off(tmp_path):
+    @tf.function(input_signature=toy_models.ROWS, jit_compile=True)
+    def compiled(x):
+        return {"y": 2 * x}
+
+    @tf.function(input_signature=toy_models.ROWS)
+    def plain(x):
+        return {"y": 2 * x}
+
+    toy_models.save(tmp_path / "1", compiled=compiled, plain=plain)
+    off = SessionOptions(xla_cpu_compilation_enabled=False)
+    with serving(tmp_path, session=off) as caller:
+        assert caller.predict("plain", x=[[1.0]])["y"].tolist() == [[2.0]]
+        with refused("INTERNAL", "XLA compilation disabled"):
+            caller.predict("compiled", x=[[1.0]])
+    with serving(tmp_path) as caller:
+        assert caller.predict("compiled", x=[[1.0]])["y"].tolist() == [[2.0]]
