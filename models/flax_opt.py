@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .config import POSITION_OFFSET, OPTConfig
 from .weights import PackedWeight
@@ -140,15 +141,27 @@ def attend(config: OPTConfig, q, keys, values, bias, *, head_mask=None, rng=None
     """Softmax attention: context [B,H,S,D] and probabilities [B,H,S,T].
 
     ``bias`` [B,1,S,T] float32 or None is added to the scores; ``head_mask`` [H]
-    scales the probabilities.
+    scales the probabilities. ``keys`` and ``values`` may be tuples of parts [B,H,Tᵢ,D]:
+    joining them would copy a whole cache at each step, joining scores does not.
     """
-    scores = jnp.einsum("bhsd,bhtd->bhst", q, keys, preferred_element_type=jnp.float32)
+
+    def score(k):
+        return jnp.einsum("bhsd,bhtd->bhst", q, k, preferred_element_type=jnp.float32)
+
+    if isinstance(keys, tuple):
+        scores = jnp.concatenate([score(k) for k in keys], -1)
+    else:
+        scores = score(keys)
     if bias is not None:
         scores += bias
     probs = jax.nn.softmax(scores).astype(q.dtype)
     if head_mask is not None:
         probs *= head_mask.astype(q.dtype)[:, None, None]
     kept = dropout(probs, config.attention_dropout, rng, 0)
+    if isinstance(values, tuple):
+        ends = np.cumsum([v.shape[2] for v in values])[:-1]
+        parts = zip(jnp.split(kept, ends, -1), values, strict=True)
+        return sum(jnp.einsum("bhst,bhtd->bhsd", p, v) for p, v in parts), probs
     return jnp.einsum("bhst,bhtd->bhsd", kept, values), probs
 
 

@@ -141,15 +141,23 @@ def attend(config: OPTConfig, q, keys, values, bias, *, head_mask=None, rng=None
     """Softmax attention: context [B,H,S,D] and probabilities [B,H,S,T].
 
     ``bias`` [B,1,S,T] float32 or None is added to the scores; ``head_mask`` [H]
-    scales the probabilities.
+    scales the probabilities. ``keys`` and ``values`` may be tuples of parts [B,H,Tᵢ,D]:
+    joining them would copy a whole cache at each step, joining scores does not.
     """
-    scores = tf.cast(tf.matmul(q, keys, transpose_b=True), tf.float32)
+    if isinstance(keys, tuple):
+        scores = tf.concat([tf.matmul(q, k, transpose_b=True) for k in keys], -1)
+    else:
+        scores = tf.matmul(q, keys, transpose_b=True)
+    scores = tf.cast(scores, tf.float32)
     if bias is not None:
         scores += bias
     probs = tf.cast(tf.nn.softmax(scores), q.dtype)
     if head_mask is not None:
         probs *= tf.cast(head_mask, q.dtype)[:, None, None]
     kept = dropout(probs, config.attention_dropout, rng, 0)
+    if isinstance(values, tuple):
+        parts = tf.split(kept, [shape(v)[2] for v in values], -1)
+        return tf.add_n([tf.matmul(p, v) for p, v in zip(parts, values)]), probs
     return tf.matmul(kept, values), probs
 
 
