@@ -36,3 +36,9 @@ class UnsupportedFile(CheckpointError, ValueError):
 
 class HubError(CheckpointError, OSError):
     """The hub refused the request, or could not be reached."""
+
+
+def quoted(text: object) -> str:
+    """A name from a file, for a message: printable and short, whatever it holds."""
+    shown = ascii(text if isinstance(text, str) else type(text).__name__)
+    return shown if len(shown) <= 90 else f"{shown[:80]}…{shown[-1]}"

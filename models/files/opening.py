@@ -13,9 +13,11 @@ from .mapped import Tensor
 from .names import canonical_tensors
 from .safetensors_format import read_safetensors
 from .shards import read_index
+from .torch_format import read_torch
 
 READERS: dict[str, tuple[str, Callable[[Path], list[Tensor]]]] = {
     "safetensors": ("model.safetensors", read_safetensors),
+    "bin": ("pytorch_model.bin", read_torch),
 }
 FORMATS = tuple(READERS)
 """The formats that can be read, most preferred first."""
