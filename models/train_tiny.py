@@ -150,7 +150,7 @@ def train(corpus: Path, out: Path, minutes: float, steps: int, batch: int) -> fl
     """
     import tensorflow as tf
 
-    from .tf_opt import TFOPTForCausalLM
+    from .tf_classes import TFOPTForCausalLM
 
     tf.keras.utils.set_random_seed(1)
     training_text, held_out = split(corpus.read_text(encoding="utf-8"))

@@ -1,0 +1,71 @@
+"""What ``from_pretrained`` of all four classes has in common: configuration, files, and
+whether the weights in them fit."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from .config import HUB_OPTIONS, OPTConfig
+from .files import Weights, open_weights, resolve
+from .weights import check_weights, weight_shapes
+
+_FORMAT_HINTS = ("from_pt", "from_tf", "from_flax", "use_safetensors", "framework")
+"""Options of the reference that say what this package finds out by itself."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A checkpoint, opened: ``usable`` names the weights that fit ``config``."""
+
+    config: OPTConfig
+    weights: Weights
+    usable: frozenset[str]
+
+    @classmethod
+    def open(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        head: bool,
+        config: OPTConfig | None = None,
+        ignore_mismatched_sizes: bool = False,
+        format: str | None = None,
+        **options: Any,
+    ) -> Pretrained:
+        """Open a directory or hub id; no weight is read yet.
+
+        ``options`` are those of :func:`.files.resolve` and fields of the configuration
+        to change. Raises :class:`.files.CheckpointError` for files that cannot be
+        read, :class:`.weights.WeightsError` for weights that do not fit.
+        """
+        for hint in _FORMAT_HINTS:
+            options.pop(hint, None)
+        hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
+        directory = resolve(name_or_path, format=format, **hub)
+        if config is None:
+            config = OPTConfig.from_pretrained(directory)
+        if unknown := sorted(set(options) - config.to_dict().keys()):
+            raise TypeError(
+                f"from_pretrained got {unknown[0]!r}, which is neither an option nor a "
+                "field of the configuration"
+            )
+        if options:
+            config = OPTConfig.from_dict(config.to_dict() | options)
+        weights = open_weights(directory, format=format)
+        wanted = weight_shapes(config, head=head)
+        usable = check_weights(
+            wanted,
+            {name: weights.shape(name) for name in weights},
+            source=weights.source,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+        )
+        if replaced := sorted(wanted.keys() - usable):
+            warnings.warn(
+                "these weights have other sizes in the checkpoint and start random: "
+                + ", ".join(replaced),
+                stacklevel=4,
+            )
+        return cls(config, weights, frozenset(usable))
