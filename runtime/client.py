@@ -1,0 +1,212 @@
+"""The blocking client.
+
+with Client("127.0.0.1:8500", model="opt") as client:
+    for piece in client.stream("Good morrow", max_new_tokens=64):
+        print(piece.text, end="", flush=True)
+    first, second = client.generate(["Once", [2, 713, 16]], max_new_tokens=32)
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..export.contract import Manifest
+from ..models.tokenizer import Tokenizer
+from .connect import Target, open_tokenizer, open_transport
+from .core import open_core
+from .decode import Work
+from .driver import drive, run
+from .errors import Cancelled, OptserveError
+from .options import OptionKeywords, Options, Prompt
+from .results import Generation, Piece, Score
+from .row import Row
+from .transport import Transport
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class Client:
+    """Drives one served model. Safe to use from several threads.
+
+    Args:
+        target: an address (``HOST:PORT``, ``unix:PATH``, ``dns:///…``), a list of them,
+            an export's folder (in this process, needs ``optserve[serve]``) or a
+            ``.tflite`` file or the folder that holds it (``optserve[edge]``).
+        model: the model's name on the server.
+        tokenizer: a tokenizer, or its directory; by default the export's own.
+        max_rows: most rows of one call; by default what the export was made for.
+        connect_timeout: seconds for learning what is served.
+        transport: a transport of your own instead of what ``target`` means.
+        options: the transport's options (``grpc_transport``, ``local_transport``).
+
+    Raises:
+        IncompatibleModel: the served model was not exported by this project, or by
+            another version of it.
+        Unavailable, DeadlineExceeded: nobody answered in time.
+    """
+
+    def __init__(
+        self,
+        target: Target = (),
+        *,
+        model: str = "opt",
+        tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
+        max_rows: int | None = None,
+        connect_timeout: float | None = 30.0,
+        transport: Transport | None = None,
+        **options: Any,
+    ) -> None:
+        given = open_tokenizer(tokenizer)
+        self._transport = transport or open_transport(target, model, options)
+        self._closed = False
+        deadline = (
+            None if connect_timeout is None else time.monotonic() + connect_timeout
+        )
+        try:
+            self._core = run(open_core(given, max_rows, deadline), self._transport)
+        except BaseException:
+            self._transport.close()
+            raise
+
+    def generate(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        max_new_tokens: int,
+        **options: Unpack[OptionKeywords],
+    ) -> list[Generation]:
+        """Continue each prompt; ``Options`` tells the keywords.
+
+        Args:
+            prompts: texts, or lists of token ids taken as they are.
+
+        Returns:
+            One ``Generation`` per prompt, in order.
+        """
+        wanted = Options(max_new_tokens=max_new_tokens, **options)
+        return self._run(self._core.generate(prompts, wanted))
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int,
+        **options: Unpack[OptionKeywords],
+    ) -> Stream:
+        """Continue one prompt and give its text as it comes."""
+        wanted = Options(max_new_tokens=max_new_tokens, **options)
+        work, row = self._core.stream(prompt, wanted)
+        self._check_open()
+        return Stream(work, row, self._transport)
+
+    def generate_many(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        max_new_tokens: int,
+        **options: Unpack[OptionKeywords],
+    ) -> Iterator[Generation]:
+        """Continue any number of prompts; gives each result when it is there.
+
+        ``prompts`` is read as rows become free, so it may be endless, and results come
+        in the order of their end: ``index`` says which prompt one belongs to. A
+        ``timeout`` counts from a prompt's reading.
+        """
+        wanted = Options(max_new_tokens=max_new_tokens, **options)
+        self._check_open()
+        if wanted.beams or wanted.samples > 1 or wanted.echo:
+            for i, prompt in enumerate(prompts):
+                (result,) = self._run(self._core.generate([prompt], wanted))
+                yield replace(result, index=i)
+            return
+        work, rows = self._core.many(prompts, wanted)
+        for piece in drive(work, self._transport):
+            if piece.finish_reason is not None:
+                yield rows.pop(piece.index).generation()
+
+    def score(
+        self, texts: Iterable[Prompt], *, timeout: float | None = None
+    ) -> list[Score]:
+        """How likely the model finds each text (``Score.perplexity``)."""
+        return self._run(self._core.score(texts, timeout))
+
+    def embed(
+        self, texts: Iterable[Prompt], *, timeout: float | None = None
+    ) -> list[np.ndarray]:
+        """The last hidden states of each text, ``[tokens, E]`` float32."""
+        return self._run(self._core.embed(texts, timeout))
+
+    def describe(self) -> Manifest:
+        """What the served model says of itself."""
+        return self._core.catalog.current.manifest
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer in use, None where there is none."""
+        return self._core.tokenizer
+
+    def close(self) -> None:
+        """Release the connections; further calls raise ``Cancelled``."""
+        if not self._closed:
+            self._closed = True
+            self._transport.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _run(self, work: Work[Any]) -> Any:
+        self._check_open()
+        return run(work, self._transport)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Cancelled("this client is closed: make another one")
+
+
+class Stream:
+    """An iterator of ``Piece``; also the handle that ends it early."""
+
+    def __init__(self, work: Work[None], row: Row, transport: Transport) -> None:
+        self._row = row
+        self._pieces = drive(work, transport)
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self
+
+    def __next__(self) -> Piece:
+        return next(self._pieces)
+
+    def cancel(self) -> None:
+        """End it after the call that runs now; safe from another thread."""
+        self._row.cancel()
+
+    def close(self) -> None:
+        """Drop it; the same thread only."""
+        self._pieces.close()
+
+    @property
+    def generation(self) -> Generation:
+        """The whole result.
+
+        Raises:
+            OptserveError: the stream has not ended.
+        """
+        if self._row.finish_reason is None:
+            raise OptserveError("the stream has not ended: read it to its end first")
+        return self._row.generation()

@@ -1,0 +1,110 @@
+"""From a target to a transport: an address, several, or a path of this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..models.tokenizer import Tokenizer, TokenizerError
+from .errors import InvalidRequest
+from .transport import AsyncTransport, Transport
+
+_SCHEMES = ("unix:", "dns:", "ipv4:", "ipv6:", "xds:")
+
+Target = str | os.PathLike[str] | Sequence[str]
+
+
+def open_transport(target: Target, model: str, options: dict[str, Any]) -> Transport:
+    """A blocking transport for ``target``; ``options`` are the transport's own."""
+    if (path := _path(target)) is None:
+        from .grpc_transport import GrpcTransport
+
+        return GrpcTransport(_addresses(target), model=model, **options)
+    if _is_tflite(path):
+        from .litert_transport import LiteRTTransport
+
+        return LiteRTTransport(path, **options)
+    from .local_transport import LocalTransport
+
+    return LocalTransport(path, **options)
+
+
+def open_async_transport(
+    target: Target, model: str, options: dict[str, Any]
+) -> AsyncTransport:
+    """The same for asyncio; a model in this process runs in threads."""
+    if _path(target) is None:
+        from .grpc_transport import AsyncGrpcTransport
+
+        return AsyncGrpcTransport(_addresses(target), model=model, **options)
+    from .threads import InThreads
+
+    return InThreads(open_transport(target, model, options))
+
+
+def open_tokenizer(
+    source: Tokenizer | str | os.PathLike[str] | None,
+) -> Tokenizer | None:
+    """A tokenizer as given, or read from a directory or a ``tokenizer.json``."""
+    if source is None or isinstance(source, Tokenizer):
+        return source
+    path = Path(source)
+    try:
+        if path.is_file():
+            return Tokenizer.from_json(path.read_bytes())
+        return Tokenizer.from_directory(path)
+    except TokenizerError as error:
+        raise InvalidRequest(str(error)) from None
+
+
+def _path(target: Target) -> Path | None:
+    """The path that a target is, None for addresses."""
+    if isinstance(target, os.PathLike):
+        path = Path(target)
+    elif not isinstance(target, str) or target.startswith(_SCHEMES):
+        return None
+    else:
+        path = Path(target)
+        looks_like_one = os.sep in target or target.endswith(".tflite")
+        if not path.exists() and not looks_like_one:
+            return None
+    if not path.exists():
+        raise InvalidRequest(
+            f"no such file or folder: {path}; a target is HOST:PORT, unix:PATH, an "
+            "export's folder or a .tflite file"
+        )
+    return path
+
+
+def _is_tflite(path: Path) -> bool:
+    if path.is_file():
+        if path.suffix != ".tflite":
+            raise InvalidRequest(
+                f"{path} is a file and no .tflite: give an export's folder"
+            )
+        return True
+    if any(path.glob("*.tflite")):
+        return True
+    versions = [p for p in path.iterdir() if p.name.isdigit() and p.is_dir()]
+    newest = max(versions, key=lambda p: int(p.name), default=None)
+    return (
+        newest is not None
+        and not (newest / "saved_model.pb").is_file()
+        and any(newest.glob("*.tflite"))
+    )
+
+
+def _addresses(target: Target) -> list[str]:
+    several = [target] if isinstance(target, str | os.PathLike) else target
+    addresses = [str(address) for address in several]
+    for address in addresses:
+        if ":" not in address:
+            raise InvalidRequest(
+                f"{address!r} is no address and no folder: expected HOST:PORT, "
+                "unix:PATH or an export's folder"
+            )
+    if not addresses:
+        raise InvalidRequest("expected an address, got an empty list")
+    return addresses

@@ -1,0 +1,176 @@
+"""What a caller may ask for, as small frozen objects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypedDict
+
+import numpy as np
+
+from .errors import InvalidRequest
+from .sampling import GREEDY, Sampling
+
+LogitsProcessor = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""``(tokens [n] of prompt and continuation, logits [V] float32) -> logits [V]``."""
+
+Prompt = str | Sequence[int]
+"""Text, or token ids taken as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beams:
+    """Beam search: ``width`` sequences are followed, ``returned`` given back.
+
+    A finished sequence scores its summed log-probability divided by (new tokens) **
+    ``length_penalty``. ``early_stopping`` True ends at ``width`` finished sequences,
+    False when the best running one can't win at its present length, "never" when it
+    can't win at any length.
+    """
+
+    width: int = 4
+    returned: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise InvalidRequest(f"a beam search's width must be 1+, got {self.width}")
+        if not 1 <= self.returned <= self.width:
+            raise InvalidRequest(
+                f"returned must be 1 to width ({self.width}), got {self.returned}"
+            )
+        if not math.isfinite(self.length_penalty):
+            raise InvalidRequest(
+                f"length_penalty must be finite, got {self.length_penalty}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constraints:
+    """Rules on which tokens may come.
+
+    ``no_repeat_ngram`` n forbids any n tokens in a row to come twice, the prompt
+    included (0 is off). ``bad_words`` are texts or id sequences never produced.
+    ``forced`` maps the number of new tokens so far to the token that must come next.
+    ``min_new_tokens`` keeps stop tokens away until then. ``logit_bias`` is added to the
+    ids' logits; −inf forbids.
+    """
+
+    no_repeat_ngram: int = 0
+    bad_words: Sequence[Prompt] = ()
+    forced: Mapping[int, int] = field(default_factory=dict)
+    min_new_tokens: int = 0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.no_repeat_ngram < 0:
+            raise InvalidRequest(
+                f"no_repeat_ngram must be 0 (off) or more, got {self.no_repeat_ngram}"
+            )
+        if self.min_new_tokens < 0:
+            raise InvalidRequest(
+                f"min_new_tokens must be 0 or more, got {self.min_new_tokens}"
+            )
+        if any(math.isnan(bias) for bias in self.logit_bias.values()):
+            raise InvalidRequest("logit_bias must hold numbers, got NaN")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """All options of one request; what ``Client.generate`` takes as keywords.
+
+    Attributes:
+        max_new_tokens: where to end at the latest.
+        sampling: how tokens are chosen; None is greedy.
+        beams: beam search instead.
+        stop: strings that end the text (they are cut off).
+        stop_token_ids: ids that end it; None means the model's end token, () none.
+        constraints: rules on which tokens may come.
+        processors: further functions on the logits, after the constraints.
+        samples: how many continuations to draw; the likeliest comes first.
+        top_logprobs: how many likeliest tokens of each step to report.
+        echo: whether to report the prompt's log-probabilities as well.
+        truncate: "left" drops the oldest tokens of a prompt that is too long;
+            None makes it an error.
+        timeout: seconds for the whole of it; None waits for ever.
+    """
+
+    max_new_tokens: int
+    sampling: Sampling | None = None
+    beams: Beams | None = None
+    stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] | None = None
+    constraints: Constraints | None = None
+    processors: Sequence[LogitsProcessor] = ()
+    samples: int = 1
+    top_logprobs: int = 0
+    echo: bool = False
+    truncate: Literal["left"] | None = None
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InvalidRequest(
+                f"max_new_tokens must be 1 or more, got {self.max_new_tokens}"
+            )
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        if any(not isinstance(s, str) or not s for s in self.stop):
+            raise InvalidRequest("stop must be strings that aren't empty")
+        if self.samples < 1:
+            raise InvalidRequest(f"samples must be 1 or more, got {self.samples}")
+        if self.samples > 1 and (self.beams or self.chosen.greedy):
+            raise InvalidRequest(
+                "several samples need sampling with a temperature above 0: "
+                "greedy and beam search would repeat themselves"
+            )
+        if self.beams and self.sampling and not self.sampling.greedy:
+            raise InvalidRequest(
+                "beam search takes no temperature: give one of the two"
+            )
+        if self.top_logprobs < 0:
+            raise InvalidRequest(
+                f"top_logprobs must be 0 or more, got {self.top_logprobs}"
+            )
+        if self.truncate not in (None, "left"):
+            raise InvalidRequest(
+                f"truncate must be None or 'left', got {self.truncate!r}"
+            )
+        if self.timeout is not None and not self.timeout > 0:
+            raise InvalidRequest(f"timeout must be above 0, got {self.timeout}")
+
+    @property
+    def chosen(self) -> Sampling:
+        """The sampling, greedy by default."""
+        return self.sampling or GREEDY
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the client must choose the tokens itself."""
+        return bool(
+            self.processors
+            or self.top_logprobs
+            or self.beams
+            or (self.constraints and self.constraints != Constraints())
+        )
+
+
+class OptionKeywords(TypedDict, total=False):
+    """The keywords of ``generate`` and ``stream`` besides ``max_new_tokens``.
+
+    They are ``Options``' attributes, which see.
+    """
+
+    sampling: Sampling | None
+    beams: Beams | None
+    stop: Sequence[str]
+    stop_token_ids: Sequence[int] | None
+    constraints: Constraints | None
+    processors: Sequence[LogitsProcessor]
+    samples: int
+    top_logprobs: int
+    echo: bool
+    truncate: Literal["left"] | None
+    timeout: float | None

@@ -1,0 +1,101 @@
+"""Log-probabilities and hidden states of given texts: one call for several rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from .decode import Ask, Work, asked
+from .errors import InvalidRequest, MalformedReply
+from .model import MESSAGE_LIMIT, Catalog, ServedModel
+from .results import Score
+from .transport import Call, Reply
+
+
+def score(
+    prompts: Sequence[Sequence[int]],
+    catalog: Catalog,
+    capacity: int,
+    deadline: float | None,
+) -> Work[list[Score]]:
+    """Each token's log-probability given those before it; NaN for the first."""
+    rows = yield from _run("score", "logprobs", prompts, catalog, capacity, deadline)
+    scores = []
+    for ids, values in zip(prompts, rows, strict=True):
+        logprobs = values.astype(np.float64)
+        logprobs[0] = np.nan
+        scores.append(Score(list(ids), [float(x) for x in logprobs]))
+    return scores
+
+
+def embed(
+    prompts: Sequence[Sequence[int]],
+    catalog: Catalog,
+    capacity: int,
+    deadline: float | None,
+) -> Work[list[np.ndarray]]:
+    """The last hidden states ``[tokens, E]`` of each prompt, float32."""
+    output = "last_hidden_state"
+    return (yield from _run("embed", output, prompts, catalog, capacity, deadline))
+
+
+def _run(
+    signature: str,
+    output: str,
+    prompts: Sequence[Sequence[int]],
+    catalog: Catalog,
+    capacity: int,
+    deadline: float | None,
+) -> Work[list[np.ndarray]]:
+    model = catalog.current
+    model.require(signature, f"{signature}()")
+    found: dict[int, np.ndarray] = {}
+    for chosen in _groups(prompts, model, capacity):
+        rows = [prompts[i] for i in chosen]
+        size = model.prompt_size(max(map(len, rows)))
+        count = model.batch_size(len(rows))
+        ids = np.full((count, size), model.manifest.pad_token_id, np.int32)
+        lengths = np.ones(count, np.int32)
+        for b, row in enumerate(rows):
+            ids[b, : len(row)] = row
+            lengths[b] = len(row)
+        inputs = {"input_ids": ids, "input_length": lengths}
+        reply: Reply = yield Ask(Call(signature, inputs, (output,)), deadline)
+        if reply.version not in catalog.versions:
+            yield from asked(catalog.learn(reply.version), deadline)
+        array = reply.outputs.get(output)
+        if array is None or array.shape[:2] != (count, size):
+            raise MalformedReply(
+                f"output {output!r} must begin with shape {(count, size)}, the model "
+                f"returned {'nothing' if array is None else array.shape}"
+            )
+        for b, i in enumerate(chosen):
+            found[i] = np.array(array[b, : len(prompts[i])])
+    return [found[i] for i in range(len(prompts))]
+
+
+def _groups(
+    prompts: Sequence[Sequence[int]], model: ServedModel, capacity: int
+) -> Iterator[list[int]]:
+    """Indices of prompts of like length, so that padding wastes little."""
+    hidden = int(model.manifest.config["hidden_size"])
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    group: list[int] = []
+    for i in order:
+        size = model.prompt_size(len(prompts[i]))
+        row_bytes = 4 * size * hidden
+        if row_bytes > MESSAGE_LIMIT:
+            raise InvalidRequest(
+                f"the reply for {size} tokens would have {row_bytes} bytes, more than "
+                "one message may have (2 GiB): use shorter texts"
+            )
+        fits = min(capacity, MESSAGE_LIMIT // row_bytes)
+        if group and (
+            len(group) >= fits or model.prompt_size(len(prompts[group[0]])) != size
+        ):
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group

@@ -1,0 +1,241 @@
+"""The graph contract over a tiny OPT in numpy: independent of every exporter.
+
+Written from the published architecture (https://arxiv.org/abs/2205.01068) for tests.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from optserve.export.contract import Manifest, generate_name, signature, tokens_per_call
+from optserve.models.files import open_weights
+from optserve.runtime.errors import ServerError, VersionGone
+from optserve.runtime.sampling import Sampling, choose, log_softmax
+from optserve.runtime.transport import Call, Reply
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+
+
+def _norm(x, w, name):
+    mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    y = (x - mean) / np.sqrt(var + 1e-5)
+    return y * w[name + ".weight"] + w[name + ".bias"] if name + ".weight" in w else y
+
+
+def _linear(x, w, name):
+    y = x @ w[name + ".weight"].T
+    return y + w[name + ".bias"] if name + ".bias" in w else y
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float32])
+
+
+class NumpyOPT:
+    """One row at a time, cache ``[C, L, 2, H, D]``."""
+
+    def __init__(self, directory: Path) -> None:
+        self.config = json.loads((directory / "config.json").read_text())
+        self.weights = {k: np.array(v) for k, v in open_weights(directory).items()}
+
+    def hidden(self, ids: np.ndarray, cache: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Last hidden states ``[S, E]`` and the new cache rows."""
+        c, w = self.config, self.weights
+        heads, size = c["num_attention_heads"], c["hidden_size"]
+        past, count = len(cache), len(ids)
+        x = w["decoder.embed_tokens.weight"][ids]
+        if "decoder.project_in.weight" in w:
+            x = _linear(x, w, "decoder.project_in")
+        x = x + w["decoder.embed_positions.weight"][np.arange(past, past + count) + 2]
+        new = np.zeros((count, *cache.shape[1:]), np.float32)
+        before = c["do_layer_norm_before"]
+        mask = np.arange(past + count)[None] <= past + np.arange(count)[:, None]
+        for i in range(c["num_hidden_layers"]):
+            p = f"decoder.layers.{i}."
+            y = _norm(x, w, p + "self_attn_layer_norm") if before else x
+            q, k, v = (
+                _linear(y, w, f"{p}self_attn.{n}_proj").reshape(count, heads, -1)
+                for n in "qkv"
+            )
+            new[:, i, 0], new[:, i, 1] = k, v
+            k, v = (np.concatenate([cache[:, i, j], new[:, i, j]]) for j in (0, 1))
+            logits = np.einsum("shd,thd->hst", q, k) / np.sqrt(size // heads)
+            weights = np.exp(log_softmax(np.where(mask, logits, -np.inf)))
+            y = np.einsum("hst,thd->shd", weights, v).reshape(count, size)
+            x = x + _linear(y, w, p + "self_attn.out_proj")
+            x = x if before else _norm(x, w, p + "self_attn_layer_norm")
+            y = _norm(x, w, p + "final_layer_norm") if before else x
+            y = _linear(y, w, p + "fc1")
+            if c["activation_function"] == "relu":
+                y = np.maximum(y, 0)
+            else:
+                y = y * 0.5 * (1 + _erf(y / np.sqrt(2)))
+            x = x + _linear(y, w, p + "fc2")
+            x = x if before else _norm(x, w, p + "final_layer_norm")
+        if before and not c["_remove_final_layer_norm"]:
+            x = _norm(x, w, "decoder.final_layer_norm")
+        if "decoder.project_out.weight" in w:
+            x = _linear(x, w, "decoder.project_out")
+        return x, new
+
+    def logits(self, hidden: np.ndarray) -> np.ndarray:
+        head = self.weights.get("lm_head.weight")
+        if head is None:
+            head = self.weights["decoder.embed_tokens.weight"]
+        return (hidden @ head.T).astype(np.float32)
+
+
+class NumpyTransport:
+    """A transport whose server is ``NumpyOPT``; checks what it is sent.
+
+    ``calls`` keeps (signature, version, shapes). ``versions`` maps each served version
+    to a model. ``before`` may raise for a call.
+    """
+
+    def __init__(
+        self,
+        directory: Path = GOLDEN / "pre_ln",
+        *,
+        generate: tuple[int, ...] = (),
+        before: Callable[[Call], None] | None = None,
+        tokenizer: str | None = None,
+        **manifest: object,
+    ) -> None:
+        self.model = NumpyOPT(directory)
+        names = ["prefill", "decode", "score", "embed", "describe"]
+        names += ["tokenizer"] if tokenizer else []
+        config = self.model.config
+        self.manifest = Manifest(
+            config=config,
+            framework="tf",
+            compiler="none",
+            weights_dtype="float32",
+            cache_dtype="float32",
+            signatures=names + [generate_name(n) for n in generate],
+            generate=list(generate),
+            max_positions=config["max_position_embeddings"],
+            vocab_size=config["vocab_size"],
+            **manifest,  # type: ignore[arg-type]
+        )
+        self.tokenizer = tokenizer
+        self.versions = {1: self.model}
+        self.before = before
+        self.calls: list[Call] = []
+        self.timeouts: list[float | None] = []
+        self.closed = False
+
+    def call(self, call: Call, *, timeout: float | None = None) -> Reply:
+        self.calls.append(call)
+        self.timeouts.append(timeout)
+        if self.before:
+            self.before(call)
+        version = max(self.versions) if call.version is None else call.version
+        if version not in self.versions:
+            raise VersionGone(f"version {version} is gone", "NOT_FOUND")
+        if call.signature not in self.manifest.signatures:
+            raise ServerError("Serving signature key not found", "FAILED_PRECONDITION")
+        inputs = {name: np.asarray(value) for name, value in call.inputs.items()}
+        self._check(call.signature, inputs)
+        outputs = self._run(self.versions[version], call.signature, inputs)
+        wanted = call.outputs or tuple(outputs)
+        return Reply(
+            {name: outputs[name] for name in wanted},
+            version=version,
+            bytes_sent=sum(v.nbytes for v in inputs.values()),
+            bytes_received=sum(outputs[name].nbytes for name in wanted),
+        )
+
+    def close(self) -> None:
+        self.closed = True
+
+    def shapes(self, name: str) -> list[tuple[int, ...]]:
+        """Shapes of an input over all calls that had it."""
+        return [c.inputs[name].shape for c in self.calls if name in c.inputs]
+
+    def _check(self, name: str, inputs: dict[str, np.ndarray]) -> None:
+        spec = signature(name, self.manifest.cache_layout)
+        assert set(inputs) == {tensor.name for tensor in spec.inputs}
+        sizes: dict[str, int] = {}
+        for tensor in spec.inputs:
+            array = inputs[tensor.name]
+            assert array.dtype == tensor.numpy_dtype(), (tensor, array.dtype)
+            assert array.ndim == len(tensor.shape), (tensor, array.shape)
+            for letter, size in zip(tensor.shape, array.shape, strict=True):
+                if isinstance(letter, int):
+                    assert size == letter, (tensor, array.shape)
+                else:
+                    assert sizes.setdefault(letter, size) == size, (tensor, sizes)
+        manifest = self.manifest
+        if manifest.batch_sizes and name not in ("describe", "tokenizer"):
+            assert sizes["B"] in manifest.batch_sizes
+        if manifest.prompt_buckets and "S" in sizes:
+            assert sizes["S"] in (1, *manifest.prompt_buckets)
+        if manifest.cache_buckets and "C" in sizes:
+            assert sizes["C"] in manifest.cache_buckets
+
+    def _run(self, model: NumpyOPT, name: str, inputs: dict[str, np.ndarray]):
+        if name == "describe":
+            return {"manifest": np.array([self.manifest.to_json().encode()], object)}
+        if name == "tokenizer":
+            return {"tokenizer": np.array([str(self.tokenizer).encode()], object)}
+        ids, lengths = inputs["input_ids"], inputs["input_length"]
+        count, size = ids.shape
+        row_shape = self.manifest.cache_layout.row_shape
+        steps = tokens_per_call(name)
+        made = size + (steps or 1) - 1
+        out = {
+            "new_cache": np.full((count, made, *row_shape), 9e9, np.float32),
+            "logits": np.zeros((count, self.manifest.vocab_size), np.float32),
+            "tokens": np.full((count, steps or 0), -1, np.int32),
+            "logprobs": np.full((count, steps or size), 0, np.float32),
+            "count": np.zeros(count, np.int32),
+            "last_hidden_state": np.zeros(
+                (count, size, self.manifest.config["word_embed_proj_dim"]), np.float32
+            ),
+        }
+        for b in range(count):
+            cache = np.zeros((0, *row_shape), np.float32)
+            if "cache" in inputs:
+                cache = inputs["cache"][b, : inputs["cache_length"][b]]
+            hidden, new = model.hidden(ids[b, : lengths[b]], cache)
+            out["last_hidden_state"][b, : lengths[b]] = hidden
+            logits = model.logits(hidden)
+            out["logits"][b] = logits[-1]
+            if name == "score":
+                found = log_softmax(logits[:-1])[
+                    np.arange(lengths[b] - 1), ids[b, 1 : lengths[b]]
+                ]
+                out["logprobs"][b, 1 : lengths[b]] = found
+            if steps:
+                new = self._generate(model, inputs, b, cache, new, logits[-1], out)
+            out["new_cache"][b, : len(new)] = new
+        spec = signature(name, self.manifest.cache_layout)
+        return {tensor.name: out[tensor.name] for tensor in spec.outputs}
+
+    def _generate(self, model, inputs, b, cache, new, logits, out):
+        low, high = inputs["seed"][b].view(np.uint32)
+        sampling = Sampling(
+            temperature=float(inputs["temperature"][b]),
+            top_k=int(inputs["top_k"][b]),
+            top_p=float(inputs["top_p"][b]),
+            repetition_penalty=float(inputs["repetition_penalty"][b]),
+            seed=int(low) | int(high) << 32,
+        )
+        seen = [int(i) for i in inputs["history"][b] if i >= 0]
+        stops = [int(i) for i in inputs["stop_ids"][b] if i >= 0]
+        most = min(int(inputs["max_new_tokens"][b]), out["tokens"].shape[1])
+        for step in range(most):
+            position = len(cache) + len(new)
+            token, logprob = choose(logits, sampling, position=position, seen=seen)
+            seen.append(token)
+            out["tokens"][b, step], out["logprobs"][b, step] = token, logprob
+            out["count"][b] = step + 1
+            if token in stops or step + 1 == most:
+                break
+            hidden, row = model.hidden(np.array([token]), np.concatenate([cache, new]))
+            new = np.concatenate([new, row])
+            logits = model.logits(hidden)[-1]
+        return new

@@ -1,0 +1,86 @@
+"""Whole generations against the reference implementation's own outputs."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+from optserve.runtime import Beams, Client, Sampling, unpadded
+from optserve.runtime.sampling import penalize
+
+from .numpy_model import GOLDEN, NumpyOPT, NumpyTransport
+
+CASES = sorted(p.name for p in GOLDEN.iterdir())
+
+
+@cache
+def expected(case: str):
+    return dict(np.load(GOLDEN / case / "expected.npz"))
+
+
+def prompts(case: str) -> list[list[int]]:
+    """The reference generated from the left-padded batch."""
+    return unpadded(expected(case)["ids_left"], expected(case)["left_mask"])
+
+
+def until_end(tokens: np.ndarray) -> list[int]:
+    """The tokens up to the end token (2); padding follows it."""
+    found = tokens.tolist()
+    return found[: found.index(2) + 1] if 2 in found else found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_tests_own_model_matches(case):
+    model, want = NumpyOPT(GOLDEN / case), expected(case)
+    layers, heads = (
+        model.config["num_hidden_layers"],
+        model.config["num_attention_heads"],
+    )
+    empty = np.zeros((0, layers, 2, heads, 32 // heads), np.float32)
+    for ids, logits in zip(want["input_ids"], want["logits"], strict=True):
+        hidden, _ = model.hidden(ids, empty)
+        np.testing.assert_allclose(model.logits(hidden), logits, atol=2e-4)
+
+
+@pytest.mark.parametrize("generate", [(), (1, 4), (3, 8)])
+@pytest.mark.parametrize("case", CASES)
+def test_greedy(case, generate):
+    want = expected(case)
+    with Client(transport=NumpyTransport(GOLDEN / case, generate=generate)) as client:
+        found = client.generate(prompts(case), max_new_tokens=24)
+    for row, tokens in zip(found, want["greedy"], strict=True):
+        assert row.tokens == until_end(tokens)
+
+
+def penalize_padding(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """The reference penalizes the padding of a padded prompt as if it were said."""
+    return logits if 1 in tokens else penalize(logits, [1], 1.3)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_greedy_with_repetition_penalty(case):
+    want = expected(case)["greedy_repetition_1.3"]
+    sampling = Sampling(temperature=0.0, repetition_penalty=1.3)
+    with Client(transport=NumpyTransport(GOLDEN / case, generate=(4, 8))) as client:
+        whole, *padded = prompts(case)
+        (in_graph,) = client.generate([whole], max_new_tokens=24, sampling=sampling)
+        found = client.generate(
+            padded, max_new_tokens=24, sampling=sampling, processors=[penalize_padding]
+        )
+    for row, tokens in zip([in_graph, *found], want, strict=True):
+        assert row.tokens == until_end(tokens)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_beam_search(case):
+    want = expected(case)
+    beams = Beams(width=4, returned=2, early_stopping=True)
+    with Client(transport=NumpyTransport(GOLDEN / case)) as client:
+        found = client.generate(prompts(case), max_new_tokens=10, beams=beams)
+    sequences = [s for best in found for s in (best, *best.alternatives)]
+    for s, tokens in zip(sequences, want["beam4_sequences"], strict=True):
+        assert s.tokens == until_end(tokens)
+    np.testing.assert_allclose(
+        [s.score for s in sequences], want["beam4_scores"], atol=1e-4
+    )
