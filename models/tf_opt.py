@@ -129,6 +129,9 @@ def project_qkv(config: OPTConfig, p, x, B):
     def split(y):
         return tf.transpose(tf.reshape(y, heads), [0, 2, 1, 3])
 
+    if "qkv_proj" in p:  # one matrix, q's scale folded in
+        fused = tf.reshape(linear(x, **p["qkv_proj"]), [B, -1, 3, *heads[2:]])
+        return tf.unstack(tf.transpose(fused, [2, 0, 3, 1, 4]))
     q = linear(x, **p["q_proj"]) * tf.cast(config.head_dim**-0.5, x.dtype)
     return (
         split(q),
@@ -156,8 +159,12 @@ def attend(config: OPTConfig, q, keys, values, bias, *, head_mask=None, rng=None
         probs *= tf.cast(head_mask, q.dtype)[:, None, None]
     kept = dropout(probs, config.attention_dropout, rng, 0)
     if isinstance(values, tuple):
-        parts = tf.split(kept, [shape(v)[2] for v in values], -1)
-        return tf.add_n([tf.matmul(p, v) for p, v in zip(parts, values)]), probs
+        context, start = 0.0, 0
+        for part in values:
+            end = start + shape(part)[2]
+            context += tf.matmul(kept[..., start:end], part)
+            start = end
+        return context, probs
     return tf.matmul(kept, values), probs
 
 
