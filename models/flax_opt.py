@@ -129,6 +129,9 @@ def project_qkv(config: OPTConfig, p, x, B):
     def split(y):
         return y.reshape(heads).transpose(0, 2, 1, 3)
 
+    if "qkv_proj" in p:  # one matrix, q's scale folded in
+        fused = linear(x, **p["qkv_proj"]).reshape(B, -1, 3, *heads[2:])
+        return tuple(fused.transpose(2, 0, 3, 1, 4))
     q = linear(x, **p["q_proj"]) * jnp.asarray(config.head_dim**-0.5, x.dtype)
     return (
         split(q),
