@@ -1,5 +1,6 @@
 """From prompt to text: the client. Imports neither TensorFlow nor JAX."""
 
+from .async_client import AsyncClient, AsyncStream
 from .client import Client, Stream
 from .core import unpadded
 from .errors import (
@@ -19,6 +20,8 @@ from .results import Counters, Generation, Piece, Score
 from .sampling import Sampling
 
 __all__ = [
+    "AsyncClient",
+    "AsyncStream",
     "Beams",
     "Cancelled",
     "Client",

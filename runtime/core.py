@@ -113,7 +113,7 @@ class Core:
     ) -> Work[list[Generation]]:
         """Work that gives one ``Generation`` per prompt, in order."""
         options = replace(options, sampling=options.chosen.seeded())
-        encoded = [self.fitted(self.encode(p), options) for p in _several(prompts)]
+        encoded = [self.fitted(self.encode(p), options) for p in several(prompts)]
         rows = [
             [
                 self.row(ids, options, index=i, sample=sample)
@@ -185,7 +185,7 @@ class Core:
 
     def _whole(self, texts: Iterable[Prompt]) -> list[list[int]]:
         limit = self.catalog.current.manifest.max_positions
-        encoded = [self.encode(text) for text in _several(texts)]
+        encoded = [self.encode(text) for text in several(texts)]
         for ids in encoded:
             if len(ids) > limit:
                 raise PromptTooLong(
@@ -262,7 +262,8 @@ def unpadded(input_ids: np.ndarray, attention_mask: np.ndarray) -> list[list[int
     ]
 
 
-def _several(prompts: Iterable[Prompt]) -> list[Prompt]:
+def several(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """The prompts as a list; text alone is one prompt."""
     if isinstance(prompts, str):
         return [prompts]
     if isinstance(prompts, Mapping):

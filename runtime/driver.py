@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from functools import partial
 from typing import Any, TypeVar
 
@@ -51,7 +51,9 @@ def _call(ask: Ask, work: Work[T], transport: Transport) -> Resume:
     return partial(work.send, reply)
 
 
-async def drive_async(work: Work[T], transport: AsyncTransport) -> AsyncIterator[Piece]:
+async def drive_async(
+    work: Work[T], transport: AsyncTransport
+) -> AsyncGenerator[Piece, None]:
     """``drive`` for asyncio; the value of ``work`` is dropped."""
     resume: Resume = partial(next, work)
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -35,10 +35,15 @@ _LARGEST_PIECE = 512  # tokens fed by one call where the manifest sets no size
 
 @dataclass(frozen=True)
 class ServedModel:
-    """One version of a served model."""
+    """One version of a served model.
+
+    ``pads_rows`` says whether a call's rows are padded to the manifest's batch sizes
+    where it is made, or later, when calls have been merged.
+    """
 
     manifest: Manifest
     version: int = 0
+    pads_rows: bool = True
 
     @cached_property
     def layout(self) -> CacheLayout:
@@ -87,7 +92,7 @@ class ServedModel:
 
     def batch_size(self, rows: int) -> int:
         """B for a call of so many rows."""
-        sizes = self.manifest.batch_sizes
+        sizes = self.manifest.batch_sizes if self.pads_rows else []
         return sizes[bisect_left(sizes, rows)] if sizes and rows <= sizes[-1] else rows
 
     def rows_that_fit(self, new: int, cached: int) -> int:
@@ -171,6 +176,11 @@ class Catalog:
     def __post_init__(self) -> None:
         self.versions[self.current.version] = self.current
 
+    def leave_rows(self) -> None:
+        """Leave padding of rows to whoever merges the calls."""
+        self.current = replace(self.current, pads_rows=False)
+        self.versions[self.current.version] = self.current
+
     def of(self, version: int | None) -> ServedModel:
         """The model of a pinned version, the current one for None."""
         return self.current if version is None else self.versions[version]
@@ -178,6 +188,7 @@ class Catalog:
     def learn(self, version: int | None = None) -> Generator[Call, Reply, ServedModel]:
         """Ask what a version is (None: the newest served) and make it current."""
         model = read_manifest((yield describe_call(version)))
+        model = replace(model, pads_rows=self.current.pads_rows)
         self.versions[model.version] = self.current = model
         return model
 

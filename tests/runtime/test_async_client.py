@@ -1,0 +1,229 @@
+"""Many generations side by side give what each gives alone, in fewer calls."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+from optserve.runtime import (
+    AsyncClient,
+    Beams,
+    Cancelled,
+    Client,
+    DeadlineExceeded,
+    Sampling,
+    ServerError,
+)
+from optserve.runtime.merging import joined
+from optserve.runtime.transport import Call, Reply, RowBlocks
+
+from .numpy_model import NumpyTransport
+
+
+class AsyncNumpy:
+    """``NumpyTransport`` for asyncio; a call takes ``delay`` seconds."""
+
+    def __init__(self, delay: float = 0.0, **options) -> None:
+        self.inner = NumpyTransport(**options)
+        self.delay = delay
+        self.under_way = self.most = 0
+        self.cancelled = 0
+
+    async def call(self, call: Call, *, timeout: float | None = None) -> Reply:
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        try:
+            await asyncio.sleep(self.delay)
+            return self.inner.call(call, timeout=timeout)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.under_way -= 1
+
+    async def close(self) -> None:
+        self.inner.close()
+
+
+PROMPTS = [[2, *range(5, 5 + n)] for n in (1, 9, 3, 20, 2, 7, 7, 30, 1, 12)]
+WARM = Sampling(temperature=1.3, top_k=40, top_p=0.9, seed=5)
+
+
+def alone(**options):
+    with Client(transport=NumpyTransport(generate=(2, 4))) as client:
+        return [
+            client.generate([p], max_new_tokens=9, **options)[0].tokens for p in PROMPTS
+        ]
+
+
+@pytest.mark.parametrize("sampling", [None, WARM])
+@pytest.mark.parametrize("batch_sizes", [[], [2, 4]])
+def test_joined_calls_give_the_same_tokens(sampling, batch_sizes):
+    async def go():
+        transport = AsyncNumpy(0.002, generate=(2, 4), batch_sizes=batch_sizes)
+        async with AsyncClient(transport=transport) as client:
+            found = await client.generate(PROMPTS, max_new_tokens=9, sampling=sampling)
+            streamed = [
+                client.stream(p, max_new_tokens=9, sampling=sampling) for p in PROMPTS
+            ]
+
+            async def read(stream):
+                return [t async for piece in stream for t in piece.tokens]
+
+            pieces = await asyncio.gather(*map(read, streamed))
+        assert [s.generation.tokens for s in streamed] == pieces
+        return found, pieces, transport
+
+    found, pieces, transport = asyncio.run(go())
+    expected = alone(sampling=sampling)
+    assert [g.tokens for g in found] == expected
+    assert pieces == expected
+    assert [g.index for g in found] == list(range(len(PROMPTS)))
+    assert max(shape[0] for shape in transport.inner.shapes("input_ids")) >= 4
+    assert transport.most <= 2
+
+
+def test_at_most_max_active_are_under_way_and_an_endless_source_is_read_lazily():
+    async def go():
+        read = 0
+
+        def endless():
+            nonlocal read
+            while True:
+                read += 1
+                yield [2, 5 + read % 50]
+
+        transport = AsyncNumpy(0.001)
+        async with AsyncClient(transport=transport, max_active=3) as client:
+            results = client.generate_many(endless(), max_new_tokens=2)
+            seen = [(await anext(results)).index for _ in range(10)]
+            await results.aclose()
+        assert len(set(seen)) == 10
+        assert read <= 10 + 2 * 3
+        rows = [shape[0] for shape in transport.inner.shapes("input_ids")]
+        assert max(rows) <= 3
+
+    asyncio.run(go())
+
+
+def test_cancelling_one_leaves_the_others():
+    async def go():
+        transport = AsyncNumpy(0.01)
+        async with AsyncClient(transport=transport, in_flight=1) as client:
+            tasks = [
+                asyncio.create_task(client.generate([p], max_new_tokens=6))
+                for p in PROMPTS[:4]
+            ]
+            await asyncio.sleep(0.025)
+            tasks[1].cancel()
+            found = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(found[1], asyncio.CancelledError)
+        return [g[0].tokens for i, g in enumerate(found) if i != 1]
+
+    expected = [tokens[:6] for tokens in alone()[:4]]
+    del expected[1]
+    assert asyncio.run(go()) == expected
+
+
+def test_a_lone_cancelled_stream_cancels_its_call():
+    async def go():
+        transport = AsyncNumpy(5.0)
+        transport.delay = 0.0
+        async with AsyncClient(transport=transport) as client:
+            transport.delay = 5.0
+            task = asyncio.create_task(client.generate([[2]], max_new_tokens=3))
+            await asyncio.sleep(0.05)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await asyncio.sleep(0.01)
+            assert transport.cancelled == 1 and transport.under_way == 0
+
+    asyncio.run(go())
+
+
+def test_deadline_cuts_a_stalled_server():
+    async def go():
+        transport = AsyncNumpy()
+        async with AsyncClient(transport=transport) as client:
+            transport.delay = 10.0
+            loop = asyncio.get_running_loop()
+            begin = loop.time()
+            with pytest.raises(DeadlineExceeded):
+                await client.generate([[2]], max_new_tokens=3, timeout=0.2)
+            assert 0.19 < loop.time() - begin < 0.25
+
+    asyncio.run(go())
+
+
+def test_one_refused_call_does_not_take_its_neighbours_along():
+    def refuse(call: Call) -> None:
+        ids = np.asarray(call.inputs.get("input_ids", np.zeros((1, 1))))
+        if (ids == 77).any():
+            raise ServerError("no 77s", "INVALID_ARGUMENT")
+
+    async def go():
+        transport = AsyncNumpy(0.002, before=refuse)
+        async with AsyncClient(transport=transport) as client:
+            prompts = [[2, 5], [2, 77], [2, 6]]
+            work = [client.generate([p], max_new_tokens=1) for p in prompts]
+            return await asyncio.gather(*work, return_exceptions=True)
+
+    first, second, third = asyncio.run(go())
+    assert isinstance(second, ServerError)
+    assert len(first[0].tokens) == len(third[0].tokens) == 1
+
+
+def test_beams_scores_and_embeddings_work_here_too():
+    async def go():
+        async with AsyncClient(transport=AsyncNumpy()) as client:
+            return (
+                await client.generate([PROMPTS[1]], max_new_tokens=5, beams=Beams()),
+                await client.score([PROMPTS[1]]),
+                await client.embed([PROMPTS[1]]),
+                await client.describe(),
+            )
+
+    (beam,), (score,), (hidden,), manifest = asyncio.run(go())
+    with Client(transport=NumpyTransport()) as client:
+        same = client.generate([PROMPTS[1]], max_new_tokens=5, beams=Beams())
+        assert same[0].tokens == beam.tokens
+        assert client.score([PROMPTS[1]])[0].total == pytest.approx(score.total)
+        np.testing.assert_allclose(client.embed([PROMPTS[1]])[0], hidden)
+    assert manifest.vocab_size == 128
+
+
+def test_a_closed_client_refuses():
+    async def go():
+        transport = AsyncNumpy()
+        client = AsyncClient(transport=transport)
+        await client.connect()
+        await client.close()
+        assert transport.inner.closed
+        with pytest.raises(Cancelled):
+            await client.generate([[2]], max_new_tokens=1)
+
+    asyncio.run(go())
+
+
+def test_joining_pads_each_input_with_what_is_never_read():
+    def call(rows, slots, history):
+        cache = RowBlocks(tuple((np.ones((2, 3), "f4"),) for _ in range(rows)), slots)
+        return Call(
+            "decode",
+            {
+                "input_ids": np.full((rows, 1), 7, np.int32),
+                "cache": cache,
+                "cache_length": np.full(rows, 2, np.int32),
+                "history": np.array([history] * rows, np.int32),
+            },
+        )
+
+    both = joined([call(1, 4, [-1, 5]), call(2, 8, [-1, 6, 7, -1])], 4)
+    assert both.inputs["cache"].shape == (4, 8, 3)
+    np.testing.assert_array_equal(both.inputs["cache_length"], [2, 2, 2, 0])
+    np.testing.assert_array_equal(both.inputs["history"][0], [-1, 5, -1, -1])
+    np.testing.assert_array_equal(
+        np.asarray(both.inputs["cache"])[:, :3, 0].sum(1), [2, 2, 2, 0]
+    )
