@@ -15,10 +15,12 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 
+from .feeding import AlignedBuffers
 from .options import SessionOptions
 from .status import ServingError, from_tensorflow, internal, invalid_argument
 from .xla import xla_signatures
 
+_buffers = AlignedBuffers()
 _TYPE_NAMES = {"float32": "float", "float64": "double", "float16": "half"}
 
 
@@ -97,7 +99,7 @@ class Servable:
             raise internal("XLA compilation disabled")
         run = self._callable(signature, tuple(outputs))
         try:
-            return run(*(inputs[alias] for alias in signature.inputs))
+            return run(*(_buffers.aligned(inputs[a]) for a in signature.inputs))
         except tf.errors.OpError as error:
             raise from_tensorflow(error) from None
         except (TypeError, ValueError) as error:
