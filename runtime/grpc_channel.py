@@ -1,0 +1,68 @@
+"""Channels and credentials, the same for grpc and grpc.aio."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import grpc
+
+from .connection import Connection
+from .grpc_status import Outcome
+
+_COMPRESSION = {
+    None: None,
+    "gzip": grpc.Compression.Gzip,
+    "deflate": grpc.Compression.Deflate,
+}
+
+
+def open_channel(api: Any, target: str, connection: Connection) -> Any:
+    """A channel of ``api`` (grpc or grpc.aio); connects when first used.
+
+    Raises:
+        InvalidRequest: the TLS files can't be read.
+    """
+    options = channel_arguments(connection)
+    compression = _COMPRESSION[connection.compression]
+    if connection.tls is None:
+        return api.insecure_channel(target, options, compression)
+    credentials = grpc.ssl_channel_credentials(*connection.tls.load())
+    return api.secure_channel(target, credentials, options, compression)
+
+
+def channel_arguments(connection: Connection) -> list[tuple[str, str | int]]:
+    """gRPC's channel arguments for the options.
+
+    Retrying is ours: gRPC's own stops at its buffer of 256 KiB a call. Connections are
+    not shared with other channels, so that one's back-off doesn't slow another.
+    """
+    arguments: dict[str, str | int] = {
+        "grpc.max_send_message_length": -1,
+        "grpc.max_receive_message_length": -1,
+        "grpc.enable_retries": 0,
+        "grpc.use_local_subchannel_pool": 1,
+        "grpc.initial_reconnect_backoff_ms": 100,
+        "grpc.max_reconnect_backoff_ms": 2000,
+        # the time that one attempt to connect gets
+        "grpc.min_reconnect_backoff_ms": int(1000 * max(connection.retry.connect, 1)),
+        "grpc.primary_user_agent": connection.user_agent,
+        # a name with several addresses, as dns:///… of a headless service
+        "grpc.service_config": json.dumps(
+            {"loadBalancingConfig": [{"round_robin": {}}]}
+        ),
+    }
+    if connection.keepalive:
+        arguments["grpc.keepalive_time_ms"] = int(1000 * connection.keepalive.interval)
+        arguments["grpc.keepalive_timeout_ms"] = int(
+            1000 * connection.keepalive.timeout
+        )
+    if connection.tls and connection.tls.server_name:
+        arguments["grpc.ssl_target_name_override"] = connection.tls.server_name
+    arguments.update(connection.channel_options)
+    return list(arguments.items())
+
+
+def outcome_of(error: Any) -> Outcome:
+    """A failed call's status, from ``grpc.RpcError`` or ``grpc.aio.AioRpcError``."""
+    return Outcome(error.code().name, error.details() or "")
