@@ -71,8 +71,8 @@ class Call:
     """One call of one signature.
 
     ``inputs`` follow the contract (``export/contract.py``); arrays need not be
-    contiguous, and a cache may come as ``RowBlocks``. ``outputs`` names the outputs wanted, empty for all. ``version`` pins
-    the model version, None takes the newest.
+    contiguous, and a cache may come as ``RowBlocks``. ``outputs`` names the outputs
+    wanted, empty for all. ``version`` pins the model version, None takes the newest.
     """
 
     signature: str
