@@ -144,9 +144,24 @@ class Client:
         """The last hidden states of each text, ``[tokens, E]`` float32."""
         return self._run(self._core.embed(texts, timeout))
 
+    def encode(self, prompt: Prompt, options: Options | None = None) -> list[int]:
+        """The token ids that a prompt is fed as.
+
+        Raises:
+            InvalidRequest: not a prompt of this model.
+            PromptTooLong: more than ``options`` leave room for.
+        """
+        ids = self._core.encode(prompt)
+        return self._core.fitted(ids, options) if options else ids
+
     def describe(self) -> Manifest:
         """What the served model says of itself."""
         return self._core.catalog.current.manifest
+
+    @property
+    def model_version(self) -> int:
+        """The newest version that this client knows of."""
+        return self._core.catalog.current.version
 
     @property
     def tokenizer(self) -> Tokenizer | None:

@@ -21,7 +21,7 @@ def open_transport(target: Target, model: str, options: dict[str, Any]) -> Trans
     if (path := _path(target)) is None:
         from .grpc_transport import GrpcTransport
 
-        return GrpcTransport(_addresses(target), model=model, **options)
+        return GrpcTransport(_several(target), model=model, **options)
     if _is_tflite(path):
         from .litert_transport import LiteRTTransport
 
@@ -38,7 +38,7 @@ def open_async_transport(
     if _path(target) is None:
         from .grpc_transport import AsyncGrpcTransport
 
-        return AsyncGrpcTransport(_addresses(target), model=model, **options)
+        return AsyncGrpcTransport(_several(target), model=model, **options)
     from .threads import InThreads
 
     return InThreads(open_transport(target, model, options))
@@ -96,15 +96,6 @@ def _is_tflite(path: Path) -> bool:
     )
 
 
-def _addresses(target: Target) -> list[str]:
+def _several(target: Target) -> list[str]:
     several = [target] if isinstance(target, str | os.PathLike) else target
-    addresses = [str(address) for address in several]
-    for address in addresses:
-        if ":" not in address:
-            raise InvalidRequest(
-                f"{address!r} is no address and no folder: expected HOST:PORT, "
-                "unix:PATH or an export's folder"
-            )
-    if not addresses:
-        raise InvalidRequest("expected an address, got an empty list")
-    return addresses
+    return [str(address) for address in several]

@@ -197,11 +197,11 @@ def connect() -> Generator[Call, Reply, Catalog]:
     """Learn what is served; errors say what to do about it."""
     try:
         reply = yield describe_call()
-    except ServerError as error:
-        if error.code == "FAILED_PRECONDITION" or "signature" in str(error).lower():
-            raise IncompatibleModel(
-                "the served model has no `describe` signature, so it was not made by "
-                f"`optserve export`: serve such an export ({error})"
-            ) from error
-        raise
+    except (ServerError, IncompatibleModel) as error:
+        if "signature" not in str(error).lower():
+            raise
+        raise IncompatibleModel(
+            "the served model has no `describe` signature, so it was not made by "
+            f"`optserve export`: serve such an export ({error})"
+        ) from error
     return Catalog(read_manifest(reply))

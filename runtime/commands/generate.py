@@ -1,0 +1,127 @@
+"""``optserve generate``: continue prompts from arguments, files and JSONL batches."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..client import Client
+from ..errors import InvalidRequest
+from ..options import Options
+from ..results import Generation
+from .batch import run_batch
+from .options import (
+    add_connection,
+    add_generation,
+    beams_of,
+    generation_keywords,
+    opened_client,
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    add = parser.add_argument
+    add("prompts", nargs="*", metavar="PROMPT", help="text to continue; - reads stdin")
+    add(
+        "--file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a file whose whole text is a prompt; repeatable",
+    )
+    add(
+        "--jsonl",
+        metavar="FILE",
+        help='a batch, one {"id": …, "prompt": text or token ids} a line; - is stdin',
+    )
+    add(
+        "--output",
+        metavar="FILE",
+        help="append JSON lines to this file; ids that it has are skipped",
+    )
+    add("--json", action="store_true", help="JSON lines with all fields on stdout")
+    add("--with-prompt", action="store_true", help="print the prompt as well")
+    add("--quiet", action="store_true", help="no summary and no progress on stderr")
+    add_connection(parser)
+    add_generation(parser)
+    group = parser.add_argument_group("several sequences").add_argument
+    group("--samples", type=int, default=1, metavar="N", help="draw N, likeliest first")
+    group("--beams", type=int, metavar="N", help="beam search of this width")
+    group("--returned", type=int, default=1, metavar="N", help="beams given back (1)")
+    group("--length-penalty", type=float, default=1.0, metavar="P", help="of beams (1)")
+    group("--early-stopping", action="store_true", help="end at enough finished beams")
+    group("--top-logprobs", type=int, default=0, metavar="K", help="likeliest K a step")
+    group("--echo", action="store_true", help="the prompt's log-probabilities as well")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generate; 1 where some of a batch failed."""
+    prompts = [*_arguments(args.prompts), *map(_file_text, args.file)]
+    if bool(prompts) == bool(args.jsonl):
+        raise InvalidRequest(
+            "give prompts (as arguments or with --file) or a batch with --jsonl"
+        )
+    options = Options(
+        max_new_tokens=args.max_new_tokens,
+        beams=beams_of(args),
+        samples=args.samples,
+        top_logprobs=args.top_logprobs,
+        echo=args.echo,
+        **generation_keywords(args),
+    )
+    if args.jsonl or args.output or args.json:
+        return run_batch(args, options, prompts)
+    with opened_client(args) as client:
+        for i, prompt in enumerate(prompts):
+            if i:
+                print()
+            result = _show(client, prompt, options, args)
+            if not args.quiet:
+                print(_summary(result), file=sys.stderr)
+    return 0
+
+
+def _show(
+    client: Client, prompt: str, options: Options, args: argparse.Namespace
+) -> Generation:
+    """Print a continuation as it comes, or all of them where there are several."""
+    if args.with_prompt:
+        print(prompt, end="", flush=True)
+    keywords = vars(options)
+    if options.beams or options.samples > 1 or options.echo:
+        (result,) = client.generate([prompt], **keywords)
+        found = [result, *result.alternatives]
+        for i, one in enumerate(found):
+            print(one.text if len(found) == 1 else f"[{i + 1}] {one.text}")
+        return result
+    stream = client.stream(prompt, **keywords)
+    for piece in stream:
+        print(piece.text, end="", flush=True)
+    print()
+    return stream.generation
+
+
+def _summary(result: Generation) -> str:
+    speed = ""
+    if result.tokens_per_second:
+        speed = f", {result.tokens_per_second:.1f} tokens/s"
+    first = 1000 * result.counters.first_token_seconds
+    return (
+        f"{len(result.tokens)} tokens{speed}, first after {first:.0f} ms, "
+        f"ended by {result.finish_reason}"
+    )
+
+
+def _arguments(prompts: list[str]) -> Iterator[str]:
+    for prompt in prompts:
+        yield sys.stdin.read() if prompt == "-" else prompt
+
+
+def _file_text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"{path} is not UTF-8 text") from None

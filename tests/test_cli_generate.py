@@ -1,0 +1,175 @@
+"""The commands ``generate`` and ``describe``, over a model in numpy."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import pytest
+from optserve.runtime import Client, ServerError, cli
+from optserve.runtime.transport import Call
+
+from tests.runtime.numpy_model import NumpyTransport
+from tests.runtime.small_tokenizer import SMALL_TOKENIZER
+
+TARGET = ["--target", "127.0.0.1:1"]
+
+
+@pytest.fixture
+def transport(monkeypatch):
+    made = NumpyTransport(generate=(2, 8), tokenizer=SMALL_TOKENIZER)
+    monkeypatch.setattr("optserve.runtime.client.open_transport", lambda *_: made)
+    return made
+
+
+def expected(prompt, **options):
+    transport = NumpyTransport(tokenizer=SMALL_TOKENIZER)
+    with Client(transport=transport) as client:
+        return client.generate([prompt], stop_token_ids=[], **options)[0]
+
+
+def generate(*arguments: str) -> int:
+    return cli.main(["generate", *TARGET, "--stop-token-id", "-1", *arguments])
+
+
+def test_prints_the_continuation_and_says_how_fast(transport, capsys):
+    assert generate("to be", "--max-new-tokens", "12") == 0
+    out, err = capsys.readouterr()
+    assert out == expected("to be", max_new_tokens=12).text + "\n"
+    assert "12 tokens" in err and "tokens/s" in err and "length" in err
+
+
+def test_options_reach_the_client(transport, capsys):
+    flags = "--temperature 1.2 --top-k 30 --top-p 0.9 --seed 4 --quiet --with-prompt"
+    assert generate("to be", "--max-new-tokens", "9", *flags.split()) == 0
+    from optserve.runtime import Sampling
+
+    sampling = Sampling(temperature=1.2, top_k=30, top_p=0.9, seed=4)
+    want = expected("to be", max_new_tokens=9, sampling=sampling)
+    out, err = capsys.readouterr()
+    assert out == "to be" + want.text + "\n"
+    assert err == ""
+
+
+def test_prompts_from_files_and_standard_input(
+    transport, capsys, tmp_path, monkeypatch
+):
+    (tmp_path / "p.txt").write_text("or not\nto be")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("from stdin"))
+    arguments = ["-", "--file", str(tmp_path / "p.txt"), "--json", "--max-new-tokens"]
+    assert generate(*arguments, "3") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {line["prompt"] for line in lines} == {"from stdin", "or not\nto be"}
+
+
+def batch(tmp_path, lines) -> str:
+    path = tmp_path / "batch.jsonl"
+    path.write_text("".join(line + "\n" for line in lines))
+    return str(path)
+
+
+LINES = [
+    '{"id": "a", "prompt": "to be", "topic": 1}',
+    '{"id": "b", "prompt": [2, 9, 9]}',
+    '"bare text"',
+    '{"id": "far", "prompt": [2, 999]}',
+    "{broken",
+    '{"id": "none"}',
+    '{"id": "odd", "prompt": 7}',
+]
+
+
+def test_a_batch_gives_every_field_and_bad_lines_fail_alone(
+    transport, capsys, tmp_path
+):
+    out = tmp_path / "out.jsonl"
+    path = batch(tmp_path, LINES)
+    arguments = ["--jsonl", path, "--output", str(out), "--max-new-tokens", "5"]
+    assert generate(*arguments, "--top-logprobs", "2") == 1
+    records = {r["id"]: r for r in map(json.loads, out.read_text().splitlines())}
+    assert set(records) == {"a", "b", 3, "far", 5, 6, "odd"}
+    assert records["a"]["topic"] == 1
+    assert records["a"]["tokens"] == expected("to be", max_new_tokens=5).tokens
+    assert records["b"]["tokens"] == expected([2, 9, 9], max_new_tokens=5).tokens
+    for name in ("logprobs", "finish_reason", "model_version", "bytes_sent", "seconds"):
+        assert name in records["a"]
+    assert [len(step) for step in records["a"]["top_logprobs"]] == [2] * 5
+    for name in ("far", 5, 6, "odd"):
+        assert records[name]["error"]
+    assert "3 done, 4 failed" in capsys.readouterr().err
+
+
+def test_a_batch_goes_on_where_it_was_interrupted(transport, capsys, tmp_path):
+    out = tmp_path / "out.jsonl"
+    lines = [json.dumps({"id": i, "prompt": [2, 5 + i]}) for i in range(30)]
+    arguments = ["--jsonl", batch(tmp_path, lines), "--output", str(out), "--quiet"]
+
+    def fail_later(call: Call) -> None:
+        if len(transport.calls) > 8:
+            raise ServerError("out of paper", "INTERNAL")
+
+    transport.before = fail_later
+    assert generate(*arguments, "--max-new-tokens", "4") == 1
+    assert "out of paper" in capsys.readouterr().err
+    done = len(out.read_text().splitlines())
+    assert 0 < done < 30
+    with out.open("a") as file:
+        file.write('{"id": 29, "text": "cut o')  # as an interruption leaves it
+    transport.before = None
+    transport.closed = False
+    assert generate(*arguments, "--max-new-tokens", "4") == 0
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert sorted(r["id"] for r in records) == list(range(30))
+    count = len(transport.calls)
+    assert generate(*arguments, "--max-new-tokens", "4") == 0
+    assert len(transport.calls) - count <= 2  # asks what is served, no more
+
+
+def test_beams_and_samples_show_each_sequence(transport, capsys):
+    flags = ["--beams", "3", "--returned", "2", "--quiet", "--max-new-tokens", "9"]
+    assert generate("to be", *flags) == 0
+    assert capsys.readouterr().out.startswith("[1] ")
+    flags = ["--samples", "2", "--temperature", "1", "--seed", "1", "--json"]
+    assert generate("to be", *flags, "--max-new-tokens", "4") == 0
+    (record,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert len(record["alternatives"]) == 1
+    assert record["score"] >= record["alternatives"][0]["score"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "give prompts"),
+        (["x", "--jsonl", "y"], "give prompts"),
+        (["x", "--temperature", "-1"], "temperature must be 0"),
+        (["x", "--max-new-tokens", "0"], "max_new_tokens must be 1"),
+        (["x", "--max-new-tokens", "99"], "exceed the model's 64 positions"),
+        (["x", "--logit-bias", "a=b"], "--logit-bias must be ID=NUMBER"),
+        (["--file", "/nonexistent"], "No such file"),
+        (["--jsonl", "/nonexistent"], "No such file"),
+        (["x", "--samples", "2"], "temperature above 0"),
+    ],
+)
+def test_mistakes_get_one_sentence(transport, capsys, arguments, sentence):
+    assert generate(*arguments) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and sentence in err
+    assert err.startswith("optserve: ") and err.count("\n") == 1
+
+
+def test_an_output_that_is_something_else_is_left_alone(transport, capsys, tmp_path):
+    out = tmp_path / "letter.txt"
+    out.write_text("Dear Sir,\n")
+    assert generate("x", "--output", str(out)) == 1
+    assert "no result of this command" in capsys.readouterr().err
+    assert out.read_text() == "Dear Sir,\n"
+
+
+def test_describe(transport, capsys):
+    assert cli.main(["describe", *TARGET]) == 0
+    out = capsys.readouterr().out
+    assert "3 layers, 4 heads of 8, vocabulary 128" in out
+    assert "generate_8(" in out
+    assert cli.main(["describe", *TARGET, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["contract_version"] == 1
