@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .contract import Manifest
+from .errors import ExportError
 
 MANIFEST_PATH = "assets.extra/optserve_manifest.json"
 
@@ -31,7 +32,7 @@ _STAGING = ".staging-"
 _MANIFEST_LIMIT = 16 * 1024**2
 
 
-class LayoutError(Exception):
+class LayoutError(ExportError):
     """A base folder that is not what the command needs."""
 
 

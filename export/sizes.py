@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+from ..models.config import OPTConfig
+from ..models.weights import weight_shapes
 from .contract import CacheLayout
 
 GIB = 1024**3
@@ -38,27 +41,14 @@ class ParameterCount:
 
 def parameter_count(config: Mapping[str, Any]) -> ParameterCount:
     """Count the parameters of a ``config.json``."""
-    layers, hidden = int(config["num_hidden_layers"]), int(config["hidden_size"])
-    inner, vocab = int(config["ffn_dim"]), int(config["vocab_size"])
-    embed = int(config.get("word_embed_proj_dim") or hidden)
-    shapes = [(hidden, hidden)] * 4 + [(inner, hidden), (hidden, inner)]
-    shapes = shapes * layers + [(vocab, embed)]
-    if embed != hidden:
-        shapes += [(hidden, embed), (embed, hidden)]
-    if not config.get("tie_word_embeddings", True):
-        shapes.append((vocab, embed))
-    bias = config.get("enable_bias", True)
-    norm = 2 * hidden if config.get("layer_norm_elementwise_affine", True) else 0
-    final = config.get("do_layer_norm_before", True) and not config.get(
-        "_remove_final_layer_norm", False
-    )
-    other = layers * (2 * norm + (5 * hidden + inner if bias else 0))
-    other += (int(config["max_position_embeddings"]) + 2) * hidden
-    other += norm if final else 0
+    shapes = weight_shapes(OPTConfig.from_dict(dict(config)))
+    positions = shapes.pop("decoder.embed_positions.weight")
+    matrices = [shape for shape in shapes.values() if len(shape) == 2]
+    vectors = [shape for shape in shapes.values() if len(shape) != 2]
     return ParameterCount(
-        matrices=sum(rows * columns for rows, columns in shapes),
-        matrix_rows=sum(rows for rows, _ in shapes),
-        other=other,
+        matrices=sum(map(prod, matrices)),
+        matrix_rows=sum(rows for rows, _ in matrices),
+        other=sum(map(prod, vectors)) + prod(positions),
     )
 
 

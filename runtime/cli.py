@@ -16,11 +16,15 @@ COMMANDS = {
     "export": ("optserve.export.commands.export", "checkpoint to SavedModel or TFLite"),
     "deploy": ("optserve.export.commands.deploy", "files to serve an export with"),
     "doctor": ("optserve.export.commands.doctor", "what is missing here"),
+    "verify": ("optserve.export.commands.verify", "files and numbers of an export"),
     "serve": ("optserve.runtime.commands.serve", "serve an export over gRPC"),
     "generate": ("optserve.runtime.commands.generate", "continue prompts"),
     "bench": ("optserve.runtime.commands.bench", "measure against the peers"),
+    "chat": ("optserve.runtime.commands.chat", "talk with a model, turn by turn"),
     "describe": ("optserve.runtime.commands.describe", "what a served model is"),
 }
+
+_SUMMARY = "OPT language models as served graphs: export, serve, generate."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="optserve", description=__doc__.split(":")[0])
+    parser = argparse.ArgumentParser(prog="optserve", description=_SUMMARY)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = arguments[0] if arguments and arguments[0] in COMMANDS else None
     module = None

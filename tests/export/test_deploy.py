@@ -414,3 +414,28 @@ def test_a_batching_file_that_is_no_longer_used_goes(tmp_path):
     write_deployment(MANIFESTS["tf"], tmp_path, DeployOptions(batching=False))
     assert not (tmp_path / serving.BATCHING_FILE).exists()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_the_workflow_fits_its_schema(data_dir):
+    root = data_dir.parent.parent
+    text = (root / ".github" / "workflows" / "export.yml").read_text()
+    # "on" is a boolean in YAML 1.1, which PyYAML reads.
+    workflow = pyyaml.load(text, Loader=pyyaml.BaseLoader)
+    schema = json.loads((data_dir / "schemas" / "github-workflow.json").read_text())
+    workflow["jobs"]["export"]["timeout-minutes"] = 120  # BaseLoader reads text only
+    jsonschema.validate(workflow, schema)
+    commands = [
+        step["run"]
+        for job in workflow["jobs"].values()
+        for step in job["steps"]
+        if "run" in step
+    ]
+    for command in (
+        "doctor",
+        "export",
+        "verify",
+        "--dry-run",
+        "--baseline",
+        "--against",
+    ):
+        assert any(command in line for line in commands)

@@ -1,0 +1,203 @@
+"""Which questions an export is asked: signatures, and shapes where errors hide.
+
+A question is made of *streams*, fixed sequences of random tokens: each row takes
+``past`` tokens of a stream as already cached and gives the next ``new`` ones. So the
+source model needs to read each stream once, and two exports can be asked the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ..contract import Manifest, tokens_per_call
+
+STREAMS = 4
+"""Stream 0 is long; the others are for rows of a batch."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a question: ``new`` tokens of a stream behind ``past`` cached ones."""
+
+    stream: int
+    past: int
+    new: int
+
+
+@dataclass(frozen=True)
+class Question:
+    """One call: a signature, its rows, and the sizes that they are padded to.
+
+    ``slots`` is C; None for signatures without a cache. ``left`` pads on the left.
+    """
+
+    signature: str
+    rows: tuple[Row, ...]
+    size: int
+    slots: int | None = None
+    left: bool = False
+
+    def __str__(self) -> str:
+        lengths = "+".join(
+            f"{row.past}|{row.new}" if self.slots is not None else str(row.new)
+            for row in self.rows
+        )
+        cache = "" if self.slots is None else f" C={self.slots}"
+        return f"B={len(self.rows)} S={self.size}{cache} ({lengths})"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All questions for a model."""
+
+    questions: tuple[Question, ...]
+    vocab_size: int
+    prompt_buckets: tuple[int, ...]
+    cache_buckets: tuple[int, ...]
+    pad_token_id: int = 1
+
+    @cached_property
+    def streams(self) -> list[np.ndarray]:
+        """The tokens, int32: the same for every model of a vocabulary."""
+        random = np.random.default_rng(20220502)
+        return [
+            random.integers(0, self.vocab_size, max(self.length(i), 1), np.int32)
+            for i in range(STREAMS)
+        ]
+
+    def length(self, stream: int) -> int:
+        """Tokens of a stream that any question uses."""
+        ends = [
+            row.past + row.new
+            for question in self.questions
+            for row in question.rows
+            if row.stream == stream
+        ]
+        return max(ends, default=0)
+
+    def tokens(self, row: Row) -> np.ndarray:
+        """The new tokens of a row."""
+        return self.streams[row.stream][row.past : row.past + row.new]
+
+    def prefix(self, row: Row) -> np.ndarray:
+        """The cached tokens of a row."""
+        return self.streams[row.stream][: row.past]
+
+
+def make_plan(
+    manifest: Manifest, *others: Manifest, max_length: int | None = None
+) -> Plan:
+    """Questions for an export: smallest, odd lengths, edges of buckets, batches.
+
+    Args:
+        manifest: of the export to ask.
+        others: of exports that are asked the same; only signatures that all have.
+        max_length: longest sequence; the model's positions if None.
+    """
+    everyone = (manifest, *others)
+    positions = min(m.max_positions for m in everyone)
+    limit = min(positions, max_length or positions)
+    prompts = [b for b in manifest.prompt_buckets if b <= limit]
+    caches = [c for c in manifest.cache_buckets if c <= positions]
+    shape = _Shapes(limit, prompts, caches, _batch(manifest))
+    names = [n for n in manifest.signatures if all(n in m.signatures for m in everyone)]
+    questions = [q for name in names for q in _questions(name, shape)]
+    return Plan(
+        questions=tuple(dict.fromkeys(questions)),
+        vocab_size=min(m.vocab_size for m in everyone),
+        prompt_buckets=tuple(prompts),
+        cache_buckets=tuple(caches),
+        pad_token_id=manifest.pad_token_id,
+    )
+
+
+def fit(size: int, buckets: Sequence[int]) -> int | None:
+    """The smallest bucket that holds ``size``, the size itself without buckets."""
+    if not buckets:
+        return size
+    return min((b for b in buckets if b >= size), default=None)
+
+
+@dataclass(frozen=True)
+class _Shapes:
+    limit: int
+    prompts: list[int]
+    caches: list[int]
+    batch: int
+
+    def question(self, name: str, rows: Sequence[Row], *, cache: bool, left=False):
+        """A question if its rows fit the model and the buckets, else None."""
+        made = tokens_per_call(name) or 0
+        if any(row.past + row.new + made > self.limit for row in rows):
+            return None
+        longest = max(row.new for row in rows)
+        # One token at a time is what `decode` is for, whatever the prompt's buckets.
+        size = longest if cache and longest == 1 else fit(longest, self.prompts)
+        slots = fit(max(row.past for row in rows), self.caches) if cache else None
+        if size is None or (cache and slots is None):
+            return None
+        return Question(name, tuple(rows), size, slots, left)
+
+    def lengths(self) -> list[int]:
+        """Prompt lengths: one token, odd ones, the edges of buckets, the longest."""
+        edges = [b for b in self.prompts[:2] + self.prompts[-1:] if b <= self.limit]
+        over = [b + 1 for b in self.prompts[:1] if b + 1 <= max(self.prompts)]
+        return sorted({min(n, self.limit) for n in (1, 7, *edges, *over)})
+
+    def mixed(self, past: bool) -> list[Row]:
+        """Rows of a batch, of different lengths; one with an empty cache."""
+        most = max(2, min(self.limit // 4, *(self.prompts[-1:] or [23]), 23))
+        return [
+            Row(i % STREAMS, (0, 5, 2, 9)[i % 4] if past else 0, 1 + (i * 7) % most)
+            for i in range(self.batch)
+        ]
+
+
+def _batch(manifest: Manifest) -> int:
+    return min((b for b in manifest.batch_sizes if b > 1), default=3)
+
+
+def _questions(name: str, shapes: _Shapes) -> Iterator[Question]:
+    made = tokens_per_call(name)
+    if name in ("describe", "tokenizer"):
+        candidates = [Question(name, (Row(0, 0, 0),) * b, 0) for b in (1, 3)]
+    elif name == "decode":
+        candidates = _decode_questions(shapes)
+    elif made is not None:
+        singles = [Row(0, 0, 1), Row(0, 0, 7), Row(0, 6, 1)]
+        rows = [*([row] for row in singles), shapes.mixed(past=True)]
+        candidates = [shapes.question(name, r, cache=True) for r in rows]
+    else:
+        singles = [[Row(0, 0, n)] for n in shapes.lengths()]
+        if name != "prefill":
+            singles = singles[:2]
+        candidates = [
+            shapes.question(name, rows, cache=False)
+            for rows in [*singles, shapes.mixed(past=False)]
+        ]
+        if name == "serving_default":
+            rows = shapes.mixed(past=False)
+            candidates.append(shapes.question(name, rows, cache=False, left=True))
+    yield from (question for question in candidates if question is not None)
+
+
+def _decode_questions(shapes: _Shapes) -> list[Question | None]:
+    def ask(*rows: Row) -> Question | None:
+        return shapes.question("decode", rows, cache=True)
+
+    full = min(shapes.limit, max(shapes.caches, default=shapes.limit) + 1)
+    edges = [c for c in shapes.caches[:2] if c < shapes.limit]
+    return [
+        ask(Row(0, 0, 1)),  # an empty cache
+        ask(Row(0, 0, 7)),
+        ask(Row(0, 5, 1)),  # odd lengths
+        ask(Row(0, 5, 4)),
+        *(ask(Row(0, c, 1)) for c in edges),  # full to a bucket's edge
+        ask(Row(0, full - 1, 1)),  # full to the end
+        ask(*(Row(r.stream, r.past, 1) for r in shapes.mixed(past=True))),
+        ask(*shapes.mixed(past=True)),
+    ]

@@ -1,0 +1,219 @@
+"""The source model's own answers: the checkpoint, in float32, a layer at a time."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...models.config import OPTConfig
+from ...models.files import open_weights
+from ...models.weights import check_weights, params_from_weights, weight_shapes
+from ..contract import tokens_per_call
+from .plan import Plan, Question, Row
+from .subject import Answer
+
+_TOGETHER = 256
+"""Sequences up to this length are read as one batch, longer ones alone."""
+
+
+class SourceModel:
+    """A checkpoint that answers a plan's questions.
+
+    ``framework`` is the one that computes: if both are installed not the export's own,
+    so that a mistake of one library, or of our code for it, has no twin here.
+    """
+
+    def __init__(self, checkpoint: str | Path, *, other_than: str) -> None:
+        self.config = OPTConfig.from_pretrained(checkpoint)
+        self._weights = open_weights(checkpoint)
+        check_weights(
+            weight_shapes(self.config),
+            {name: self._weights.shape(name) for name in self._weights},
+            source=checkpoint,
+        )
+        both = importlib.util.find_spec("jax") is not None
+        self.framework = "jax" if other_than == "tf" and both else "tf"
+        name = {"jax": "flax_opt", "tf": "tf_opt"}[self.framework]
+        self._math: Any = importlib.import_module(f"...models.{name}", __package__)
+        self._head: Any = None
+
+    def answer(self, plan: Plan, observed: list[Answer | None]) -> list[Answer | None]:
+        """What each question should have got; None where nothing was observed.
+
+        A generation is judged token by token, each given the export's own tokens before
+        it: ``regret`` is how far its logit is below the best one's.
+        """
+        reader = _Reader(self)
+        rows = {}
+        for question, got in zip(plan.questions, observed, strict=True):
+            for b, row in enumerate(question.rows if got else ()):
+                made = got[b].get("tokens") if got else None
+                rows[question, b] = reader.want(plan, row, made)
+        reader.read()
+        return [
+            [
+                self._expected(question, row, rows[question, b], reader)
+                for b, row in enumerate(question.rows)
+            ]
+            if got
+            else None
+            for question, got in zip(plan.questions, observed, strict=True)
+        ]
+
+    def _expected(
+        self, question: Question, row: Row, sequence: int, reader: _Reader
+    ) -> dict[str, np.ndarray]:
+        name = question.signature
+        if name in ("describe", "tokenizer"):
+            return {}
+        tokens = reader.sequences[sequence]
+        begin, end = row.past, row.past + row.new
+        hidden, cache = reader.hidden[sequence], reader.caches[sequence]
+        if name == "embed":
+            return {"last_hidden_state": hidden[begin:end]}
+        if name == "serving_default":
+            return {"logits": self.logits(hidden[begin:end])}
+        if name == "score":
+            scores = self.logits(hidden[begin : end - 1])
+            return {"logprobs": chosen_logprobs(scores, tokens[begin + 1 : end])}
+        if tokens_per_call(name):
+            made = tokens[end:]
+            logits = self.logits(hidden[end - 1 : len(tokens) - 1])
+            chosen = np.take_along_axis(logits, made[:, None], 1)[:, 0]
+            return {
+                "regret": logits.max(-1) - chosen,
+                "logits": logits,
+                "logprobs": chosen_logprobs(logits, made),
+                "new_cache": cache[begin : len(tokens) - 1],
+            }
+        return {
+            "logits": self.logits(hidden[end - 1]),
+            "new_cache": cache[begin:end],
+        }
+
+    def logits(self, hidden: np.ndarray) -> np.ndarray:
+        """``[..., W]`` to ``[..., V]`` by the model's head."""
+        if self._head is None:
+            tied = self.config.tie_word_embeddings
+            name = "decoder.embed_tokens.weight" if tied else "lm_head.weight"
+            self._head = self._load(name)
+        params = {"embed_tokens": self._head, "lm_head": {"weight": self._head}}
+        flat = self._array(hidden.reshape(-1, hidden.shape[-1]))
+        made = np.asarray(self._math.lm_logits(self.config, params, flat))
+        return made.reshape(*hidden.shape[:-1], made.shape[-1])
+
+    def run(
+        self, tokens: np.ndarray, mask: np.ndarray
+    ) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+        """Hidden states [B,T,W] and, for each layer, keys and values [B,H,T,D]."""
+        names = params_from_weights(self.config, {name: name for name in self._weights})
+        table = self._weights["decoder.embed_tokens.weight"]
+        params = {
+            key: value
+            if key in ("layers", "embed_tokens")
+            else _loaded(value, self._load)
+            for key, value in names.items()
+            if key != "lm_head"
+        }
+        params["layers"] = _Layers(names["layers"], self._load)
+
+        def store(past, k, v):
+            return k, v, (np.asarray(k), np.asarray(v))
+
+        decoded = self._math.base_model(
+            self.config,
+            params,
+            inputs_embeds=self._array(np.asarray(table[tokens], np.float32)),
+            mask=self._array(mask),
+            store=store,
+        )
+        return np.asarray(decoded.last_hidden_state), decoded.cache
+
+    def _load(self, name: str) -> Any:
+        return self._array(np.asarray(self._weights[name], np.float32))
+
+    def _array(self, value: np.ndarray) -> Any:
+        if self.framework == "jax":
+            import jax.numpy as jnp
+
+            return jnp.asarray(value)
+        import tensorflow as tf
+
+        return tf.constant(value)
+
+
+class _Layers:
+    """The layers' parameters, each loaded when its turn comes and dropped after it."""
+
+    def __init__(self, names: list[dict], load: Callable[[str], Any]) -> None:
+        self._names, self._load = names, load
+
+    def __iter__(self) -> Iterator[dict]:
+        for layer in self._names:
+            yield _loaded(layer, self._load)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _loaded(names: Any, load: Callable[[str], Any]) -> Any:
+    if isinstance(names, dict):
+        return {key: _loaded(value, load) for key, value in names.items()}
+    return None if names is None else load(names)
+
+
+class _Reader:
+    """Collects the sequences that must be read, and reads each of them once."""
+
+    def __init__(self, source: SourceModel) -> None:
+        self._source = source
+        self._known: dict[bytes, int] = {}
+        self.sequences: list[np.ndarray] = []
+        self.hidden: dict[int, np.ndarray] = {}  # [T,W]
+        self.caches: dict[int, np.ndarray] = {}  # [T,L,2,H,D]
+
+    def want(self, plan: Plan, row: Row, made: np.ndarray | None) -> int:
+        """The sequence that answers a row: its stream, or what it generated."""
+        stream = plan.streams[row.stream]
+        if made is None:
+            tokens = stream[: plan.length(row.stream)]
+        else:
+            tokens = np.concatenate([stream[: row.past + row.new], made])
+        key = tokens.tobytes()
+        if key not in self._known:
+            self._known[key] = len(self.sequences)
+            self.sequences.append(tokens)
+        return self._known[key]
+
+    def read(self) -> None:
+        """Run the model over everything wanted, short sequences as one batch."""
+        short = [i for i, s in enumerate(self.sequences) if len(s) <= _TOGETHER]
+        groups = [short] if short else []
+        groups += [[i] for i, s in enumerate(self.sequences) if len(s) > _TOGETHER]
+        for group in groups:
+            longest = max(1, *(len(self.sequences[i]) for i in group))
+            tokens = np.zeros((len(group), longest), np.int32)
+            mask = np.zeros((len(group), longest), np.int32)
+            for b, i in enumerate(group):
+                sequence = self.sequences[i]
+                tokens[b, : len(sequence)], mask[b, : len(sequence)] = sequence, 1
+            hidden, layers = self._source.run(tokens, mask)
+            for b, i in enumerate(group):
+                T = len(self.sequences[i])
+                self.hidden[i] = hidden[b, :T]
+                self.caches[i] = np.stack(
+                    [np.stack([k[b, :, :T], v[b, :, :T]]) for k, v in layers]
+                ).transpose(3, 0, 1, 2, 4)
+
+
+def chosen_logprobs(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Log-probabilities ``[T]`` of tokens ``[T]`` under logits ``[T,V]``."""
+    top = logits.max(-1, keepdims=True)
+    total = np.log(np.exp(logits - top, dtype=np.float64).sum(-1, keepdims=True)) + top
+    logprobs = np.take_along_axis(logits - total, tokens[:, None], -1)[:, 0]
+    return logprobs.astype(np.float32)

@@ -1,0 +1,227 @@
+"""Errors of an export's answers, as numbers, JSON and a table."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .plan import Plan, Question
+from .subject import Answer
+
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02, "int8": 0.2}
+"""Largest error allowed for each type of weights or cache.
+
+Errors are relative to the root mean square of the expected tensor (at least 1 for
+log-probabilities), because a rounding of all weights shifts every number by a share of
+what numbers there are, large or small. Mean errors must stay below a tenth of it.
+"""
+MEAN_SHARE = 0.1
+
+
+def tolerance(*dtypes: str) -> float:
+    """The loosest tolerance of several types."""
+    return max(TOLERANCES[dtype] for dtype in dtypes)
+
+
+@dataclass
+class Output:
+    """One output of one signature, over all questions.
+
+    ``agreement`` is the share of equal greedy choices, None for outputs that choose
+    nothing. ``tolerance`` None: shown, not judged.
+    """
+
+    signature: str
+    output: str
+    questions: int
+    max_error: float
+    mean_error: float
+    tolerance: float | None
+    agreement: float | None
+    worst: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether the errors are within the tolerance."""
+        if self.tolerance is None:
+            return True
+        mean_allowed = MEAN_SHARE * self.tolerance
+        return self.max_error <= self.tolerance and self.mean_error <= mean_allowed
+
+
+@dataclass
+class Report:
+    """What a verification found; ``ok`` is the verdict."""
+
+    export: str
+    digest: str
+    made_of: str
+    kind: str
+    against: str = ""
+    files: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    outputs: list[Output] = field(default_factory=list)
+    scores: dict[str, float] = field(default_factory=dict)
+    greedy: dict[str, list[int]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """No changed file, no problem, every error within its tolerance."""
+        wrong = self.files or self.problems
+        return not wrong and all(output.ok for output in self.outputs)
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of equal greedy choices over all outputs that choose."""
+        shares = [o.agreement for o in self.outputs if o.agreement is not None]
+        return float(np.mean(shares)) if shares else None
+
+    def seen(self, plan: Plan, observed: list[Answer | None]) -> None:
+        """Keep what tells one behaviour from another: mean scores, greedy tokens."""
+        for question, answer in zip(plan.questions, observed, strict=True):
+            label = f"{question.signature} {question}"
+            if answer and question.signature == "score":
+                values = np.concatenate([row["logprobs"] for row in answer])
+                if values.size:
+                    self.scores[label] = round(float(values.mean()), 6)
+            elif answer and "tokens" in answer[0]:
+                tokens = np.concatenate([row["tokens"] for row in answer])
+                self.greedy[label] = tokens.tolist()
+
+    def to_json(self) -> str:
+        """The whole report, with its verdict."""
+        verdict = {"ok": self.ok, "greedy_agreement": self.agreement}
+        return json.dumps({**verdict, **asdict(self)}, indent=1, sort_keys=True)
+
+
+def measure(
+    plan: Plan,
+    observed: list[Answer | None],
+    expected: list[Answer | None],
+    allowed: float,
+) -> list[Output]:
+    """Errors of ``observed`` against ``expected``, by signature and output."""
+    found: dict[tuple[str, str], list[_Error]] = defaultdict(list)
+    for question, got, wanted in zip(plan.questions, observed, expected, strict=True):
+        if got is None or wanted is None:
+            continue
+        for mine, theirs in zip(got, wanted, strict=True):
+            for name, error in _errors(mine, theirs).items():
+                error.question = question
+                found[question.signature, name].append(error)
+    return [_output(*key, errors, allowed) for key, errors in found.items()]
+
+
+@dataclass
+class _Error:
+    largest: float
+    mean: float
+    agreement: float | None = None
+    judged: bool = True
+    question: Question | None = None
+
+
+def _errors(
+    got: dict[str, np.ndarray], wanted: dict[str, np.ndarray]
+) -> dict[str, _Error]:
+    errors = {}
+    common = None  # tokens that two exports generated alike, before the first other one
+    if "tokens" in got:
+        if "regret" in wanted:
+            errors["tokens"] = _regret(wanted["regret"], wanted["logits"])
+        else:
+            common = _common(got["tokens"], wanted["tokens"])
+            longest = max(len(got["tokens"]), len(wanted["tokens"]))
+            errors["tokens"] = _Error(0.0, 0.0, common / longest, judged=False)
+    for name in got.keys() & wanted.keys() - {"tokens"}:
+        mine, theirs = got[name], wanted[name]
+        if common is not None:
+            # Rows of the cache are of the tokens fed, log-probabilities of those made.
+            fed = len(mine) - len(got["tokens"]) + common
+            keep = common if name == "logprobs" else max(fed, 0)
+            mine, theirs = mine[:keep], theirs[:keep]
+        if mine.size:
+            errors[name] = _difference(name, mine, theirs)
+    return dict(sorted(errors.items()))
+
+
+def _difference(name: str, got: np.ndarray, wanted: np.ndarray) -> _Error:
+    if got.shape != wanted.shape:
+        return _Error(float("inf"), float("inf"))
+    scale = float(np.sqrt(np.mean(np.square(wanted, dtype=np.float64))))
+    scale = max(scale, 1.0 if name == "logprobs" else 1e-6)
+    difference = np.abs(got.astype(np.float64) - wanted) / scale
+    if not np.isfinite(difference).all():
+        return _Error(float("inf"), float("inf"))
+    agreement = None
+    if name == "logits":
+        agreement = float(np.mean(got.argmax(-1) == wanted.argmax(-1)))
+    return _Error(float(difference.max()), float(difference.mean()), agreement)
+
+
+def _regret(regret: np.ndarray, logits: np.ndarray) -> _Error:
+    scale = max(float(np.sqrt(np.mean(np.square(logits, dtype=np.float64)))), 1e-6)
+    share = regret / scale
+    return _Error(float(share.max()), float(share.mean()), float(np.mean(regret == 0)))
+
+
+def _common(a: np.ndarray, b: np.ndarray) -> int:
+    length = min(len(a), len(b))
+    different = np.flatnonzero(a[:length] != b[:length])
+    return int(different[0]) if different.size else length
+
+
+def _output(name: str, output: str, errors: list[_Error], allowed: float) -> Output:
+    worst = max(errors, key=lambda error: error.largest)
+    shares = [e.agreement for e in errors if e.agreement is not None]
+    return Output(
+        signature=name,
+        output=output,
+        questions=len({error.question for error in errors}),
+        max_error=worst.largest,
+        mean_error=float(np.mean([error.mean for error in errors])),
+        tolerance=allowed if worst.judged else None,
+        agreement=float(np.mean(shares)) if shares else None,
+        worst=str(worst.question),
+    )
+
+
+def show(report: Report, console: Any) -> None:
+    """Print a report as a table on a rich console."""
+    from rich.table import Table
+
+    console.print(f"export {report.export}: {report.kind}")
+    if report.outputs:
+        console.print(f"against {report.against}")
+        table = Table(box=None, pad_edge=False)
+        for column in ("signature", "output"):
+            table.add_column(column)
+        for column in ("largest error", "mean error", "allowed", "same choice"):
+            table.add_column(column, justify="right")
+        table.add_column("worst at")
+        for o in report.outputs:
+            table.add_row(
+                o.signature,
+                o.output,
+                f"{o.max_error:.2e}" + ("" if o.ok else " [red]✗[/]"),
+                f"{o.mean_error:.2e}",
+                "" if o.tolerance is None else f"{o.tolerance:g}",
+                "" if o.agreement is None else f"{o.agreement:.1%}",
+                o.worst,
+            )
+        console.print(table)
+    for kind, lines in (
+        ("file", report.files),
+        ("problem", report.problems),
+        ("note", report.notes),
+    ):
+        for line in lines:
+            console.print(f"{kind}: {line}", markup=False)
+    verdict = "[green]verified[/]" if report.ok else "[red]NOT verified[/]"
+    console.print(f"{verdict} in {report.seconds:.1f} s")

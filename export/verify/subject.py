@@ -1,0 +1,251 @@
+"""An export under question: loaded from its folder and called by its signatures."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..contract import Manifest, signature, tokens_per_call
+from .cache import unpack
+from .plan import Plan, Question, fit
+
+Answer = list[dict[str, np.ndarray]]
+"""What a question's rows got: by output name, the real part of each row."""
+
+
+class ExportedModel:
+    """A SavedModel of the contract.
+
+    ``problems`` collects what is wrong beyond numbers: missing signatures, wrong
+    shapes, a manifest that is not the file's.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        import tensorflow as tf
+
+        self._tf = tf
+        self._loaded = tf.saved_model.load(str(folder))
+        self._manifest = manifest
+        self._prefixes: dict[int, np.ndarray] = {}
+        self.problems: list[str] = []
+
+    def observe(self, plan: Plan) -> list[Answer | None]:
+        """Ask every question of the plan; None for one without an answer."""
+        for name in self._manifest.signatures:
+            if name not in self._loaded.signatures:
+                self.problems.append(f"signature {name} is in the manifest alone")
+        self._cache_streams(plan)
+        return [self._ask(plan, question) for question in plan.questions]
+
+    def _ask(self, plan: Plan, question: Question) -> Answer | None:
+        name = question.signature
+        if name not in self._loaded.signatures:
+            return None
+        try:
+            if name in ("describe", "tokenizer"):
+                return self._strings(question)
+            outputs = self._call(name, self._inputs(plan, question))
+            self._check_shapes(question, outputs)
+            answer = self._rows(question, outputs)
+            if tokens_per_call(name):
+                self._check_sampling(plan, question, answer)
+        except Exception as error:  # whatever a graph raises is this question's answer
+            self.problems.append(f"{name} {question}: {_brief(error)}")
+            return None
+        return answer
+
+    def _call(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        tensors = {key: self._tf.constant(value) for key, value in inputs.items()}
+        outputs = self._loaded.signatures[name](**tensors)
+        return {key: value.numpy() for key, value in outputs.items()}
+
+    def _inputs(self, plan: Plan, question: Question) -> dict[str, np.ndarray]:
+        rows, S = question.rows, question.size
+        ids = np.full((len(rows), S), plan.pad_token_id, np.int32)
+        mask = np.zeros((len(rows), S), np.int32)
+        for b, row in enumerate(rows):
+            at = slice(S - row.new, S) if question.left else slice(0, row.new)
+            ids[b, at], mask[b, at] = plan.tokens(row), 1
+        if question.signature == "serving_default":
+            return {"input_ids": ids, "attention_mask": mask}
+        inputs = {"input_ids": ids, "input_length": mask.sum(1, dtype=np.int32)}
+        if question.slots is not None:
+            inputs.update(self._cache(question))
+        if made := tokens_per_call(question.signature):
+            inputs.update(_greedy(len(rows), made))
+        return inputs
+
+    def _cache(self, question: Question) -> dict[str, np.ndarray]:
+        """The rows' prefixes as this export made them; noise where nobody may look."""
+        slots = question.slots or 0
+        rows = question.rows
+        shape = (len(rows), slots, *self._manifest.cache_layout.row_shape)
+        cache = np.full(shape, 1e4, np.float32)
+        for b, row in enumerate(rows):
+            cache[b, : row.past] = self._prefixes[row.stream][: row.past]
+        past = np.array([row.past for row in rows], np.int32)
+        return {"cache": cache, "cache_length": past}
+
+    def _cache_streams(self, plan: Plan) -> None:
+        """Cache every stream as far as any question needs it."""
+        for stream, tokens in enumerate(plan.streams):
+            pasts = [
+                row.past
+                for question in plan.questions
+                for row in question.rows
+                if row.stream == stream
+            ]
+            wanted = tokens[: max(pasts, default=0)]
+            try:
+                self._prefixes[stream] = self._make_prefix(plan, wanted)
+            except Exception as error:
+                self.problems.append(f"caching {len(wanted)} tokens: {_brief(error)}")
+                shape = (len(wanted), *self._manifest.cache_layout.row_shape)
+                self._prefixes[stream] = np.zeros(shape, np.float32)
+
+    def _make_prefix(self, plan: Plan, tokens: np.ndarray) -> np.ndarray:
+        row_shape = self._manifest.cache_layout.row_shape
+        cache = np.zeros((len(tokens), *row_shape), np.float32)
+        longest = max(plan.prompt_buckets, default=len(tokens)) or 1
+        for begin in range(0, len(tokens), longest):
+            piece = tokens[begin : begin + longest]
+            size = fit(len(piece), plan.prompt_buckets) or len(piece)
+            ids = np.full((1, size), plan.pad_token_id, np.int32)
+            ids[0, : len(piece)] = piece
+            inputs = {
+                "input_ids": ids,
+                "input_length": np.array([len(piece)], np.int32),
+            }
+            name = "prefill"
+            if begin:
+                name = "decode"
+                slots = fit(begin, plan.cache_buckets) or begin
+                past = np.zeros((1, slots, *row_shape), np.float32)
+                past[0, :begin] = cache[:begin]
+                inputs["cache"] = past
+                inputs["cache_length"] = np.array([begin], np.int32)
+            made = self._call(name, inputs)["new_cache"]
+            cache[begin : begin + len(piece)] = made[0, : len(piece)]
+        return cache
+
+    def _check_shapes(self, question: Question, outputs: dict[str, np.ndarray]) -> None:
+        layout = self._manifest.cache_layout
+        spec = signature(
+            question.signature, layout, vocab_size=self._manifest.vocab_size
+        )
+        known: dict[Any, int] = {"B": len(question.rows), "S": question.size}
+        made = tokens_per_call(question.signature) or 1
+        known["S+N-1"] = question.size + made - 1
+        for tensor in spec.outputs:
+            if tensor.name not in outputs:
+                raise ValueError(f"no output {tensor.name}")
+            found = outputs[tensor.name]
+            wanted = [known.get(d, d) for d in tensor.shape]
+            fits = len(wanted) == found.ndim and all(
+                isinstance(w, str) or w == f
+                for w, f in zip(wanted, found.shape, strict=True)
+            )
+            if not fits or found.dtype != tensor.numpy_dtype():
+                raise ValueError(
+                    f"{tensor.name} is {found.dtype}{list(found.shape)}, expected "
+                    f"{tensor.dtype}{wanted}"
+                )
+
+    def _rows(self, question: Question, outputs: dict[str, np.ndarray]) -> Answer:
+        """Cut padding off, and bring caches to plain float32 numbers."""
+        made = tokens_per_call(question.signature)
+        answer: Answer = []
+        for b, row in enumerate(question.rows):
+            got = {name: value[b] for name, value in outputs.items()}
+            fed = row.new
+            if made:
+                count = int(got.pop("count"))
+                if not 1 <= count <= made:
+                    raise ValueError(f"count is {count}, expected 1 to {made}")
+                if (got["tokens"][count:] != -1).any():
+                    raise ValueError(
+                        f"tokens behind the end are not -1: {got['tokens']}"
+                    )
+                fed = row.new + count - 1
+                got["tokens"] = got["tokens"][:count]
+                got["logprobs"] = got["logprobs"][:count]
+            elif question.signature == "score":
+                got["logprobs"] = got["logprobs"][1 : row.new]
+            elif question.signature in ("serving_default", "embed"):
+                begin = question.size - row.new if question.left else 0
+                got = {k: v[begin : begin + row.new] for k, v in got.items()}
+            if "new_cache" in got:
+                layout = self._manifest.cache_layout
+                got["new_cache"] = unpack(got["new_cache"][:fed], layout)
+            answer.append(got)
+        return answer
+
+    def _check_sampling(self, plan: Plan, question: Question, greedy: Answer) -> None:
+        """What holds for any model: top_k 1 is greedy, seeds repeat, limits hold."""
+        inputs = self._inputs(plan, question)
+        B = len(question.rows)
+        narrow = {"temperature": np.ones(B, np.float32), "top_k": np.ones(B, np.int32)}
+        got = self._call(question.signature, {**inputs, **narrow})
+        for b, row in enumerate(greedy):
+            if not np.array_equal(
+                got["tokens"][b, : len(row["tokens"])], row["tokens"]
+            ):
+                self.problems.append(
+                    f"{question.signature} {question}: top_k 1 differs from greedy"
+                )
+        warm = {**inputs, "temperature": np.full(B, 5.0, np.float32)}
+        warm["max_new_tokens"] = np.maximum(inputs["max_new_tokens"] // 2, 1)
+        first, second = (self._call(question.signature, warm) for _ in range(2))
+        if not np.array_equal(first["tokens"], second["tokens"]):
+            self.problems.append(f"{question.signature}: a seed does not repeat")
+        if (first["count"] != warm["max_new_tokens"]).any():
+            self.problems.append(
+                f"{question.signature}: made {first['count'].tolist()} tokens where "
+                f"max_new_tokens is {warm['max_new_tokens'].tolist()}"
+            )
+
+    def _strings(self, question: Question) -> Answer:
+        row = np.zeros(len(question.rows), np.int32)
+        (texts,) = self._call(question.signature, {"row": row}).values()
+        if texts.shape != row.shape or len(set(texts.tolist())) != 1:
+            raise ValueError(f"{len(row)} equal strings expected, got {texts.shape}")
+        content = json.loads(texts[0])
+        if question.signature == "describe":
+            self._check_manifest(content)
+        return [{} for _ in question.rows]
+
+    def _check_manifest(self, content: dict[str, Any]) -> None:
+        """The graph's manifest is the file's, but for the digests of the files."""
+        on_disk = json.loads(self._manifest.to_json())
+        different = sorted(
+            key
+            for key in on_disk
+            if key != "files" and content.get(key) != on_disk[key]
+        )
+        if different:
+            raise ValueError(
+                f"differs from the manifest file in {', '.join(different)}"
+            )
+
+
+def _greedy(rows: int, made: int) -> dict[str, np.ndarray]:
+    return {
+        "max_new_tokens": np.full(rows, made, np.int32),
+        "history": np.full((rows, 1), -1, np.int32),
+        "stop_ids": np.full((rows, 1), -1, np.int32),
+        "seed": np.tile(np.array([7, 11], np.int32), (rows, 1)),
+        "temperature": np.zeros(rows, np.float32),
+        "top_k": np.zeros(rows, np.int32),
+        "top_p": np.ones(rows, np.float32),
+        "repetition_penalty": np.ones(rows, np.float32),
+    }
+
+
+def _brief(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]}…"

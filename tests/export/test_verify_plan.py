@@ -1,0 +1,212 @@
+"""Questions to an export, cache encodings, and the measuring of answers."""
+
+from __future__ import annotations
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+from optserve.export.commands.verify import drift, read_baseline
+from optserve.export.contract import CacheLayout, Manifest
+from optserve.export.errors import ExportError
+from optserve.export.verify.cache import unpack
+from optserve.export.verify.plan import Plan, Question, Row, fit, make_plan
+from optserve.export.verify.report import Report, measure, tolerance
+
+ALL = [
+    "serving_default",
+    "prefill",
+    "decode",
+    "generate_4",
+    "score",
+    "embed",
+    "describe",
+    "tokenizer",
+]
+
+
+def manifest(**more) -> Manifest:
+    values = {
+        "config": {},
+        "framework": "tf",
+        "compiler": "none",
+        "weights_dtype": "float32",
+        "cache_dtype": "float32",
+        "signatures": ALL,
+        "max_positions": 128,
+        "vocab_size": 100,
+    }
+    return Manifest(**{**values, **more})
+
+
+def by_signature(plan: Plan) -> dict[str, list[Question]]:
+    found: dict[str, list[Question]] = {}
+    for question in plan.questions:
+        found.setdefault(question.signature, []).append(question)
+    return found
+
+
+@pytest.mark.parametrize(
+    "made_of",
+    [
+        manifest(),
+        manifest(prompt_buckets=[16, 64], cache_buckets=[32, 128], batch_sizes=[1, 4]),
+        manifest(max_positions=9),
+        manifest(prompt_buckets=[8], cache_buckets=[16], max_positions=24),
+    ],
+)
+def test_questions_fit_model_and_buckets(made_of):
+    plan = make_plan(made_of)
+    assert {q.signature for q in plan.questions} == set(ALL)
+    for question in plan.questions:
+        if question.signature in ("describe", "tokenizer"):
+            continue
+        longest = max(row.new for row in question.rows)
+        assert 1 <= longest <= question.size
+        cached = question.slots is not None
+        sizes = [*made_of.prompt_buckets, 1] if cached else made_of.prompt_buckets
+        assert not made_of.prompt_buckets or question.size in sizes
+        assert (
+            not cached
+            or not made_of.cache_buckets
+            or (question.slots in made_of.cache_buckets)
+        )
+        made = 4 if question.signature == "generate_4" else 0
+        for row in question.rows:
+            assert row.past + row.new + made <= made_of.max_positions
+            assert not cached or row.past <= question.slots
+
+
+def test_the_shapes_where_errors_hide():
+    made_of = manifest(prompt_buckets=[16, 64], cache_buckets=[32, 128])
+    asked = by_signature(make_plan(made_of))
+    lengths = {q.rows[0].new for q in asked["prefill"] if len(q.rows) == 1}
+    assert {1, 7, 16, 17, 64} <= lengths  # smallest, odd, edges, one more
+    decode = asked["decode"]
+    pasts = {q.rows[0].past for q in decode if len(q.rows) == 1}
+    assert {0, 5, 32, 127} <= pasts  # empty, odd, a full bucket, full to the end
+    for name in ("serving_default", "prefill", "decode", "generate_4", "score"):
+        assert any(len(q.rows) > 1 for q in asked[name])
+    assert any(q.left for q in asked["serving_default"])
+    assert any({0} < {r.past for r in q.rows} for q in decode if len(q.rows) > 1)
+    sizes = {
+        len(q.rows)
+        for q in by_signature(make_plan(manifest(batch_sizes=[1, 8])))["prefill"]
+    }
+    assert sizes == {1, 8}
+
+
+def test_streams_are_the_same_for_everyone():
+    first, second = make_plan(manifest()), make_plan(manifest(framework="jax"))
+    for a, b in zip(first.streams, second.streams, strict=True):
+        np.testing.assert_array_equal(a, b)
+    short = make_plan(manifest(), max_length=40)
+    assert max(len(s) for s in short.streams) <= 40
+
+
+def test_only_common_signatures_are_compared():
+    other = manifest(signatures=["prefill", "score"], max_positions=64)
+    plan = make_plan(manifest(), other)
+    assert {q.signature for q in plan.questions} == {"prefill", "score"}
+    assert all(r.past + r.new <= 64 for q in plan.questions for r in q.rows)
+
+
+def test_fit():
+    assert fit(5, []) == 5
+    assert fit(5, [4, 8, 16]) == 8
+    assert fit(17, [4, 8, 16]) is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_unpack(dtype):
+    layout = CacheLayout(2, 3, 8, dtype)
+    random = np.random.default_rng(0)
+    numbers = random.normal(size=(5, 2, 2, 3, 8)).astype(np.float32)
+    if dtype == "float32":
+        packed = wanted = numbers
+    elif dtype == "bfloat16":
+        rounded = numbers.astype(ml_dtypes.bfloat16)
+        packed, wanted = rounded.view(np.float32), rounded.astype(np.float32)
+    else:
+        scale = np.abs(numbers).max(-1, keepdims=True) / 127
+        integers = np.rint(numbers / scale).astype(np.int8)
+        packed = np.concatenate([integers.view(np.float32), scale], -1)
+        wanted = integers * scale
+    assert packed.shape[1:] == layout.row_shape
+    np.testing.assert_allclose(unpack(packed, layout), wanted, rtol=1e-6)
+
+
+QUESTION = Question("prefill", (Row(0, 0, 2),), 2)
+PLAN = Plan((QUESTION,), 100, (), ())
+
+
+def errors_of(got: dict, wanted: dict, allowed: float = 0.1):
+    return {o.output: o for o in measure(PLAN, [[got]], [[wanted]], allowed)}
+
+
+def test_errors_are_shares_of_the_numbers():
+    wanted = np.array([3.0, -3.0, 3.0, -3.0])
+    got = np.array([3.3, -3.0, 3.0, -3.0])
+    found = errors_of({"logits": got}, {"logits": wanted})["logits"]
+    assert found.max_error == pytest.approx(0.1)
+    assert found.mean_error == pytest.approx(0.025)
+    assert found.agreement == 1.0
+    assert not found.ok  # the mean
+    assert errors_of({"logits": wanted}, {"logits": wanted})["logits"].ok
+    broken = errors_of({"logits": wanted * np.nan}, {"logits": wanted})["logits"]
+    assert broken.max_error == float("inf") and not broken.ok
+    shorter = errors_of({"new_cache": wanted}, {"new_cache": wanted[:2]})["new_cache"]
+    assert not shorter.ok
+
+
+def test_a_generation_is_judged_by_what_it_left_out():
+    tokens, logits = np.array([1, 0]), np.array([[0.0, 2.0], [1.0, 1.5]])
+    wanted = {"regret": np.array([0.0, 0.5]), "logits": logits}
+    found = errors_of({"tokens": tokens}, wanted)["tokens"]
+    assert found.agreement == 0.5
+    assert found.max_error == pytest.approx(0.5 / np.sqrt(np.mean(logits**2)))
+
+
+def test_two_generations_are_compared_as_far_as_they_agree():
+    mine = {
+        "tokens": np.array([5, 6, 7]),
+        "logprobs": np.array([-1.0, -1.0, -9.0]),
+        "new_cache": np.arange(4.0)[:, None],  # two tokens fed, two of those made
+    }
+    theirs = {
+        "tokens": np.array([5, 6, 8]),
+        "logprobs": np.array([-1.0, -1.0, -2.0]),
+        "new_cache": np.arange(4.0)[:, None],
+    }
+    found = errors_of(mine, theirs)
+    assert found["tokens"].agreement == pytest.approx(2 / 3)
+    assert found["tokens"].ok  # shown, not judged
+    assert found["logprobs"].max_error == 0
+    assert found["new_cache"].max_error == 0
+
+
+def test_the_loosest_type_counts():
+    assert tolerance("float32", "float32") < tolerance("bfloat16", "float32")
+    assert tolerance("float32", "int8") == tolerance("int8")
+
+
+def report(**more) -> Report:
+    return Report(export="1", digest="", made_of="", kind="", **more)
+
+
+def test_drift():
+    before = json.loads(report(scores={"a": -2.0, "gone": -1.0}).to_json())
+    assert drift(report(scores={"a": -2.01, "new": -5.0}), before, 0.05) == []
+    (sentence,) = drift(report(scores={"a": -2.2}), before, 0.05)
+    assert "-2.2" in sentence and "-2.0" in sentence
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"scores": 1, "outputs": []}'])
+def test_a_baseline_must_be_a_report(tmp_path, text):
+    path = tmp_path / "report.json"
+    path.write_text(text)
+    with pytest.raises(ExportError, match="not a report"):
+        read_baseline(path)
+    path.write_text(report().to_json())
+    assert read_baseline(path)["ok"]
