@@ -11,6 +11,7 @@ import grpc
 
 from ..errors import OptserveError
 from .address import Address
+from .batching import Batcher
 from .loading import load
 from .manager import ModelManager
 from .options import (
@@ -74,7 +75,7 @@ class EmbeddedServer:
             models = {name: ModelOptions(os.fspath(base_path), policy)}
         assert models is not None
         options = session or SessionOptions()
-        run = run_directly
+        run = run_directly if batching is None else Batcher(batching)
 
         def load_version(folder: Path) -> Servable:
             return load(folder, options, run)

@@ -9,6 +9,7 @@ buffer used before.
 from __future__ import annotations
 
 import contextlib
+import math
 import weakref
 
 import numpy as np
@@ -27,27 +28,34 @@ class AlignedBuffers:
     def aligned(self, array: np.ndarray) -> np.ndarray:
         """``array`` itself if it is small or aligned, else a copy that is.
 
-        The copy's buffer is reused when nothing holds the copy any more. TensorFlow
-        holds it as long as an output or a variable shares its memory; numpy views of
-        it don't hold it, so take none.
+        For the copy holds what ``empty`` says.
         """
         if array.nbytes < _SMALL or array.dtype.kind == "O":
             return array
         if array.ctypes.data % _ALIGNMENT == 0 and array.flags.c_contiguous:
             return array
-        copy, buffer = self._empty(array)
+        copy = self.empty(array.shape, array.dtype)
         np.copyto(copy, array)
-        weakref.finalize(copy, self._give_back, buffer).atexit = False
         return copy
 
-    def _empty(self, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        size = array.nbytes
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """An aligned array with arbitrary content, in a buffer for reuse.
+
+        The buffer is reused when nothing holds the array any more. TensorFlow holds it
+        as long as an output or a variable shares its memory; numpy views of it don't
+        hold it, so keep none.
+        """
+        size = math.prod(shape) * dtype.itemsize
+        if size < _SMALL or dtype.kind == "O":
+            return np.empty(shape, dtype)
         buffer = self._take(size)
         if buffer is None:
             raw = np.empty(size + _ALIGNMENT, np.uint8)
             start = -raw.ctypes.data % _ALIGNMENT
             buffer = raw[start : start + size]
-        return buffer[:size].view(array.dtype).reshape(array.shape), buffer
+        array = buffer[:size].view(dtype).reshape(shape)
+        weakref.finalize(array, self._give_back, buffer).atexit = False
+        return array
 
     def _take(self, size: int) -> np.ndarray | None:
         fitting = [
@@ -65,3 +73,7 @@ class AlignedBuffers:
         while sum(b.nbytes for b in list(self._free.values())) > self._keep_bytes:
             with contextlib.suppress(KeyError, StopIteration, RuntimeError):
                 self._free.pop(next(iter(self._free)))  # the oldest
+
+
+BUFFERS = AlignedBuffers()
+"""Shared by all models of the process."""

@@ -15,12 +15,11 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 
-from .feeding import AlignedBuffers
+from .feeding import BUFFERS
 from .options import SessionOptions
 from .status import ServingError, from_tensorflow, internal, invalid_argument
 from .xla import xla_signatures
 
-_buffers = AlignedBuffers()
 _TYPE_NAMES = {"float32": "float", "float64": "double", "float16": "half"}
 
 
@@ -38,6 +37,12 @@ class Signature:
         self.inputs = {
             alias: (info.name, tf.dtypes.as_dtype(info.dtype))
             for alias, info in sorted(proto.inputs.items(), key=lambda i: i[1].name)
+        }
+        self.ranks = {
+            alias: None
+            if info.tensor_shape.unknown_rank
+            else len(info.tensor_shape.dim)
+            for alias, info in proto.inputs.items()
         }
         self.outputs = {
             alias: info.name for alias, info in sorted(proto.outputs.items())
@@ -99,7 +104,7 @@ class Servable:
             raise internal("XLA compilation disabled")
         run = self._callable(signature, tuple(outputs))
         try:
-            return run(*(_buffers.aligned(inputs[a]) for a in signature.inputs))
+            return run(*(BUFFERS.aligned(inputs[a]) for a in signature.inputs))
         except tf.errors.OpError as error:
             raise from_tensorflow(error) from None
         except (TypeError, ValueError) as error:
