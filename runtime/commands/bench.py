@@ -178,7 +178,13 @@ def _engine(name: str, args: argparse.Namespace, checkpoint: Path, progress) -> 
         )
         if mode == "grpc":
             command = [sys.executable, "-m", "optserve.runtime.cli", "serve", str(out)]
-            flags = ["--port", "0", "--json-ready", "--threads", str(args.threads)]
+            flags = [
+                "--port",
+                "0",
+                "--json-ready",
+                "--intra-op-threads",
+                str(args.threads),
+            ]
             engine = Engine(name, engine.command, ours=True, server=[*command, *flags])
     dtype = next((d for d in BYTES if d in name), "float32")
     return Engine(
