@@ -12,6 +12,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from .memory import keep_freed_memory
+
 COMMANDS = {
     "export": ("optserve.export.commands.export", "checkpoint to SavedModel or TFLite"),
     "deploy": ("optserve.export.commands.deploy", "files to serve an export with"),
@@ -57,6 +59,7 @@ def _dispatch(arguments: list[str]) -> int:
             module.configure(sub)
     args = parser.parse_args(arguments)
     assert module is not None  # argparse refused every other name
+    keep_freed_memory()
     return module.run(args)
 
 
