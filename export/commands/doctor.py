@@ -70,6 +70,45 @@ def _checks(args: argparse.Namespace) -> Iterator[Check]:
         yield doctor.check_port(args.port)
     if args.socket is not None:
         yield doctor.check_socket(args.socket)
+    if args.target is not None:
+        yield from check_server(args.target, args.model)
+
+
+def check_server(target: str, model: str, seconds: float = 10.0) -> Iterator[Check]:
+    """Whether a server answers, has the model, speaks our contract, and computes.
+
+    The last one is tried: a server without XLA loads a compiled model, calls it
+    AVAILABLE, and refuses every request.
+    """
+    # A command may use the client; the library beside it may not.
+    from ...runtime import Client, OptserveError
+    from ...runtime.grpc_transport import GrpcTransport
+
+    try:
+        with GrpcTransport(target, model=model) as transport:
+            (status,) = transport.status(timeout=seconds)
+    except OptserveError as error:
+        yield Check("server", "failed", str(error), "is it HOST:PORT or unix:PATH?")
+        return
+    versions = ", ".join(f"{v.version} {v.state}" for v in status.versions)
+    if not status.available:
+        found = status.error or versions or "no version of the model"
+        advice = f"is the server up, and is the model's name there {model!r}?"
+        yield Check("server", "failed", found, advice)
+        return
+    yield Check("server", "ok", f"{model}: version {versions}")
+    try:
+        with Client(target, model=model, connect_timeout=seconds) as client:
+            manifest = client.describe()
+            made = (
+                f"contract {manifest.contract_version}, {manifest.framework}/"
+                f"{manifest.compiler}, {manifest.weights_dtype} weights"
+            )
+            yield Check("served model", "ok", made)
+            client.generate([[manifest.bos_token_id]], max_new_tokens=1)
+            yield Check("computing", "ok", "one token made")
+    except OptserveError as error:
+        yield Check("computing", "failed", str(error))
 
 
 def _show(check: Check) -> None:

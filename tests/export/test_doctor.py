@@ -10,6 +10,7 @@ from importlib import metadata
 
 import pytest
 from optserve.export import doctor
+from optserve.export.commands.doctor import check_server
 from optserve.models.config import OPTConfig
 from optserve.models.random_checkpoint import write_random_checkpoint
 from optserve.runtime.cli import main
@@ -167,3 +168,13 @@ def test_it_needs_neither_tensorflow_nor_jax():
         [sys.executable, "-c", statement], capture_output=True, text=True, check=True
     )
     assert ended.stdout.split() == ["False", "False"]
+
+
+def test_a_server_that_is_not_there():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (check,) = check_server(f"127.0.0.1:{port}", "opt", seconds=2.0)
+    assert check.state == "failed" and check.advice
+    (check,) = check_server("not an address", "opt")
+    assert check.state == "failed"
