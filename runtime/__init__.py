@@ -2,6 +2,7 @@
 
 from .async_client import AsyncClient, AsyncStream
 from .client import Client, Stream
+from .conversation import AsyncConversation, Conversation
 from .core import unpadded
 from .errors import (
     Cancelled,
@@ -21,11 +22,13 @@ from .sampling import Sampling
 
 __all__ = [
     "AsyncClient",
+    "AsyncConversation",
     "AsyncStream",
     "Beams",
     "Cancelled",
     "Client",
     "Constraints",
+    "Conversation",
     "Counters",
     "DeadlineExceeded",
     "Generation",

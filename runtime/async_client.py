@@ -17,6 +17,7 @@ from collections.abc import (
     AsyncIterator,
     Coroutine,
     Iterable,
+    Sequence,
 )
 from dataclasses import replace
 from types import TracebackType
@@ -27,6 +28,7 @@ import numpy as np
 from ..export.contract import Manifest, tokens_per_call
 from ..models.tokenizer import Tokenizer
 from .connect import Target, open_async_transport, open_tokenizer
+from .conversation import AsyncConversation
 from .core import Core, open_core, several
 from .decode import Work
 from .driver import drive_async, run_async
@@ -161,6 +163,12 @@ class AsyncClient:
         """The last hidden states of each text, ``[tokens, E]`` float32."""
         core = await self.connect()
         return await self._run(core.embed(texts, timeout))
+
+    async def conversation(self) -> AsyncConversation:
+        """A conversation, which keeps its cache between turns."""
+        core = await self.connect()
+        assert self._transport is not None
+        return AsyncConversation(core, self._transport)
 
     async def describe(self) -> Manifest:
         """What the served model says of itself."""
@@ -302,7 +310,7 @@ async def enumerate_any(
             yield pair
 
 
-async def _all(work: list[Coroutine[Any, Any, T]]) -> list[T]:
+async def _all(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """The values in order; the first failure cancels the others and is raised."""
     tasks = {asyncio.ensure_future(one): i for i, one in enumerate(work)}
     try:

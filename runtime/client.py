@@ -20,6 +20,7 @@ import numpy as np
 from ..export.contract import Manifest
 from ..models.tokenizer import Tokenizer
 from .connect import Target, open_tokenizer, open_transport
+from .conversation import Conversation
 from .core import open_core
 from .decode import Work
 from .driver import drive, run
@@ -143,6 +144,11 @@ class Client:
     ) -> list[np.ndarray]:
         """The last hidden states of each text, ``[tokens, E]`` float32."""
         return self._run(self._core.embed(texts, timeout))
+
+    def conversation(self) -> Conversation:
+        """A conversation, which keeps its cache between turns."""
+        self._check_open()
+        return Conversation(self._core, self._transport)
 
     def encode(self, prompt: Prompt, options: Options | None = None) -> list[int]:
         """The token ids that a prompt is fed as.

@@ -11,6 +11,7 @@ import numpy as np
 from ..models.tokenizer import Detokenizer, Tokenizer, TokenizerError
 from . import scoring
 from .beams import beam_search
+from .cache import RowCache
 from .decode import Ask, Work, asked, generate_rows, generate_samples
 from .errors import InvalidRequest, MalformedReply, PromptTooLong
 from .model import Catalog, connect
@@ -159,12 +160,23 @@ class Core:
 
     def stream(self, prompt: Prompt, options: Options) -> tuple[Work[None], Row]:
         """Work for one prompt whose pieces are wanted, and its row."""
+        return self.resume(self.fitted(self.encode(prompt), options), options)
+
+    def resume(
+        self,
+        tokens: Sequence[int],
+        options: Options,
+        *,
+        cache: RowCache | None = None,
+        version: int | None = None,
+    ) -> tuple[Work[None], Row]:
+        """``stream`` of tokens whose first ones are in a cache already."""
         if options.beams or options.samples > 1 or options.echo:
             raise InvalidRequest(
                 "beam search, several samples and echo can't be streamed: use generate"
             )
-        ids = self.fitted(self.encode(prompt), options)
-        row = self.row(ids, options, streaming=True)
+        row = self.row(tokens, options, streaming=True)
+        row.cache, row.version = cache, version
         return generate_rows(iter([row]), self.catalog, 1), row
 
     def score(

@@ -42,7 +42,6 @@ class Row:
         bad_words: Sequence[Sequence[int]] = (),
         index: int = 0,
         streaming: bool = False,
-        cache: RowCache | None = None,
         version: int | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -53,7 +52,7 @@ class Row:
         self.stop_ids = tuple(stop_ids)
         self.index = index
         self.streaming = streaming
-        self.cache = cache
+        self.cache: RowCache | None = None
         self.version = version
         self.logprobs: list[float] = []
         self.top_logprobs: list[TopLogprobs] = []

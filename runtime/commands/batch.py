@@ -12,7 +12,6 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -120,15 +119,19 @@ def results(
 
 def read_items(path: str) -> Iterator[Item]:
     """The items of a JSONL file, ``-`` for standard input; ids default to the line."""
-    opened: AbstractContextManager[IO[bytes]] = (
-        nullcontext(sys.stdin.buffer) if path == "-" else Path(path).open("rb")
-    )
-    with opened as file:
-        number = 0
-        while line := file.readline(_LONGEST_LINE):
-            number += 1
-            if line.strip():
-                yield _item(line, number)
+    if path == "-":
+        yield from _items(sys.stdin.buffer)
+        return
+    with open(path, "rb") as file:
+        yield from _items(file)
+
+
+def _items(file: IO[bytes]) -> Iterator[Item]:
+    number = 0
+    while line := file.readline(_LONGEST_LINE):
+        number += 1
+        if line.strip():
+            yield _item(line, number)
 
 
 def _item(line: bytes, number: int) -> Item:

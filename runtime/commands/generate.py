@@ -64,14 +64,12 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidRequest(
             "give prompts (as arguments or with --file) or a batch with --jsonl"
         )
-    options = Options(
-        max_new_tokens=args.max_new_tokens,
-        beams=beams_of(args),
-        samples=args.samples,
-        top_logprobs=args.top_logprobs,
-        echo=args.echo,
-        **generation_keywords(args),
-    )
+    keywords = generation_keywords(args)
+    keywords["beams"] = beams_of(args)
+    keywords["samples"] = args.samples
+    keywords["top_logprobs"] = args.top_logprobs
+    keywords["echo"] = args.echo
+    options = Options(max_new_tokens=args.max_new_tokens, **keywords)
     if args.jsonl or args.output or args.json:
         return run_batch(args, options, prompts)
     with opened_client(args) as client:
