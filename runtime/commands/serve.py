@@ -61,16 +61,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM (exit code 0) or Ctrl-C (130, by ``cli.main``)."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.basicConfig(format="optserve: %(message)s", level=logging.WARNING)
     logging.getLogger("optserve.server").setLevel(logging.INFO)
-    signal.signal(signal.SIGTERM, _terminate)
     options = _options(args)
-    from ..server import EmbeddedServer
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        from ..server import EmbeddedServer
 
-    with EmbeddedServer(**options) as server:
-        print(_ready_line(server, as_json=args.json_ready), flush=True)
-        server.wait()
+        with EmbeddedServer(**options) as server:
+            print(_ready_line(server, as_json=args.json_ready), flush=True)
+            server.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 
@@ -86,6 +88,11 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         raise InvalidRequest("give either OUT or --model-config-file")
     if args.batching_parameters_file and not args.enable_batching:
         raise InvalidRequest("--batching-parameters-file needs --enable-batching")
+    if args.path is not None and not args.wait and not os.path.isdir(args.path):
+        raise InvalidRequest(
+            f"there is no folder {args.path}: give the folder that holds an export's "
+            "numbered versions, or --wait for it"
+        )
     options: dict[str, Any] = {
         "base_path": args.path,
         "name": args.name,
@@ -103,21 +110,37 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     }
     try:
         options["versions"] = VersionPolicy.parse(args.versions)
-        from ..server import config
-
-        if args.model_config_file:
-            options["models"] = config.read_models_file(args.model_config_file)
-        if args.batching_parameters_file:
-            options["batching"] = config.read_batching_file(
-                args.batching_parameters_file
-            )
-        elif args.enable_batching:
-            options["batching"] = BatchingParameters()
-        if args.ssl_config_file:
-            options["tls"] = config.read_tls_file(args.ssl_config_file)
+        options |= _from_files(args)
     except ValueError as error:
         raise InvalidRequest(str(error)) from None
+    if args.enable_batching:
+        options.setdefault("batching", BatchingParameters())
     return options
+
+
+def _from_files(args: argparse.Namespace) -> dict[str, Any]:
+    files = (
+        args.model_config_file,
+        args.batching_parameters_file,
+        args.ssl_config_file,
+    )
+    if not any(files):
+        return {}
+    from ..server.quiet import import_tensorflow
+
+    import_tensorflow()  # the official messages' package imports it
+    from ..server import config
+
+    readers = {
+        "models": config.read_models_file,
+        "batching": config.read_batching_file,
+        "tls": config.read_tls_file,
+    }
+    return {
+        name: read(file)
+        for (name, read), file in zip(readers.items(), files, strict=True)
+        if file
+    }
 
 
 def _ready_line(server: EmbeddedServer, *, as_json: bool) -> str:

@@ -31,6 +31,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "EmbeddedServer":
+        from .quiet import import_tensorflow
+
+        import_tensorflow()
         from .embedded import EmbeddedServer
 
         return EmbeddedServer

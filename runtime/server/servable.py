@@ -7,8 +7,9 @@ lie at 64-byte boundaries are fed without a copy, and outputs are fetched withou
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ class Servable:
         graph = tf.Graph()
         self._session = tf.compat.v1.Session(graph=graph, config=config)
         try:
-            with graph.as_default():
+            with graph.as_default(), _without_deprecation_warnings():
                 meta_graph = tf.compat.v1.saved_model.loader.load(
                     self._session, [tf.saved_model.SERVING], path
                 )
@@ -131,6 +132,18 @@ class Servable:
                     run = self._session._make_callable_from_options(options)
                     self._callables[key] = run
         return run
+
+
+@contextlib.contextmanager
+def _without_deprecation_warnings() -> Iterator[None]:
+    """TensorFlow warns of sessions, which it keeps for servers like this one."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _load_error(path: str, error: Exception) -> ServingError:

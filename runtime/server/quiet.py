@@ -1,0 +1,51 @@
+"""Importing TensorFlow without the lines it prints about itself.
+
+They are written by native code before any log level is looked at, so only the file
+descriptor can be turned aside. Whatever else was written meanwhile is passed on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+
+LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+_NOISE = re.compile(
+    rb"WARNING: All log messages before absl::InitializeLog|[IWE]\d{4} [\d:. ]+ |"
+    rb"To enable the following instructions"
+)
+
+
+def import_tensorflow() -> None:
+    """Import TensorFlow; set ``TF_CPP_MIN_LOG_LEVEL=0`` to see all that it says."""
+    if "tensorflow" in sys.modules or os.environ.get(LEVEL) == "0":
+        return
+    os.environ.setdefault(LEVEL, "3")
+    with _stderr_filtered():
+        tensorflow = importlib.import_module("tensorflow")
+        tensorflow.config.list_physical_devices("GPU")  # says so where there is none
+
+
+@contextlib.contextmanager
+def _stderr_filtered() -> Iterator[None]:
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as aside:
+            os.dup2(aside.fileno(), 2)
+            try:
+                yield
+            finally:
+                sys.stderr.flush()
+                os.dup2(saved, 2)
+                aside.seek(0)
+                for line in aside:
+                    if not _NOISE.match(line):
+                        os.write(2, line)
+    finally:
+        os.close(saved)
