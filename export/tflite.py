@@ -1,0 +1,195 @@
+"""From a checkpoint to a folder with one ``.tflite`` file, all that a device needs.
+
+    OUT/1/model.tflite       signatures `decode` and `prefill_{S}`, weights once
+    OUT/1/tokenizer.json     the `tokenizers` package reads it
+    OUT/1/config.json        the checkpoint's own
+    OUT/1/assets.extra/optserve_manifest.json
+
+The manifest also travels inside the file, as the metadata entry ``optserve_manifest``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..models.config import OPTConfig
+from ..models.files import open_weights, resolve
+from ..models.weights import check_weights, weight_shapes
+from .contract import Manifest
+from .digest import folder_digests
+from .errors import ExportError
+from .layout import MANIFEST_PATH, refuse_existing, staging
+from .packing import quantize, weights_digest
+from .savedmodel import Progress, _special_ids, _tokenizer, _tool_versions
+
+if TYPE_CHECKING:
+    from .tflite_file import Constant
+
+MODEL_FILE = "model.tflite"
+MANIFEST_KEY = "optserve_manifest"
+WEIGHTS = ("float32", "float16", "int8")
+
+PROMPT_BUCKETS = (128,)
+CACHE_SIZE = 512
+
+
+def export_tflite(
+    checkpoint: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    framework: str = "tf",
+    weights: str = "int8",
+    prompt_buckets: Sequence[int] = PROMPT_BUCKETS,
+    cache_size: int = CACHE_SIZE,
+    version: int | None = None,
+    revision: str | None = None,
+    progress: Progress = lambda message: None,
+) -> Path:
+    """Write ``OUT/VERSION`` with a model for LiteRT (see the module).
+
+    Args:
+        checkpoint: a directory in Hugging Face's layout, or a hub id.
+        out: the model's base folder; made if needed.
+        framework: whose math is converted, ``"tf"`` or ``"jax"``.
+        weights: dtype of the stored matrices, one of ``WEIGHTS``.
+        prompt_buckets: S of the ``prefill_{S}`` signatures. The runtime packs the
+            weights in memory once for each of them.
+        cache_size: C, the tokens that the cache holds; a sequence has at most C + 1.
+        version: the folder's number; the next free one if None.
+        revision: of a hub checkpoint.
+        progress: called with a short message as the work goes on.
+
+    Returns:
+        The version's folder. It appears whole or not at all.
+
+    Raises:
+        ExportError: unusable options, or a checkpoint that is none.
+        LayoutError: the version exists.
+    """
+    out = Path(out)
+    refuse_existing(out, version)
+    source = resolve(checkpoint, revision=revision)
+    config = OPTConfig.from_pretrained(source)
+    buckets = _checked(config, framework, weights, prompt_buckets, cache_size)
+    stored = open_weights(source)
+    shapes = {name: stored.shape(name) for name in stored}
+    check_weights(weight_shapes(config), shapes, source=source)
+    tokenizer = _tokenizer(source).get("tokenizer")
+    progress("reading the checkpoint")
+    special: dict[str, Any] = _special_ids(config)
+    manifest = Manifest(
+        config=config.to_dict(),
+        framework=framework,
+        compiler="none",
+        weights_dtype=weights,
+        cache_dtype="float32",
+        signatures=["decode", "prefill", "describe"] + ["tokenizer"] * bool(tokenizer),
+        prompt_buckets=buckets,
+        cache_buckets=[cache_size],
+        batch_sizes=[1],
+        max_positions=config.max_position_embeddings,
+        vocab_size=config.vocab_size,
+        **special,
+        tokenizer=bool(tokenizer),
+        checkpoint_digest=weights_digest(config, stored),
+        tool_versions=_tool_versions(framework),
+    )
+    with staging(out, version) as folder:
+        identity = folder.stat().st_ino
+        _write_model(folder / MODEL_FILE, config, stored, manifest, progress)
+        config.save_pretrained(folder)
+        if tokenizer:
+            (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+        progress("writing the manifest")
+        (folder / MANIFEST_PATH).parent.mkdir()
+        manifest = replace(manifest, files=folder_digests(folder))
+        (folder / MANIFEST_PATH).write_text(manifest.to_json(), encoding="utf-8")
+    return next(path for path in out.iterdir() if path.stat().st_ino == identity)
+
+
+def _write_model(
+    path: Path,
+    config: OPTConfig,
+    stored: Mapping[str, np.ndarray],
+    manifest: Manifest,
+    progress: Progress,
+) -> None:
+    from . import tflite_graph as graph
+    from .tflite_file import write
+
+    dtype = manifest.weights_dtype
+    C = manifest.cache_buckets[0]
+    graphs = {}
+    for S in (1, *manifest.prompt_buckets):
+        name = "decode" if S == 1 else f"prefill_{S}"
+        progress(f"converting {name}")
+        graphs[name] = graph.convert(config, manifest.framework, dtype, S, C)
+    progress(f"writing the weights as {dtype}")
+    metadata = {MANIFEST_KEY: manifest.to_json().encode()}
+    arguments = graph.arguments(config, dtype)
+    with path.open("xb") as file:
+        write(
+            file, graphs, arguments, dict(_constants(config, stored, dtype)), metadata
+        )
+
+
+def _constants(
+    config: OPTConfig, stored: Mapping[str, np.ndarray], dtype: str
+) -> Iterator[tuple[str, Constant]]:
+    from .tflite_file import Constant
+    from .tflite_graph import SCALE, is_matrix
+
+    for name, shape in weight_shapes(config).items():
+        count = int(np.prod(shape))
+
+        def as_float(name=name, kind="float32") -> np.ndarray:
+            return np.asarray(stored[name]).astype(kind, copy=False)
+
+        if not is_matrix(name, shape) or dtype == "float32":
+            yield name, Constant("float32", 4 * count, as_float)
+        elif dtype == "float16":
+            yield name, Constant(dtype, 2 * count, lambda f=as_float: f(kind="float16"))
+        else:
+            # Made twice, here and while writing, for memory to stay at one weight.
+            scale = quantize(stored[name])[1]
+            read = lambda name=name: quantize(stored[name])[0]  # noqa: E731
+            yield name, Constant(dtype, count, read, scale)
+            if name == "decoder.embed_tokens.weight":
+                yield name + SCALE, Constant("float32", scale.nbytes, scale.copy)
+
+
+def _checked(
+    config: OPTConfig,
+    framework: str,
+    weights: str,
+    prompt_buckets: Sequence[int],
+    cache_size: int,
+) -> list[int]:
+    for option, value, known in (
+        ("framework", framework, ("tf", "jax")),
+        ("weights", weights, WEIGHTS),
+    ):
+        if value not in known:
+            raise ExportError(
+                f"--{option} should be one of {', '.join(known)} for a TFLite export, "
+                f"got {value!r}"
+            )
+    limit = config.max_position_embeddings
+    if not 1 <= cache_size <= limit:
+        raise ExportError(
+            f"--cache-size should be 1 to {limit}, the model's positions, "
+            f"got {cache_size}"
+        )
+    buckets = sorted(set(prompt_buckets))
+    if not buckets or not buckets[0] >= 2 or buckets[-1] > cache_size:
+        raise ExportError(
+            f"--prompt-buckets should be sizes from 2 to the cache's {cache_size}, "
+            f"got {', '.join(map(str, prompt_buckets)) or 'none'}"
+        )
+    return buckets
