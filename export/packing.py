@@ -8,6 +8,7 @@ fixed order, so that memory stays low and two exports are equal.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -56,6 +57,16 @@ def packed_weights(
             yield name + SCALE, scale
         else:
             yield name, np.asarray(array).astype(_STORED[dtype], copy=False)
+
+
+def weights_digest(config: OPTConfig, weights: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over the names, dtypes, shapes and bytes of a checkpoint's weights."""
+    digest = hashlib.sha256()
+    for name in weight_shapes(config):
+        array = np.ascontiguousarray(weights[name])
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def quantize(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,190 @@
+"""From a checkpoint to a SavedModel that obeys the graph contract."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version as installed
+from pathlib import Path
+
+import numpy as np
+
+from ..models.config import OPTConfig
+from ..models.files import open_weights, resolve
+from ..models.tokenizer import Tokenizer
+from ..models.weights import check_weights, weight_shapes
+from .contract import CACHE_DTYPES, WEIGHT_DTYPES, CacheLayout, Manifest
+from .digest import folder_digests
+from .errors import ExportError
+from .layout import MANIFEST_PATH, refuse_existing, staging
+from .packing import packed_weights, weights_digest
+from .sizing import Sizes, chosen_sizes
+
+FRAMEWORKS = ("tf", "jax")
+COMPILERS = ("none", "xla")
+SIGNATURES = ("serving_default", "prefill", "decode", "score", "embed")
+
+_TOOLS = {"tf": ("tensorflow",), "jax": ("tensorflow", "jax", "jaxlib")}
+
+Progress = Callable[[str], None]
+
+
+def export_savedmodel(
+    checkpoint: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    framework: str = "tf",
+    compiler: str | None = None,
+    weights: str = "float32",
+    cache: str = "float32",
+    prompt_buckets: Sequence[int] | None = None,
+    cache_buckets: Sequence[int] | None = None,
+    batch_sizes: Sequence[int] | None = None,
+    version: int | None = None,
+    revision: str | None = None,
+    progress: Progress = lambda message: None,
+) -> Path:
+    """Write ``OUT/VERSION``, a SavedModel with every signature of the contract.
+
+    Args:
+        checkpoint: a directory in Hugging Face's layout, or a hub id.
+        out: the model's base folder; made if needed.
+        framework: ``"tf"`` or ``"jax"``.
+        compiler: ``"none"`` or ``"xla"``; None is what the framework can do on a stock
+            server (``none`` for tf; jax always needs XLA).
+        weights: dtype of the stored matrices, one of ``WEIGHT_DTYPES``.
+        cache: dtype of the cache's numbers, one of ``CACHE_DTYPES``.
+        prompt_buckets: sizes of S to compile for, None for a sensible choice. The
+            graph rounds up to them by itself, so that clients need not.
+        cache_buckets: sizes of C likewise.
+        batch_sizes: sizes of B likewise.
+        version: the folder's number; the next free one if None.
+        revision: of a hub checkpoint.
+        progress: called with a short message as the work goes on.
+
+    Returns:
+        The version's folder. It appears whole or not at all.
+
+    Raises:
+        ExportError: options that exclude each other, or an unusable checkpoint.
+        LayoutError: the version exists.
+    """
+    compiler = _checked(framework, compiler, weights, cache)
+    refuse_existing(out, version)
+    source = resolve(checkpoint, revision=revision)
+    config = OPTConfig.from_pretrained(source)
+    stored = open_weights(source)
+    shapes = {name: stored.shape(name) for name in stored}
+    check_weights(weight_shapes(config), shapes, source=source)
+    try:
+        layout = CacheLayout(
+            config.num_hidden_layers, config.num_attention_heads, config.head_dim, cache
+        )
+    except ValueError as error:
+        raise ExportError(str(error)) from None
+    sizes = (
+        Sizes()
+        if compiler == "none"
+        else chosen_sizes(
+            config.max_position_embeddings, prompt_buckets, cache_buckets, batch_sizes
+        )
+    )
+    texts = _tokenizer(source)
+    progress("reading the checkpoint")
+    manifest = Manifest(
+        config=config.to_dict(),
+        framework=framework,
+        compiler=compiler,
+        weights_dtype=weights,
+        cache_dtype=cache,
+        signatures=[*SIGNATURES, "describe", *texts],
+        max_positions=config.max_position_embeddings,
+        vocab_size=config.vocab_size,
+        **_special_ids(config),
+        tokenizer="tokenizer" in texts,
+        checkpoint_digest=weights_digest(config, stored),
+        tool_versions=_tool_versions(framework),
+    )
+    texts["describe"] = manifest.to_json()
+    with staging(out, version) as folder:
+        identity = folder.stat().st_ino
+        _write(folder, config, stored, layout, manifest, texts, sizes, progress)
+        progress("writing the manifest")
+        path = folder / MANIFEST_PATH
+        path.parent.mkdir(exist_ok=True)
+        manifest = replace(manifest, files=folder_digests(folder))
+        path.write_text(manifest.to_json(), encoding="utf-8")
+    return next(path for path in Path(out).iterdir() if path.stat().st_ino == identity)
+
+
+def _write(
+    folder: Path,
+    config: OPTConfig,
+    weights: Mapping[str, np.ndarray],
+    layout: CacheLayout,
+    manifest: Manifest,
+    texts: Mapping[str, str],
+    sizes: Sizes,
+    progress: Progress,
+) -> None:
+    import tensorflow as tf
+
+    from .backends import JaxBackend, TFBackend
+    from .signatures import Signatures
+
+    progress(f"packing the weights as {manifest.weights_dtype}")
+    stored = {
+        name: tf.Variable(array, trainable=False, name=name)
+        for name, array in packed_weights(config, weights, manifest.weights_dtype)
+    }
+    backend = {"tf": TFBackend, "jax": JaxBackend}[manifest.framework]
+    module = Signatures(
+        config, backend(config, stored, layout.dtype), stored, layout, texts, sizes
+    )
+    progress("tracing the signatures")
+    concrete = module.concrete()
+    progress("writing the SavedModel")
+    tf.saved_model.save(
+        module,
+        str(folder),
+        concrete,
+        tf.saved_model.SaveOptions(save_debug_info=False),
+    )
+
+
+def _checked(framework: str, compiler: str | None, weights: str, cache: str) -> str:
+    if compiler is None:
+        compiler = "xla" if framework == "jax" else "none"
+    for option, value, known in (
+        ("framework", framework, FRAMEWORKS),
+        ("compiler", compiler, COMPILERS),
+        ("weights", weights, WEIGHT_DTYPES),
+        ("cache", cache, CACHE_DTYPES),
+    ):
+        if value not in known:
+            raise ExportError(
+                f"--{option} should be one of {', '.join(known)}, got {value!r}"
+            )
+    if framework == "jax" and compiler == "none":
+        raise ExportError(
+            "a JAX graph runs only with XLA: leave --compiler out, or export with "
+            "--framework tf for a server without XLA"
+        )
+    return compiler
+
+
+def _tokenizer(source: Path) -> dict[str, str]:
+    """The tokenizer's JSON by its signature's name, nothing without a tokenizer."""
+    if not any((source / name).exists() for name in ("tokenizer.json", "vocab.json")):
+        return {}
+    return {"tokenizer": Tokenizer.from_directory(source).to_json()}
+
+
+def _special_ids(config: OPTConfig) -> dict[str, int]:
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {n: value for n in names if (value := getattr(config, n)) is not None}
+
+
+def _tool_versions(framework: str) -> dict[str, str]:
+    return {name: installed(name) for name in ("optserve", *_TOOLS[framework])}

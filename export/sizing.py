@@ -1,0 +1,64 @@
+"""Which sizes a compiled export is compiled for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .errors import ExportError
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes that the graph rounds up to before a compiler sees them, ascending.
+
+    Every new combination costs a compilation, so there are few. A size beyond the last
+    one stays as it is, and so does any where the list is empty.
+    """
+
+    rows: tuple[int, ...] = ()
+    prompt: tuple[int, ...] = ()
+    cache: tuple[int, ...] = ()
+
+
+def chosen_sizes(
+    positions: int,
+    prompt: Sequence[int] | None,
+    cache: Sequence[int] | None,
+    rows: Sequence[int] | None,
+) -> Sizes:
+    """Sizes as given, or by default powers of two up to the model's ``positions``.
+
+    Raises:
+        ExportError: sizes that are not ascending numbers within the model.
+    """
+    if prompt is None:
+        prompt = [1, *_doubling(16, positions)]
+    if cache is None:
+        cache = _doubling(64, positions)
+    if rows is None:
+        rows = _doubling(1, 32)
+    return Sizes(
+        rows=_checked("--batch-sizes", rows, None),
+        prompt=_checked("--prompt-buckets", prompt, positions),
+        cache=_checked("--cache-buckets", cache, positions),
+    )
+
+
+def _doubling(first: int, last: int) -> list[int]:
+    sizes = [min(first, last)]
+    while sizes[-1] < last:
+        sizes.append(min(2 * sizes[-1], last))
+    return sizes
+
+
+def _checked(option: str, sizes: Sequence[int], limit: int | None) -> tuple[int, ...]:
+    if not sizes or list(sizes) != sorted(set(sizes)) or sizes[0] < 1:
+        raise ExportError(
+            f"{option} should be ascending numbers from 1 on, got {list(sizes)}"
+        )
+    if limit is not None and sizes[-1] > limit:
+        raise ExportError(
+            f"{option} should stay within the model's {limit} positions, got {sizes[-1]}"
+        )
+    return tuple(sizes)

@@ -1,0 +1,204 @@
+"""Both routes' SavedModels against the reference's outputs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from exports import CASES, GOLDEN, expected, int32, served
+from optserve.export.contract import Manifest, signature
+from optserve.export.digest import check_files
+from optserve.export.errors import ExportError
+from optserve.export.layout import LayoutError, read_manifest
+from optserve.export.savedmodel import export_savedmodel
+from optserve.runtime.cli import main
+
+ROUTES = ("tf", "jax")
+
+
+def tolerance(case: str) -> float:
+    return 1e-4 if case == "no_final_ln" else 2e-5
+
+
+@pytest.mark.parametrize("framework", ROUTES)
+@pytest.mark.parametrize("case", CASES)
+def test_logits_equal_the_reference(case, framework):
+    model, golden = served(case, framework=framework), expected(case)
+    atol = tolerance(case)
+    ids = golden["input_ids"].astype(np.int32)
+    B, S = ids.shape
+    full = model("serving_default", input_ids=ids, attention_mask=np.ones_like(ids))
+    np.testing.assert_allclose(full["logits"], golden["logits"], atol=atol)
+    for side in ("left", "right"):
+        mask = golden[f"{side}_mask"].astype(np.int32)
+        padded = golden[f"ids_{side}"].astype(np.int32)
+        found = model("serving_default", input_ids=padded, attention_mask=mask)
+        keep = mask.astype(bool)
+        np.testing.assert_allclose(
+            found["logits"][keep], golden[f"logits_{side}"][keep], atol=atol
+        )
+    hidden = model("embed", input_ids=ids, input_length=int32(*[S] * B))
+    np.testing.assert_allclose(
+        hidden["last_hidden_state"], golden["last_hidden_state"], atol=atol
+    )
+    score = model("score", input_ids=ids, input_length=int32(*[S] * B))["logprobs"]
+    shifted = golden["logits"][:, :-1].astype(np.float64)
+    logprobs = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    wanted = np.take_along_axis(logprobs, ids[:, 1:, None], -1)[..., 0]
+    np.testing.assert_allclose(score[:, 1:], wanted, atol=2 * atol)
+    assert not score[:, 0].any()
+
+
+@pytest.mark.parametrize("framework", ROUTES)
+@pytest.mark.parametrize("case", CASES)
+def test_cached_calls_equal_whole_rows(case, framework):
+    """Rows of unlike lengths, caches larger than used and full of NaN there."""
+    model, golden = served(case, framework=framework), expected(case)
+    ids, logits = golden["input_ids"].astype(np.int32), golden["logits"]
+    first, second = int32(3, 7, 5), int32(4, 1, 6)
+    start = model("prefill", input_ids=ids[:, :7], input_length=first)
+    rows = np.arange(3)
+    np.testing.assert_allclose(
+        start["logits"], logits[rows, first - 1], atol=tolerance(case)
+    )
+    cache = np.full((3, 9, *start["new_cache"].shape[2:]), np.nan, np.float32)
+    more = np.zeros((3, 6), np.int32)
+    for b in rows:
+        cache[b, : first[b]] = start["new_cache"][b, : first[b]]
+        more[b, : second[b]] = ids[b, first[b] : first[b] + second[b]]
+    after = model(
+        "decode",
+        input_ids=more,
+        input_length=second,
+        cache=cache,
+        cache_length=first,
+    )
+    np.testing.assert_allclose(
+        after["logits"], logits[rows, first + second - 1], atol=tolerance(case)
+    )
+    L, _, H, D = start["new_cache"].shape[2:]
+    for i in range(L):
+        for part, kind in enumerate(("key", "value")):
+            made = after["new_cache"][0, :4, i, part]  # [S,H,D]
+            wanted = golden[f"{kind}_{i}"][0, :, 3:7].transpose(1, 0, 2)
+            np.testing.assert_allclose(made, wanted, atol=tolerance(case))
+    assert golden["key_0"].shape[1::2] == (H, D)
+
+
+@pytest.mark.parametrize("framework", ROUTES)
+def test_an_empty_cache_is_a_prefill(framework):
+    model, ids = served("pre_ln", framework=framework), expected("pre_ln")["input_ids"]
+    ids = ids.astype(np.int32)
+    length = int32(5, 11, 1)
+    start = model("prefill", input_ids=ids, input_length=length)
+    empty = np.zeros((3, 0, *start["new_cache"].shape[2:]), np.float32)
+    same = model(
+        "decode",
+        input_ids=ids,
+        input_length=length,
+        cache=empty,
+        cache_length=int32(0, 0, 0),
+    )
+    np.testing.assert_allclose(same["logits"], start["logits"], atol=1e-6)
+
+
+@pytest.mark.parametrize("framework", ROUTES)
+@pytest.mark.parametrize("case", ["pre_ln", "post_ln_proj"])
+def test_greedy_tokens_equal_the_reference(case, framework):
+    """The reference's prompts are padded on the left; on the wire they are packed."""
+    model, golden = served(case, framework=framework), expected(case)
+    mask = golden["left_mask"].astype(bool)
+    length = mask.sum(1).astype(np.int32)
+    ids = np.zeros(mask.shape, np.int32)
+    for b, n in enumerate(length):
+        ids[b, :n] = golden["ids_left"][b, mask[b]]
+    reply = model("prefill", input_ids=ids, input_length=length)
+    steps = golden["greedy"].shape[1]
+    slots = mask.shape[1] + steps
+    cache = np.full((3, slots, *reply["new_cache"].shape[2:]), np.nan, np.float32)
+    for b, n in enumerate(length):
+        cache[b, :n] = reply["new_cache"][b, :n]
+    tokens = []
+    for _ in range(steps):
+        tokens.append(reply["logits"].argmax(-1).astype(np.int32))
+        reply = model(
+            "decode",
+            input_ids=tokens[-1][:, None],
+            input_length=int32(1, 1, 1),
+            cache=cache,
+            cache_length=length,
+        )
+        cache[np.arange(3), length] = reply["new_cache"][:, 0]
+        length = length + np.int32(1)
+    np.testing.assert_array_equal(np.stack(tokens, 1), golden["greedy"])
+
+
+@pytest.mark.parametrize("framework", ROUTES)
+def test_signatures_are_the_contract(framework):
+    import tensorflow as tf
+
+    path = served("pre_ln", framework=framework).path
+    manifest = read_manifest(path)
+    functions = tf.saved_model.load(str(path)).signatures
+    assert sorted(functions) == sorted(manifest.signatures)
+    for name, function in functions.items():
+        spec = signature(name, manifest.cache_layout)
+        inputs = function.structured_input_signature[1]
+        assert {t.name: t.dtype for t in spec.inputs} == {
+            key: tensor.dtype.name for key, tensor in inputs.items()
+        }
+        assert {t.name for t in spec.outputs} == set(function.structured_outputs)
+
+
+def test_the_manifest_is_in_the_graph_and_names_every_file():
+    model = served("pre_ln", framework="tf")
+    manifest = read_manifest(model.path)
+    assert check_files(model.path, manifest) == []
+    told = model("describe", row=int32(0, 0))["manifest"]
+    assert told.shape == (2,)
+    inside = json.loads(told[0])
+    outside = json.loads(manifest.to_json())
+    assert not inside.pop("files") and outside.pop("files")
+    assert inside == outside
+    assert Manifest.from_json(told[1]).cache_layout.row_shape == (3, 2, 4, 8)
+
+
+def test_weights_are_stored_once(tmp_path):
+    model = served("pre_ln", framework="tf")
+    stored = (model.path / "variables" / "variables.data-00000-of-00001").stat().st_size
+    checkpoint = (GOLDEN / "pre_ln" / "model.safetensors").stat().st_size
+    assert stored < 1.1 * checkpoint + 10_000
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"framework": "torch"}, "--framework should be one of tf, jax, got 'torch'"),
+        ({"framework": "jax", "compiler": "none"}, "a JAX graph runs only with XLA"),
+        ({"weights": "int4"}, "--weights should be one of float32"),
+        ({"cache": "int4"}, "--cache should be one of float32"),
+    ],
+)
+def test_impossible_options_are_refused(tmp_path, options, wanted):
+    with pytest.raises(ExportError, match=wanted):
+        export_savedmodel(GOLDEN / "pre_ln", tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command(tmp_path, capsys):
+    arguments = ["export", str(GOLDEN / "pre_ln"), str(tmp_path), "--json"]
+    assert main([*arguments, "--version", "3"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["path"] == str(tmp_path / "3")
+    assert (tmp_path / "3" / "saved_model.pb").is_file()
+    assert main([*arguments, "--version", "3"]) == 1
+    assert "never overwritten" in capsys.readouterr().err
+    with pytest.raises(LayoutError):
+        export_savedmodel(GOLDEN / "pre_ln", tmp_path, version=3)
+    assert main(["export", str(tmp_path / "missing"), str(tmp_path)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
