@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
@@ -23,6 +24,7 @@ class Address:
         self._path = None if path is None else os.path.abspath(path)
         self._host = f"[{host}]" if ":" in host and host[0] != "[" else host
         self._port = port
+        self._bound = False
 
     @property
     def target(self) -> str:
@@ -71,13 +73,16 @@ class Address:
             )
         if not port:
             raise OptserveError(f"cannot listen at {self.target}")
+        self._bound = True
         if self._path is None:
             self._port = port
 
     def release(self) -> None:
-        """Remove the socket's file, if it is one."""
-        if self._path is not None and os.path.exists(self._path):
-            os.unlink(self._path)
+        """Remove the socket's file, if there is one of ours."""
+        if self._path is not None and self._bound:
+            with contextlib.suppress(FileNotFoundError):  # gRPC removes it too
+                os.unlink(self._path)
+        self._bound = False
 
     def _check_socket(self, path: str) -> None:
         if len(os.fsencode(path)) > _MAX_SOCKET_PATH:

@@ -119,7 +119,11 @@ class EmbeddedServer:
         return not self._server.wait_for_termination(timeout)
 
     def stop(self, grace: float | None = 5.0) -> None:
-        """Refuse new calls, give those under way ``grace`` seconds, free all."""
+        """Refuse new calls, give those under way ``grace`` seconds, free all.
+
+        Calls cut off then still end in TensorFlow, which can't be interrupted, before
+        the models are freed. Stopping twice does no harm.
+        """
         self._server.stop(grace).wait()
         self.manager.stop()
         self._address.release()

@@ -6,9 +6,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-MAX_REPLY_BYTES = 2**31 - 1
-"""Largest message that protobuf and gRPC can carry."""
-
 
 @dataclass(frozen=True)
 class VersionPolicy:

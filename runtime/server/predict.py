@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from ..codec.predict import PredictRequest
+from ..codec.wire import MESSAGE_LIMIT
 from .servable import Servable, Signature
 from .status import failed_precondition, internal, invalid_argument
 
@@ -32,6 +33,7 @@ def predict(
     check_input_names(signature, request.inputs)
     aliases = choose_outputs(signature, request.outputs)
     signature.check_dtypes(request.inputs)
+    _check_size(request.inputs)
     arrays = run(servable, signature, request.inputs, aliases)
     return signature.name, dict(zip(aliases, arrays, strict=True))
 
@@ -90,6 +92,15 @@ def choose_outputs(signature: Signature, wanted: Sequence[str]) -> list[str]:
         if alias in wanted[:position]:
             raise invalid_argument(f"duplicate output tensor alias: {alias}")
     return list(wanted) or list(signature.outputs)
+
+
+def _check_size(inputs: Mapping[str, np.ndarray]) -> None:
+    """A repeated value may stand for many: refuse what no message could spell out."""
+    size = sum(array.nbytes for array in inputs.values())
+    if size > MESSAGE_LIMIT:
+        raise invalid_argument(
+            f"the inputs have {size} bytes in all, at most {MESSAGE_LIMIT} are possible"
+        )
 
 
 def _braced(names: Iterable[str]) -> str:

@@ -170,6 +170,8 @@ def _raw(method: Callable[[bytes], bytes]) -> grpc.RpcMethodHandler:
             return method(data)
         except ServingError as error:
             context.abort(error.code, error.details)
+        except MemoryError:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "out of memory")
         except Exception as error:
             text = " ".join(str(error).split())
             context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {text}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -214,3 +215,24 @@ def test_a_single_request_waits_for_the_timeout_only(servable):
     batcher = Batcher(BatchingParameters(batch_timeout_micros=50_000))
     (y,) = batcher(gate, signature, x(2), ["y"])
     assert y[0, 0] == 6
+
+
+def test_eight_clients_get_more_than_one(tmp_path):
+    sizes = (1, 2, 4, 8)
+    toy_models.save_heavy(tmp_path / "1")
+    parameters = BatchingParameters(8, allowed_batch_sizes=sizes, **ONE)
+    row = np.ones((1, 1024), np.float32)
+
+    def rate(caller, clients):
+        def ask(_):
+            for _ in range(40 // clients):
+                caller.predict("heavy", x=row)
+
+        with ThreadPoolExecutor(clients) as pool:
+            start = time.perf_counter()
+            list(pool.map(ask, range(clients)))
+        return 40 / (time.perf_counter() - start)
+
+    with serving(tmp_path, batching=parameters) as caller:
+        ratios = [rate(caller, 8) / rate(caller, 1) for _ in range(3)]
+    assert max(ratios) > 1.3, ratios

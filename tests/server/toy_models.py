@@ -67,3 +67,18 @@ def save_batchable(path: str | os.PathLike[str], size: int = 8) -> Path:
         return {"y": tf.constant([1.0])}
 
     return save(path, rows=rows, scalar=scalar, ragged=ragged, nothing=nothing)
+
+
+def save_heavy(path: str | os.PathLike[str], size: int = 1024) -> Path:
+    """``heavy``: 16 products with a matrix, so memory bounds a single row's speed."""
+    module = tf.Module()
+    module.matrices = [tf.Variable(tf.eye(size)) for _ in range(16)]
+
+    @tf.function(input_signature=[tf.TensorSpec([None, size], tf.float32, "x")])
+    def heavy(x):
+        for matrix in module.matrices:
+            x = x @ matrix
+        return {"y": x[:, :1]}
+
+    tf.saved_model.save(module, os.fspath(path), signatures={"heavy": heavy})
+    return Path(path)
