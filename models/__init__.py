@@ -1,6 +1,6 @@
 """OPT in TensorFlow and JAX, and its files.
 
-Names are imported when they are first used, so that importing this package needs neither
+Names are imported when they are first used: importing this package needs neither
 framework.
 """
 

@@ -101,6 +101,11 @@ class OPTConfig:
             return extra[name]
         raise AttributeError(f"OPTConfig has no field {name!r}")
 
+    def __hash__(self) -> int:
+        # Consistent with ==: a model's configuration may be changed in place, and then
+        # what was compiled for the old one must not be found again.
+        return hash(json.dumps(self.to_dict(), sort_keys=True, default=str))
+
     @property
     def head_dim(self) -> int:
         """D, the size of one attention head."""
@@ -177,7 +182,8 @@ class OPTConfig:
         """From ``config.json``'s content; ``changes`` win over it."""
         if not isinstance(values, dict):
             raise ConfigError(
-                f"the configuration should be a JSON object, got {type(values).__name__}"
+                "the configuration should be a JSON object, "
+                f"got {type(values).__name__}"
             )
         values = {**values, **changes}
         kind = values.pop("model_type", MODEL_TYPE)
@@ -200,7 +206,7 @@ class OPTConfig:
     def from_pretrained(
         cls, name_or_path: str | os.PathLike[str], **options: Any
     ) -> OPTConfig:
-        """Read ``config.json`` from a directory, from that file itself, or from the hub.
+        """Read ``config.json`` from a directory, that file itself, or the hub.
 
         ``options``: ``revision`` and the like as :func:`optserve.models.files.resolve`
         takes them; anything else is a field to change.
@@ -210,7 +216,7 @@ class OPTConfig:
             from .files import resolve
 
             hub = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
-            path = resolve(name_or_path, **hub)
+            path = resolve(name_or_path, weights=False, **hub)
         for key in HUB_OPTIONS:
             options.pop(key, None)
         file = path / "config.json" if path.is_dir() else path

@@ -32,14 +32,11 @@ Store = Callable[[Cache, Any, Any], tuple[Any, Any, Cache]]
 
 def linear(x, weight, bias=None):
     """``x`` [N, in] → [N, out]; ``weight`` [out, in] or a :class:`PackedWeight`."""
-    if isinstance(weight, PackedWeight):
-        y = weight.matmul(x)
-    else:
-        y = x @ weight.T
+    y = weight.matmul(x) if isinstance(weight, PackedWeight) else x @ weight.T
     return y if bias is None else y + bias
 
 
-def layer_norm(x, weight=None, bias=None):
+def layer_norm(x, weight: Any = None, bias: Any = None):
     """Over the last axis, in float32; without ``weight`` and ``bias`` affine-free."""
     x32 = x.astype(jnp.float32)
     centred = x32 - jnp.mean(x32, -1, keepdims=True)
@@ -169,7 +166,7 @@ def attend(config: OPTConfig, q, keys, values, bias, *, head_mask=None, rng=None
 
 
 def attention(config: OPTConfig, p, x, B, bias, past, store: Store, head_mask, rng):
-    """Self-attention of ``x`` [N,E]: output [N,E], the cache after it, probabilities."""
+    """Self-attention of ``x`` [N,E]: output [N,E], cache after it, probabilities."""
     q, k, v = project_qkv(config, p, x, B)
     keys, values, present = store(past, k, v)
     context, probs = attend(config, q, keys, values, bias, head_mask=head_mask, rng=rng)
@@ -221,6 +218,47 @@ class Decoded(NamedTuple):
     attentions: tuple[Any, ...] | None  # L of [B,H,S,T]
 
 
+def run_layers(config: OPTConfig, layers, x, B, bias, past, store, head_mask, rng):
+    """``layers`` one after the other: what :func:`layer` gave, L times."""
+    rows = []
+    for i, p in enumerate(layers):
+        x, present, probs = layer(
+            config,
+            p,
+            x,
+            B,
+            bias,
+            past[i] if past is not None else None,
+            store,
+            head_mask[i] if head_mask is not None else None,
+            fold_in(rng, RNG_SITES * i) if rng is not None else None,
+        )
+        rows.append((x, present, probs))
+    return rows
+
+
+def scan_layers(config: OPTConfig, layers, x, B, bias, past, store, head_mask, rng):
+    """As :func:`run_layers`, as one ``lax.scan`` that rematerialises each layer.
+
+    The backward pass keeps the layers' inputs alone and computes the rest again.
+    """
+
+    def stack(trees):
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+    @jax.checkpoint
+    def body(x, given):
+        p, old, heads, i = given
+        key = fold_in(rng, RNG_SITES * i) if rng is not None else None
+        out = layer(config, p, x, B, bias, old, store, heads, key)
+        return out[0], out
+
+    old = stack(past) if past is not None else None
+    steps = (stack(layers), old, head_mask, jnp.arange(len(layers)))
+    _, stacked = jax.lax.scan(body, x, steps)
+    return [jax.tree.map(lambda y, i=i: y[i], stacked) for i in range(len(layers))]
+
+
 def decoder(
     config: OPTConfig,
     params,
@@ -233,34 +271,25 @@ def decoder(
     rng=None,
     output_hidden_states: bool = False,
     output_attentions: bool = False,
+    remat: bool = False,
 ) -> Decoded:
     """All layers and the end of the stack.
 
     ``hidden`` [B,S,E] comes from :func:`embed`, ``mask`` [B,1,S,T] boolean from
     :func:`causal_mask` (None: everyone attends to everything). ``past`` and ``store``
-    are the cache policy; ``head_mask`` [L,H]; ``rng`` switches dropout on.
+    are the cache policy; ``head_mask`` [L,H]; ``rng`` switches dropout on; ``remat``
+    saves memory in training, see :func:`scan_layers`.
     """
     B, S, E = hidden.shape
     bias = None
     if mask is not None:  # finite, so that rows that are fully masked stay so
         bias = jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)
     x = hidden.reshape(B * S, E)
-    cache, hidden_states, attentions = [], [hidden], []
-    for i, p in enumerate(params["layers"]):
-        x, present, probs = layer(
-            config,
-            p,
-            x,
-            B,
-            bias,
-            past[i] if past is not None else None,
-            store,
-            head_mask[i] if head_mask is not None else None,
-            fold_in(rng, RNG_SITES * i) if rng is not None else None,
-        )
-        cache.append(present)
-        hidden_states.append(x.reshape(B, S, E))
-        attentions.append(probs)
+    run = scan_layers if remat else run_layers
+    rows = run(config, params["layers"], x, B, bias, past, store, head_mask, rng)
+    x = rows[-1][0]
+    hidden_states = [hidden, *(row[0].reshape(B, S, E) for row in rows)]
+    cache, attentions = [row[1] for row in rows], [row[2] for row in rows]
     if config.has_final_norm:
         x = layer_norm(x, **params["final_layer_norm"])
     if config.has_projections:

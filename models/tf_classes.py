@@ -75,7 +75,8 @@ class WeightGroup(keras.layers.Layer):
         """Keras's hook, the other way."""
         if set(store.keys()) != self.by_name.keys():
             raise ValueError(
-                f"expected the weights {sorted(self.by_name)}, got {sorted(store.keys())}"
+                f"expected the weights {sorted(self.by_name)}, "
+                f"got {sorted(store.keys())}"
             )
         for name, variable in self.by_name.items():
             variable.assign(store[name])
@@ -182,8 +183,10 @@ class _TFOPT(keras.Model):
 
     def params(self) -> dict[str, Any]:
         """The weights as ``tf_opt``'s functions take them, in the compute dtype."""
-        dtype = self.compute_dtype
-        weights = {k: tf.cast(v.value, dtype) for k, v in self.named_weights().items()}
+        weights = {
+            name: tf.cast(variable.value, self.compute_dtype)
+            for name, variable in self.named_weights().items()
+        }
         return params_from_weights(self.config, weights)
 
     def num_parameters(self) -> int:
@@ -225,12 +228,7 @@ class _TFOPT(keras.Model):
         ids, embeds = given["input_ids"], given["inputs_embeds"]
         if (ids is None) == (embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
-        past = pairs(config, given["past_key_values"])
-        if past is not None:
-            past = [
-                (tf.cast(k, self.compute_dtype), tf.cast(v, self.compute_dtype))
-                for k, v in past
-            ]
+        past = pairs(config, given["past_key_values"], self.compute_dtype)
         if embeds is None:
             ids = check_ids(config, ids)
         else:
@@ -295,7 +293,7 @@ _OPTIONS = ("use_cache", "output_attentions", "output_hidden_states", "return_di
 def _prediction(y: Any, y_pred: Any) -> Any:
     """The part of an output that targets ``y`` are compared with."""
     if not isinstance(y_pred, ModelOutput):
-        return y_pred
+        return y_pred[0] if isinstance(y_pred, tuple) else y_pred
     if isinstance(y, Mapping):
         return {name: y_pred[name] for name in y}
     return y_pred["logits" if "logits" in y_pred else "last_hidden_state"]
@@ -408,7 +406,10 @@ class TFOPTForCausalLM(_TFOPT):
         labels = _labels(x, y)
         if self._compile_loss is not None or labels is None:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
-        logits = y_pred["logits"] if isinstance(y_pred, ModelOutput) else y_pred[-1]
+        if isinstance(y_pred, ModelOutput):
+            logits = y_pred["logits"]
+        else:  # a tuple, where the loss comes first if there is one
+            logits = y_pred[int(isinstance(x, Mapping) and "labels" in x)]
         losses, counts = tf_opt.token_losses(logits, labels)
         counts = tf.cast(counts, losses.dtype)
         if sample_weight is not None:

@@ -8,7 +8,6 @@ from typing import Any
 import tensorflow as tf
 
 from .config import OPTConfig
-from .tf_opt import shape
 
 
 def unpack(given: dict[str, Any]) -> dict[str, Any]:
@@ -23,9 +22,8 @@ def unpack(given: dict[str, Any]) -> dict[str, Any]:
         found = dict(first)
     elif isinstance(first, list | tuple) and _is_collection(first):
         order = list(names)
-        if len(first) > 1 and getattr(first[1], "shape", None) is not None:
-            if len(first[1].shape) == 2:
-                order = [n for n in names if n != "past_key_values"]
+        if len(first) > 1 and len(getattr(first[1], "shape", ())) == 2:
+            order = [name for name in names if name != "past_key_values"]
         if len(first) > len(order):
             raise ValueError(
                 f"a list of inputs has at most {len(order)} entries "
@@ -42,7 +40,7 @@ def unpack(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_collection(first: Sequence[Any]) -> bool:
-    """Whether a list is one of inputs, and not token ids written as nested lists."""
+    """Whether a list is one of inputs, and not token ids as nested lists."""
     return bool(first) and not isinstance(first[0], int | list | tuple)
 
 
@@ -91,7 +89,7 @@ def check_mask(config: OPTConfig, mask: Any, B: Any, T: Any) -> Any:
 
 
 def check_positions(config: OPTConfig, position_ids: Any) -> Any:
-    """``position_ids`` [B,S] as int32: −1 for padding, below the number of positions."""
+    """``position_ids`` [B,S] as int32: −1 for padding, else a position there is."""
     limit = config.max_position_embeddings
     positions = tf.cast(tf.convert_to_tensor(position_ids), tf.int32)
     bad = tf.reduce_any((positions < -1) | (positions >= limit))
@@ -103,8 +101,10 @@ def check_positions(config: OPTConfig, position_ids: Any) -> Any:
     )
 
 
-def pairs(config: OPTConfig, past_key_values: Any) -> list[tuple[Any, Any]] | None:
-    """The cache as L (keys, values); each layer came as a tensor (2,B,H,T,D) or a pair."""
+def pairs(
+    config: OPTConfig, past_key_values: Any, dtype: Any
+) -> list[tuple[Any, Any]] | None:
+    """The cache as L (keys, values); a layer came as a tensor (2,B,H,T,D) or a pair."""
     if past_key_values is None:
         return None
     L, H, D = config.num_hidden_layers, config.num_attention_heads, config.head_dim
@@ -125,10 +125,4 @@ def pairs(config: OPTConfig, past_key_values: Any) -> list[tuple[Any, Any]] | No
                     "keys and values in past_key_values should have shape "
                     f"(B, {H}, T, {D}), got {sizes}"
                 )
-    return found
-
-
-def batch_and_length(x: Any) -> tuple[Any, Any]:
-    """B and S of a tensor that begins with them."""
-    B, S = shape(x)[:2]
-    return B, S
+    return [(tf.cast(k, dtype), tf.cast(v, dtype)) for k, v in found]

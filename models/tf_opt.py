@@ -37,7 +37,7 @@ def linear(x, weight, bias=None):
     return y if bias is None else tf.nn.bias_add(y, bias)
 
 
-def layer_norm(x, weight=None, bias=None):
+def layer_norm(x, weight: Any = None, bias: Any = None):
     """Over the last axis, in float32; without ``weight`` and ``bias`` affine-free."""
     x32 = tf.cast(x, tf.float32)
     mean, variance = tf.nn.moments(x32, [-1], keepdims=True)
@@ -63,8 +63,9 @@ def dropout(x, rate: float, rng, site: int):
     """Inverted dropout; none where ``rng`` (a stateless seed, [2] int32) is None."""
     if rng is None or not rate:
         return x
+    full_range: Any = None  # all 2**32 integers
     bits = tf.random.stateless_uniform(
-        tf.shape(x), fold_in(rng, site), None, None, tf.int32
+        tf.shape(x), fold_in(rng, site), full_range, full_range, tf.int32
     )
     keep = bits >= int(rate * 2**32) - 2**31
     return tf.where(keep, x / (1 - rate), tf.zeros([], x.dtype))
@@ -169,7 +170,7 @@ def attend(config: OPTConfig, q, keys, values, bias, *, head_mask=None, rng=None
 
 
 def attention(config: OPTConfig, p, x, B, bias, past, store: Store, head_mask, rng):
-    """Self-attention of ``x`` [N,E]: output [N,E], the cache after it, probabilities."""
+    """Self-attention of ``x`` [N,E]: output [N,E], cache after it, probabilities."""
     q, k, v = project_qkv(config, p, x, B)
     keys, values, present = store(past, k, v)
     context, probs = attend(config, q, keys, values, bias, head_mask=head_mask, rng=rng)
@@ -221,6 +222,25 @@ class Decoded(NamedTuple):
     attentions: tuple[Any, ...] | None  # L of [B,H,S,T]
 
 
+def run_layers(config: OPTConfig, layers, x, B, bias, past, store, head_mask, rng):
+    """``layers`` one after the other: what :func:`layer` gave, L times."""
+    rows = []
+    for i, p in enumerate(layers):
+        x, present, probs = layer(
+            config,
+            p,
+            x,
+            B,
+            bias,
+            past[i] if past is not None else None,
+            store,
+            head_mask[i] if head_mask is not None else None,
+            fold_in(rng, RNG_SITES * i) if rng is not None else None,
+        )
+        rows.append((x, present, probs))
+    return rows
+
+
 def decoder(
     config: OPTConfig,
     params,
@@ -246,22 +266,10 @@ def decoder(
     if mask is not None:  # finite, so that rows that are fully masked stay so
         bias = tf.where(mask, 0.0, tf.float32.min)
     x = tf.reshape(hidden, [B * S, E])
-    cache, hidden_states, attentions = [], [hidden], []
-    for i, p in enumerate(params["layers"]):
-        x, present, probs = layer(
-            config,
-            p,
-            x,
-            B,
-            bias,
-            past[i] if past is not None else None,
-            store,
-            head_mask[i] if head_mask is not None else None,
-            fold_in(rng, RNG_SITES * i) if rng is not None else None,
-        )
-        cache.append(present)
-        hidden_states.append(tf.reshape(x, [B, S, E]))
-        attentions.append(probs)
+    rows = run_layers(config, params["layers"], x, B, bias, past, store, head_mask, rng)
+    x = rows[-1][0]
+    hidden_states = [hidden, *(tf.reshape(row[0], [B, S, E]) for row in rows)]
+    cache, attentions = [row[1] for row in rows], [row[2] for row in rows]
     if config.has_final_norm:
         x = layer_norm(x, **params["final_layer_norm"])
     if config.has_projections:

@@ -1,7 +1,8 @@
 """Which weights a configuration has: canonical names, shapes, and what is wrong with a
 mapping that should hold them.
 
-Canonical names are PyTorch's without the ``model.`` prefix, dense weights are [out, in].
+Canonical names are PyTorch's without the ``model.`` prefix; dense weights are
+[out, in].
 """
 
 from __future__ import annotations
@@ -70,10 +71,12 @@ def parameter_count(config: OPTConfig) -> int:
 def params_from_weights(config: OPTConfig, weights: Mapping[str, Any]) -> dict:
     """The nested form of ``weights`` that the pure functions take.
 
-    ``{"embed_tokens", "embed_positions", "project_in", "layers": [{"self_attn_layer_norm":
-    {"weight", "bias"}, "q_proj": …, "k_proj", "v_proj", "out_proj", "final_layer_norm",
-    "fc1", "fc2"}, …], "final_layer_norm", "project_out", "lm_head"}``: the two tables are
-    arrays (or table objects), everything else a dict of ``weight`` and ``bias``, where
+        {"embed_tokens", "embed_positions", "project_in",
+         "layers": [{"self_attn_layer_norm", "q_proj", "k_proj", "v_proj", "out_proj",
+                     "final_layer_norm", "fc1", "fc2"}, …],
+         "final_layer_norm", "project_out", "lm_head"}
+
+    The two tables are arrays, everything else a dict of ``weight`` and ``bias``, where
     what the architecture lacks is None. Leaves are taken as they are.
     """
 

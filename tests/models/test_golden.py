@@ -1,4 +1,4 @@
-"""Both frameworks against what the reference implementation wrote (tests/data/golden)."""
+"""Both frameworks against what the reference wrote (tests/data/golden)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,454 @@
+"""``FlaxOPTModel`` and ``FlaxOPTForCausalLM``: Flax models over ``flax_opt.py``.
+
+They hold the weights and give the documented call surface; the math is elsewhere. The
+``params`` tree has the reference's names (``model/decoder/layers/0/fc1/kernel``), with
+dense kernels [in, out].
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import unfreeze
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from . import flax_opt
+from .config import OPTConfig
+from .files import LazyArray, save_weights
+from .flax_checks import check_inputs
+from .flax_params import Tree, cast_floating, random_params, resized, tree_path
+from .outputs import FlaxBaseModelOutput, FlaxCausalLMOutput
+from .pretrained import Pretrained
+from .weights import params_from_weights, weight_shapes
+
+_OPTIONS = ("output_attentions", "output_hidden_states", "return_dict")
+
+
+# --- modules ------------------------------------------------------------------------
+
+
+class _Module(nn.Module):
+    """The linen module: the params tree, the cache collection, the forward pass."""
+
+    config: OPTConfig
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    head = False
+
+    def _weights(self) -> dict[str, Any]:
+        """Weights by canonical name, in the computation's dtype."""
+        config, roots = self.config, ["decoder"]
+        if self.head:
+            roots = ["model"] if config.tie_word_embeddings else ["model", "lm_head"]
+
+        def fresh(rng: Any, root: str) -> Tree:
+            return random_params(config, rng, head=self.head)[root]
+
+        tree = flatten_dict({root: self.param(root, fresh, root) for root in roots})
+        weights = {}
+        for name in weight_shapes(config, head=self.head):
+            path = tree_path(name, head=self.head)
+            value = tree[path].T if path[-1] == "kernel" else tree[path]
+            if path[-2].endswith("norm"):  # computed in float32 anyway
+                weights[name] = value
+            else:
+                weights[name] = value.astype(self.dtype)
+        return weights
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids,
+        attention_mask=None,
+        position_ids=None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+        init_cache: bool = False,
+        deterministic: bool = True,
+    ):
+        """As the model's call, on plain arrays; a ``cache`` collection is used if there
+        is one, and made from the mask's shape by ``init_cache``."""
+        config = self.config
+        params = params_from_weights(config, self._weights())
+        B, S = input_ids.shape
+        if attention_mask is None:
+            attention_mask = jnp.ones([B, S], jnp.int32)
+        cached = self.has_variable("cache", "layers")
+        start, past, store = 0, None, flax_opt.append
+        if cached or init_cache:
+            layers = self.variable(
+                "cache",
+                "layers",
+                empty_cache,
+                config,
+                *attention_mask.shape,
+                self.dtype,
+            )
+            index = self.variable("cache", "index", jnp.zeros, [], jnp.int32)
+            start, past = index.value, layers.value
+            store = partial(update, start)
+        if position_ids is None:
+            if cached:
+                raise ValueError("give position_ids along with past_key_values")
+            position_ids = flax_opt.positions_from_mask(attention_mask)[:, :S]
+        hidden = flax_opt.embed(
+            config,
+            params,
+            flax_opt.take(params["embed_tokens"], input_ids),
+            position_ids,
+        )
+        decoded = flax_opt.decoder(
+            config,
+            params,
+            hidden,
+            flax_opt.causal_mask(attention_mask, S, start),
+            past=past,
+            store=store,
+            rng=None if deterministic else self.make_rng("dropout"),
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            remat=self.remat,
+        )
+        if cached:
+            layers.value, index.value = decoded.cache, start + S
+        output = self._output(params, decoded)
+        return output if return_dict else output.to_tuple()
+
+    def _output(self, params, decoded):
+        raise NotImplementedError
+
+
+class FlaxOPTModule(_Module):
+    """The decoder without a head."""
+
+    def _output(self, params, decoded):
+        return FlaxBaseModelOutput(
+            last_hidden_state=decoded.last_hidden_state,
+            hidden_states=decoded.hidden_states,
+            attentions=decoded.attentions,
+        )
+
+
+class FlaxOPTForCausalLMModule(_Module):
+    """The decoder with its head."""
+
+    head = True
+
+    def _output(self, params, decoded):
+        return FlaxCausalLMOutput(
+            logits=flax_opt.lm_logits(self.config, params, decoded.last_hidden_state),
+            hidden_states=decoded.hidden_states,
+            attentions=decoded.attentions,
+        )
+
+
+def empty_cache(config: OPTConfig, B: int, T: int, dtype: Any) -> list[Any]:
+    """L pairs of keys and values [B,H,T,D], all zero."""
+    size = (B, config.num_attention_heads, T, config.head_dim)
+    zero = partial(jnp.zeros, size, dtype)
+    return [(zero(), zero()) for _ in range(config.num_hidden_layers)]
+
+
+def update(start: Any, past: Any, k: Any, v: Any) -> tuple[Any, Any, Any]:
+    """The cache of a fixed length (a ``Store``): k, v are written from ``start`` on."""
+    at = (0, 0, start, 0)
+    keys = jax.lax.dynamic_update_slice(past[0], k.astype(past[0].dtype), at)
+    values = jax.lax.dynamic_update_slice(past[1], v.astype(past[1].dtype), at)
+    return keys, values, (keys, values)
+
+
+@partial(jax.jit, static_argnums=0, static_argnames=(*_OPTIONS, "deterministic"))
+def _run(module: _Module, variables, ids, mask, positions, rng, **options):
+    """The compiled forward pass: output and the updated cache, if one came in."""
+    return module.apply(
+        variables,
+        ids,
+        mask,
+        positions,
+        rngs=None if rng is None else {"dropout": rng},
+        mutable=["cache"] if "cache" in variables else [],
+        **options,
+    )
+
+
+# --- models -------------------------------------------------------------------------
+
+
+class _FlaxOPT:
+    """What both classes share: weights, files, the call."""
+
+    base_model_prefix = "model"
+    module_class: type[_Module]
+
+    def __init__(
+        self,
+        config: OPTConfig,
+        input_shape: tuple[int, int] = (1, 1),
+        seed: int = 0,
+        dtype: Any = jnp.float32,
+        _do_init: bool = True,
+        *,
+        remat: bool = False,
+    ) -> None:
+        """Random weights from ``seed``, none with ``_do_init=False``.
+
+        ``dtype`` is the computation's; ``remat`` scans over rematerialised layers,
+        for training in less memory. No weight depends on ``input_shape``.
+        """
+        self.config = config
+        self.dtype = jnp.dtype(dtype)
+        self.input_shape = input_shape
+        self.key = jax.random.PRNGKey(seed)
+        self._params: Tree | None = None
+        self._module = self.module_class(config, dtype=self.dtype, remat=remat)
+        if _do_init:
+            self._params = self.init_weights(self.key, input_shape)
+
+    @property
+    def module(self) -> nn.Module:
+        """The linen module; ``module.apply({"params": params}, input_ids, …)``."""
+        return self._module
+
+    @property
+    def params(self) -> Tree:
+        """The weights. ValueError in a model made with ``_do_init=False``."""
+        if self._params is None:
+            raise ValueError(
+                "this model holds no weights (_do_init=False): pass params= to calls, "
+                "init_weights makes them"
+            )
+        return self._params
+
+    @params.setter
+    def params(self, params: Mapping[str, Any]) -> None:
+        if self._params is None:
+            raise ValueError("a model made with _do_init=False holds no weights")
+        found = set(flatten_dict(unfreeze(params)))
+        if wrong := self.required_params ^ found:
+            raise ValueError(
+                "params should have the model's names; missing or extra: "
+                + ", ".join(sorted("/".join(path) for path in wrong))
+            )
+        self._params = unfreeze(params)
+
+    @property
+    def required_params(self) -> set[tuple[str, ...]]:
+        """The paths of all weights in ``params``."""
+        head = self.module_class.head
+        shapes = weight_shapes(self.config, head=head)
+        return {tree_path(name, head=head) for name in shapes}
+
+    def init_weights(
+        self,
+        rng: Any,
+        input_shape: tuple[int, int] = (1, 1),
+        params: Mapping[str, Any] | None = None,
+    ) -> Tree:
+        """Random weights; those in ``params`` are taken instead of random ones."""
+        fresh = random_params(self.config, rng, head=self.module_class.head)
+        if params is None:
+            return fresh
+        return unflatten_dict(flatten_dict(fresh) | flatten_dict(unfreeze(params)))
+
+    def init_cache(self, batch_size: int, max_length: int) -> Tree:
+        """An empty cache for ``past_key_values``, to hold ``max_length`` tokens."""
+        limit = self.config.max_position_embeddings
+        if not 0 < max_length <= limit:
+            raise ValueError(
+                f"max_length should be from 1 to max_position_embeddings {limit}, "
+                f"got {max_length}"
+            )
+        layers = empty_cache(self.config, batch_size, max_length, self.dtype)
+        return {"layers": layers, "index": jnp.zeros([], jnp.int32)}
+
+    def to_fp32(self, params: Tree, mask: Any = None) -> Tree:
+        """``params`` in float32; ``mask`` is a tree of booleans: which to convert."""
+        return cast_floating(params, jnp.float32, mask)
+
+    def to_fp16(self, params: Tree, mask: Any = None) -> Tree:
+        """``params`` in float16; see :meth:`to_fp32`."""
+        return cast_floating(params, jnp.float16, mask)
+
+    def to_bf16(self, params: Tree, mask: Any = None) -> Tree:
+        """``params`` in bfloat16; see :meth:`to_fp32`."""
+        return cast_floating(params, jnp.bfloat16, mask)
+
+    def num_parameters(self, params: Tree | None = None) -> int:
+        """Number of weights; a tied head counts once."""
+        return sum(x.size for x in jax.tree.leaves(params or self.params))
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int, params: Tree | None = None
+    ) -> Tree:
+        """Change the vocabulary's size: old rows stay, new ones start random.
+
+        A tied head follows by itself, an untied one is resized too. Returns the new
+        ``params``, which the model holds too unless ``params`` were given.
+        """
+        held = params is None
+        old = unfreeze(self.params if held else params)
+        new = resized(
+            self.config, new_num_tokens, old, self.key, head=self.module_class.head
+        )
+        self.config.vocab_size = new_num_tokens
+        if held:
+            self._params = new
+        return new
+
+    # --- files ----------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        dtype: Any = jnp.float32,
+        *,
+        _do_init: bool = True,
+        input_shape: tuple[int, int] = (1, 1),
+        seed: int = 0,
+        remat: bool = False,
+        **options: Any,
+    ):
+        """A model with a checkpoint's weights; ``(model, params)`` with
+        ``_do_init=False``.
+
+        ``dtype`` is the computation's; the weights stay in the file's. ``options``:
+        ``config``, ``ignore_mismatched_sizes``, ``format``, ``revision``,
+        ``cache_dir``, ``local_files_only``, ``token``, and fields of the configuration
+        to change. Weights are read one after the other.
+        Raises :class:`.files.CheckpointError` or :class:`.weights.WeightsError`.
+        """
+        head = cls.module_class.head
+        checkpoint = Pretrained.open(name_or_path, head=head, **options)
+        config = checkpoint.config
+        model = cls(
+            config, input_shape, seed=seed, dtype=dtype, _do_init=False, remat=remat
+        )
+        tree = {}
+        for name in weight_shapes(config, head=head):
+            if name in checkpoint.usable:
+                path = tree_path(name, head=head)
+                value = checkpoint.weights[name]
+                tree[path] = jnp.array(value.T if path[-1] == "kernel" else value)
+        if checkpoint.usable != weight_shapes(config, head=head).keys():
+            tree = flatten_dict(random_params(config, model.key, head=head)) | tree
+        params = unflatten_dict(tree)
+        if not _do_init:
+            return model, params
+        model._params = params
+        return model
+
+    def save_pretrained(
+        self,
+        directory: str | os.PathLike[str],
+        params: Tree | None = None,
+        *,
+        format: str = "safetensors",
+        max_shard_size: int | str = "5GB",
+    ) -> None:
+        """Write ``config.json`` and the weights; see :func:`.files.save_weights`."""
+        head = self.module_class.head
+        tree = flatten_dict(unfreeze(self.params if params is None else params))
+
+        def item(name: str) -> Any:
+            path = tree_path(name, head=head)
+            value = tree[path]
+            if path[-1] != "kernel":
+                return value
+            return LazyArray(
+                value.shape[::-1], value.dtype, lambda: np.asarray(value).T
+            )
+
+        self.config.save_pretrained(directory)
+        save_weights(
+            directory,
+            [(name, item(name)) for name in weight_shapes(self.config, head=head)],
+            format=format,
+            max_shard_size=max_shard_size,
+            base_model=not head,
+        )
+
+    # --- the call -------------------------------------------------------------------
+
+    def __call__(
+        self,
+        input_ids,
+        attention_mask=None,
+        position_ids=None,
+        params: Mapping[str, Any] | None = None,
+        past_key_values: Mapping[str, Any] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        dropout_rng=None,
+        deterministic: bool = True,
+    ):
+        """Outputs for ``input_ids`` (B, S), compiled on first use of a shape.
+
+        ``attention_mask`` (B, S): 0 is padding. With ``past_key_values`` (from
+        :meth:`init_cache` or the output before) it has the cache's full length and
+        ``position_ids`` (B, S) are needed. ``params`` replace the model's own.
+        ``deterministic=False`` needs a ``dropout_rng``. Raises ValueError for shapes,
+        ids and positions out of range (inside ``jax.jit``, when it runs).
+        """
+        ids, mask, positions = check_inputs(
+            self.config, input_ids, attention_mask, position_ids, past_key_values
+        )
+        if not deterministic and dropout_rng is None:
+            raise ValueError("deterministic=False needs a dropout_rng")
+        variables = {"params": unfreeze(self.params if params is None else params)}
+        if past_key_values is not None:
+            variables["cache"] = dict(past_key_values)
+        config = self.config
+        asked = (output_attentions, output_hidden_states, return_dict)
+        options = {
+            name: getattr(config, name) if value is None else value
+            for name, value in zip(_OPTIONS, asked, strict=True)
+        }
+        as_dict = options.pop("return_dict")
+        output, changed = _run(
+            self._module,
+            variables,
+            ids,
+            mask,
+            positions,
+            None if deterministic else dropout_rng,
+            deterministic=deterministic,
+            **options,
+        )
+        if past_key_values is not None:
+            output["past_key_values"] = unfreeze(changed["cache"])
+            output = type(output)(output)  # in the order of the fields
+        return output if as_dict else output.to_tuple()
+
+
+class FlaxOPTModel(_FlaxOPT):
+    """The decoder without a head: ``last_hidden_state``."""
+
+    module_class = FlaxOPTModule
+
+
+class FlaxOPTForCausalLM(_FlaxOPT):
+    """The decoder with its head: ``logits``."""
+
+    module_class = FlaxOPTForCausalLMModule
+
+
+for _output in (FlaxBaseModelOutput, FlaxCausalLMOutput):
+    jax.tree_util.register_pytree_with_keys(
+        _output,
+        lambda output: (
+            [(jax.tree_util.DictKey(key), value) for key, value in output.items()],
+            tuple(output),
+        ),
+        lambda keys, values, cls=_output: cls(zip(keys, values, strict=True)),
+    )
