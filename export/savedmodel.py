@@ -44,6 +44,7 @@ def export_savedmodel(
     version: int | None = None,
     revision: str | None = None,
     progress: Progress = lambda message: None,
+    inspect: Callable[[Path], object] = lambda folder: None,
 ) -> Path:
     """Write ``OUT/VERSION``, a SavedModel with every signature of the contract.
 
@@ -62,6 +63,8 @@ def export_savedmodel(
         version: the folder's number; the next free one if None.
         revision: of a hub checkpoint.
         progress: called with a short message as the work goes on.
+        inspect: called with the finished folder before it appears as a version; what
+            it raises leaves nothing behind.
 
     Returns:
         The version's folder. It appears whole or not at all.
@@ -90,7 +93,7 @@ def export_savedmodel(
             config.max_position_embeddings, prompt_buckets, cache_buckets, batch_sizes
         )
     )
-    texts = _tokenizer(source)
+    texts = tokenizer_text(source)
     progress("reading the checkpoint")
     manifest = Manifest(
         config=config.to_dict(),
@@ -101,10 +104,10 @@ def export_savedmodel(
         signatures=[*SIGNATURES, "describe", *texts],
         max_positions=config.max_position_embeddings,
         vocab_size=config.vocab_size,
-        **_special_ids(config),
+        **special_ids(config),
         tokenizer="tokenizer" in texts,
         checkpoint_digest=weights_digest(config, stored),
-        tool_versions=_tool_versions(framework),
+        tool_versions=tool_versions(framework),
     )
     texts["describe"] = manifest.to_json()
     with staging(out, version) as folder:
@@ -115,6 +118,7 @@ def export_savedmodel(
         path.parent.mkdir(exist_ok=True)
         manifest = replace(manifest, files=folder_digests(folder))
         path.write_text(manifest.to_json(), encoding="utf-8")
+        inspect(folder)
     return next(path for path in Path(out).iterdir() if path.stat().st_ino == identity)
 
 
@@ -174,17 +178,19 @@ def _checked(framework: str, compiler: str | None, weights: str, cache: str) -> 
     return compiler
 
 
-def _tokenizer(source: Path) -> dict[str, str]:
+def tokenizer_text(source: Path) -> dict[str, str]:
     """The tokenizer's JSON by its signature's name, nothing without a tokenizer."""
     if not any((source / name).exists() for name in ("tokenizer.json", "vocab.json")):
         return {}
     return {"tokenizer": Tokenizer.from_directory(source).to_json()}
 
 
-def _special_ids(config: OPTConfig) -> dict[str, int]:
+def special_ids(config: OPTConfig) -> dict[str, Any]:
+    """The special tokens that a configuration names, as the manifest has them."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {n: value for n in names if (value := getattr(config, n)) is not None}
 
 
-def _tool_versions(framework: str) -> dict[str, str]:
+def tool_versions(framework: str) -> dict[str, str]:
+    """Versions of what an export was made with."""
     return {name: installed(name) for name in ("optserve", *_TOOLS[framework])}

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from .digest import folder_digests
 from .errors import ExportError
 from .layout import MANIFEST_PATH, refuse_existing, staging
 from .packing import quantize, weights_digest
-from .savedmodel import Progress, _special_ids, _tokenizer, _tool_versions
+from .savedmodel import Progress, special_ids, tokenizer_text, tool_versions
 
 if TYPE_CHECKING:
     from .tflite_file import Constant
@@ -80,9 +80,8 @@ def export_tflite(
     stored = open_weights(source)
     shapes = {name: stored.shape(name) for name in stored}
     check_weights(weight_shapes(config), shapes, source=source)
-    tokenizer = _tokenizer(source).get("tokenizer")
+    tokenizer = tokenizer_text(source).get("tokenizer")
     progress("reading the checkpoint")
-    special: dict[str, Any] = _special_ids(config)
     manifest = Manifest(
         config=config.to_dict(),
         framework=framework,
@@ -95,10 +94,10 @@ def export_tflite(
         batch_sizes=[1],
         max_positions=config.max_position_embeddings,
         vocab_size=config.vocab_size,
-        **special,
+        **special_ids(config),
         tokenizer=bool(tokenizer),
         checkpoint_digest=weights_digest(config, stored),
-        tool_versions=_tool_versions(framework),
+        tool_versions=tool_versions(framework),
     )
     with staging(out, version) as folder:
         identity = folder.stat().st_ino

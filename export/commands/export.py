@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+from ...models.files import resolve
 from ..contract import CACHE_DTYPES, WEIGHT_DTYPES
+from ..deploy import FOLDER, DeployOptions, write_deployment
+from ..digest import export_digest
+from ..errors import ExportError
+from ..layout import read_manifest
+from ..verify.process import verify_in_fresh_process
+from .dry_run import dry_run
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="directory, or hub id")
     parser.add_argument("out", metavar="OUT", help="the model's base folder")
+    parser.add_argument(
+        "--target", default="savedmodel", choices=("savedmodel", "tflite")
+    )
     parser.add_argument("--framework", default="tf", choices=("tf", "jax"))
     parser.add_argument(
         "--compiler",
@@ -23,38 +40,142 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--weights", default="float32", choices=WEIGHT_DTYPES)
     parser.add_argument("--cache", default="float32", choices=CACHE_DTYPES)
+    parser.add_argument(
+        "--prompt-buckets",
+        type=_sizes,
+        metavar="S[,S…]",
+        help="tflite: prompt tokens that one call takes; each size has a signature "
+        "and a copy of the weights in memory (default: 128)",
+    )
+    parser.add_argument(
+        "--cache-size",
+        type=_positive,
+        metavar="C",
+        help="tflite: tokens that the cache holds (default: 512)",
+    )
     parser.add_argument("--version", type=_positive, help="default: the next number")
     parser.add_argument("--revision", help="of a hub checkpoint")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what the export would be and need, and write nothing; CHECKPOINT "
+        "may then be a published size like 66b",
+    )
+    parser.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="publish without comparing every signature with the checkpoint",
+    )
+    parser.add_argument(
+        "--name", default="opt", help="the model's name in the deployment files"
+    )
     parser.add_argument("--json", action="store_true", help="say the result as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export; prints the version's folder."""
+    """Export; prints the version's folder.
+
+    A SavedModel is verified in a process of its own before its version appears, and
+    deployment files are written beside the first version of a base folder.
+    """
+    if args.dry_run:
+        return dry_run(args)
+    with _cleaning_up():
+        return _export(args)
+
+
+def _export(args: argparse.Namespace) -> int:
     from ..savedmodel import export_savedmodel
+    from ..tflite import export_tflite
 
     started = time.monotonic()
 
     def progress(message: str) -> None:
         print(f"[{time.monotonic() - started:6.1f} s] {message}", file=sys.stderr)
 
-    path = export_savedmodel(
-        args.checkpoint,
-        args.out,
-        framework=args.framework,
-        compiler=args.compiler,
-        weights=args.weights,
-        cache=args.cache,
-        version=args.version,
-        revision=args.revision,
-        progress=progress,
-    )
+    common = {
+        "framework": args.framework,
+        "weights": args.weights,
+        "version": args.version,
+        "revision": args.revision,
+        "progress": progress,
+    }
+    if args.target == "tflite":
+        path = export_tflite(args.checkpoint, args.out, **common, **_edge_options(args))
+    else:
+        options = DeployOptions(name=args.name)  # refuses a name before the work
+        reports: list[dict[str, Any]] = []
+
+        def inspect(folder: Path) -> None:
+            if not args.no_verify:
+                progress("verifying every signature in a process of its own")
+                source = resolve(args.checkpoint, revision=args.revision)
+                reports.append(verify_in_fresh_process(folder, source))
+
+        path = export_savedmodel(
+            args.checkpoint,
+            args.out,
+            compiler=args.compiler,
+            cache=args.cache,
+            inspect=inspect,
+            **common,
+        )
+        deployed = _deploy(path, options)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    result: dict[str, Any] = {
+        "path": str(path),
+        "bytes": size,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    if args.target == "savedmodel":
+        result["digest"] = export_digest(read_manifest(path))
+        result["verification"] = reports[0] if reports else None
+        result["deployment"] = [str(file) for file in deployed]
     if args.json:
-        seconds = round(time.monotonic() - started, 3)
-        print(json.dumps({"path": str(path), "bytes": size, "seconds": seconds}))
+        print(json.dumps(result, indent=1))
     else:
         print(f"{path} ({size / 1e6:.1f} MB)")
     return 0
+
+
+@contextmanager
+def _cleaning_up() -> Iterator[None]:
+    """Ended by SIGTERM, an export removes what it has written, as by Control-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _deploy(version: Path, options: DeployOptions) -> list[Path]:
+    """Deployment files for the first version; later ones must not move its labels."""
+    folder = version.parent / FOLDER
+    if folder.exists():
+        print(
+            f"{folder} is left as it is: `optserve deploy` takes version {version.name} "
+            "into service",
+            file=sys.stderr,
+        )
+        return []
+    options = replace(options, stable=int(version.name))
+    return write_deployment(read_manifest(version), folder, options)
+
+
+def _edge_options(args: argparse.Namespace) -> dict[str, Any]:
+    if args.compiler == "xla" or args.cache != "float32":
+        raise ExportError(
+            "--target tflite takes neither --compiler xla nor --cache: leave them out"
+        )
+    options = {"prompt_buckets": args.prompt_buckets, "cache_size": args.cache_size}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _sizes(text: str) -> list[int]:
+    return [_positive(part) for part in text.split(",")]
 
 
 def _positive(text: str) -> int:
