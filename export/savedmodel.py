@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version as installed
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
