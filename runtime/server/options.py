@@ -98,7 +98,11 @@ class BatchingParameters:
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How TensorFlow runs a model; 0 threads means one for each core."""
+    """How TensorFlow runs a model; 0 threads means one for each core.
+
+    ``intra_op_threads`` share the work of one op. ``inter_op_threads`` is how many ops
+    run at a time: 1 means one of each request, in the request's own thread.
+    """
 
     intra_op_threads: int = 0
     inter_op_threads: int = 1

@@ -70,6 +70,8 @@ class Servable:
             intra_op_parallelism_threads=options.intra_op_threads,
             inter_op_parallelism_threads=options.inter_op_threads,
         )
+        # One op at a time: in the caller's thread, so that callers don't queue up
+        self._thread_pool = -1 if options.inter_op_threads == 1 else 0
         self._lock = threading.Lock()
         self._callables: dict[tuple[str, tuple[str, ...]], Callable[..., Any]] = {}
         graph = tf.Graph()
@@ -126,6 +128,7 @@ class Servable:
                 feed=[name for name, _ in signature.inputs.values()],
                 fetch=[signature.outputs[alias] for alias in outputs],
             )
+            options.run_options.inter_op_thread_pool = self._thread_pool
             with self._lock:
                 run = self._callables.get(key)
                 if run is None:
