@@ -104,7 +104,7 @@ class Retry:
     """
 
     connect: float = 3.0
-    recover: float = 30.0
+    recover: float = 60.0
     first_wait: float = 0.1
     longest_wait: float = 2.0
     busy_rounds: int = 5

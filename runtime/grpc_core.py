@@ -53,6 +53,14 @@ METHODS = (PREDICT, GET_METADATA, GET_STATUS)
 _READY_PAUSE = 0.2  # seconds between questions whether the model is there
 _STATUS_TIMEOUT = 5.0
 _MISSING_PATIENCE = 3.0  # seconds for replicas that are down to return with a version
+_TELLING = (  # the failure to report if several kinds happened
+    Failure.MISSING,
+    Failure.EXHAUSTED,
+    Failure.BUSY,
+    Failure.UNTRUSTED,
+    Failure.DOWN,
+    Failure.GARBLED,
+)
 
 
 @dataclass(frozen=True)
@@ -127,6 +135,7 @@ class Core:
     def predict(self, call: Call, timeout: float | None) -> Steps[Reply]:
         """Run one call of a signature."""
         started = self._clock()
+        deadline = self._deadline(timeout)
         limit = self.connection.limits.message
         model = ModelSpec(self.model, call.signature, call.version)
         payload = encode_predict_request(model, call.inputs, call.outputs, limit=limit)
@@ -142,7 +151,7 @@ class Core:
                 )
             return reply
 
-        answer = yield from self._exchange(PREDICT, payload, model, timeout, decode)
+        answer = yield from self._exchange(PREDICT, payload, model, deadline, decode)
         return Reply(
             outputs=answer.result.outputs,
             version=answer.result.model.version or 0,
@@ -157,10 +166,11 @@ class Core:
         self, version: int | None, timeout: float | None
     ) -> Steps[ModelMetadata]:
         """The model's signatures, as the server lists them."""
+        deadline = self._deadline(timeout)
         model = ModelSpec(self.model, version=version)
         payload = encode_metadata_request(model)
         answer = yield from self._exchange(
-            GET_METADATA, payload, model, timeout, decode_metadata_response
+            GET_METADATA, payload, model, deadline, decode_metadata_response
         )
         return answer.result
 
@@ -201,10 +211,10 @@ class Core:
         method: str,
         payload: bytes,
         model: ModelSpec,
-        timeout: float | None,
+        deadline: float,
         decode: Callable[[bytes], Any],
     ) -> Steps[_Answer]:
-        deadline = self._deadline(timeout)
+        started = self._clock()
         rounds = _Rounds(self, model)
         retries = 0
         while True:
@@ -216,7 +226,7 @@ class Core:
                 continue
             left = self._left(deadline)
             if left is not None and left <= 0:
-                raise self._too_late(timeout, rounds.last)
+                raise self._too_late(deadline - started, rounds.last)
             allowed = _least(left, self.connection.attempt_timeout)
             outcome = yield Send(index, method, payload, allowed)
             if outcome.code == "OK":
@@ -231,7 +241,7 @@ class Core:
             else:
                 late = self._clock() > deadline - 0.005  # gRPC's clock and ours
                 if outcome.code == "DEADLINE_EXCEEDED" and late:
-                    raise self._too_late(timeout, rounds.last)
+                    raise self._too_late(deadline - started, rounds.last)
                 failure = classify(outcome)
             retries += 1
             rounds.note(index, failure, outcome)
@@ -265,12 +275,10 @@ class Core:
         """The error for calls on a closed transport, and those that it broke off."""
         return Cancelled("the connection was closed: make a new client")
 
-    def _too_late(
-        self, timeout: float | None, last: Outcome | None
-    ) -> DeadlineExceeded:
+    def _too_late(self, seconds: float, last: Outcome | None) -> DeadlineExceeded:
         why = f" (last: {last.code} {last.details})" if last else ""
         return DeadlineExceeded(
-            f"no reply from {', '.join(self.targets)} within {timeout or 0:.3g} s"
+            f"no reply from {', '.join(self.targets)} within {max(seconds, 0):.3g} s"
             f"{why}: allow more time, or look whether the server is overloaded"
         )
 
@@ -312,9 +320,11 @@ class _Rounds:
         core, retry = self._core, self._core.connection.retry
         kinds = {failure for failure, _ in self.tried.values()}
         self._count += 1
-        for kind in (Failure.MISSING, Failure.UNTRUSTED, Failure.GARBLED):
-            if kind in kinds and kinds <= {kind, Failure.UNTRUSTED, Failure.GARBLED}:
-                raise self._error(kind)
+        hopeless = {Failure.MISSING, Failure.GARBLED, Failure.UNTRUSTED}
+        if core.replicas.answered:  # it was trusted before: perhaps it's restarting
+            hopeless.remove(Failure.UNTRUSTED)
+        if kinds <= hopeless:
+            raise self._error(next(kind for kind in _TELLING if kind in kinds))
         if kinds == {Failure.EXHAUSTED} and self._count >= retry.busy_rounds:
             raise self._error(Failure.EXHAUSTED)
         patience = retry.recover if core.replicas.answered else retry.connect
@@ -323,8 +333,7 @@ class _Rounds:
         wait = min(retry.first_wait * 2 ** min(self._count - 1, 30), retry.longest_wait)
         wait *= 0.5 + core._jitter() / 2
         if core._clock() + wait > self._started + patience:
-            order = (Failure.MISSING, Failure.EXHAUSTED, Failure.BUSY, Failure.DOWN)
-            raise self._error(next(k for k in (*order, *kinds) if k in kinds))
+            raise self._error(next(kind for kind in _TELLING if kind in kinds))
         self.tried.clear()
         return wait if left is None else max(min(wait, left), 0.0)
 

@@ -49,7 +49,7 @@ LEAVE_OUT = frozenset({Failure.DOWN, Failure.GARBLED, Failure.UNTRUSTED})
 
 _TOO_LARGE = re.compile(r"(sent|received)\b.*\bmessage larger than max", re.I)
 _BROKEN_STREAM = re.compile(r"RST_STREAM|stream removed|GOAWAY", re.I)
-_TLS = re.compile(r"handshake|certificate|SSL_ERROR|peer name|verification check", re.I)
+_TLS = re.compile(r"certificate|SSL_ERROR_SSL|peer name|verification check", re.I)
 _QUEUE = re.compile(r"\bqueue\b|batch", re.I)
 _CONNECT_PREFIX = re.compile(r"^.*last error: [A-Z_]+: (\S+: )?")
 _NO_SIGNATURE = re.compile(r'Serving signature (?:key|name) "(.*)" not found', re.I)

@@ -218,18 +218,20 @@ def _parse(
 def _map_entry(data: Buffer, start: int, end: int) -> tuple[str, RawTensor]:
     """One entry of a ``map<string, TensorProto>``: its key and its value."""
     key = ""
-    value: tuple[Buffer, int, int] = (b"", 0, 0)
+    value = (start, start)
+    parts: bytearray | None = None  # of a value in parts, as above
     for number, wire_type, a, b, _ in fields(data, start, end):
         if wire_type == LENGTH and number == 1:
             key = text(data, a, b)
         elif wire_type == LENGTH and number == 2:
-            source, c, d = value
-            if d > c:  # in parts, as above
-                joined = b"".join((source[c:d], data[a:b]))
-                value = (joined, 0, len(joined))
-            else:
-                value = (data, a, b)
-    return key, RawTensor(*value)
+            if parts is None and value[1] > value[0]:
+                parts = bytearray(data[slice(*value)])
+            if parts is not None:
+                parts += data[a:b]
+            value = (a, b)
+    if parts is not None:
+        return key, RawTensor(bytes(parts), 0, len(parts))
+    return key, RawTensor(data, *value)
 
 
 def _arrays(tensors: dict[str, RawTensor], limit: int) -> dict[str, np.ndarray]:

@@ -236,7 +236,8 @@ class RawTensor:
 
     def __init__(self, data: Buffer, start: int, end: int) -> None:
         self.number = 0
-        self.shape: list[int] | None = []
+        self.shape: list[int] = []
+        self.rank_known = True
         self.content: tuple[int, int] | None = None
         self._data = data
         self._typed: dict[int, tuple[int, int] | bytearray] = {}
@@ -249,8 +250,10 @@ class RawTensor:
                 self.number = value
             elif number == 2 and wire_type == LENGTH:
                 more = decode_shape(data, a, b)
-                known = self.shape is not None and more is not None
-                self.shape = [*(self.shape or ()), *(more or ())] if known else None
+                if more is None:
+                    self.rank_known = False
+                else:
+                    self.shape += more
             elif number == 4 and wire_type == LENGTH:
                 self.content = (a, b)
             elif number == 8 and wire_type == LENGTH:
@@ -300,7 +303,7 @@ class RawTensor:
         return _fill(_restored(flat, dtype), count, budget).reshape(shape)
 
     def _checked_shape(self, dtype: DType) -> tuple[int, ...]:
-        if self.shape is None:
+        if not self.rank_known:
             raise ValueError("its rank is unknown")
         if len(self.shape) > _MAX_RANK:
             raise ValueError(f"its rank {len(self.shape)} is above {_MAX_RANK}")

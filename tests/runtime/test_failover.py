@@ -242,6 +242,16 @@ def test_a_refusal_is_not_repeated() -> None:
     assert tried == [0]
 
 
+def test_a_certificate_that_is_not_trusted() -> None:
+    untrusted = Outcome("UNAVAILABLE", "SSL_ERROR_SSL: CERTIFICATE_VERIFY_FAILED")
+    error, tried, waits = play(lambda i: untrusted)
+    assert isinstance(error, Unavailable)
+    assert (tried, waits) == ([0, 1, 2], [])
+    # a missing version is an answer: from then on there is patience
+    reply, _, waits = play([GONE, untrusted, untrusted, OK], call=PINNED)
+    assert (reply.retries, len(waits)) == (3, 1)
+
+
 def test_nonsense_is_asked_of_the_others_once() -> None:
     error, tried, _ = play(lambda i: Outcome("OK", data=b"\xff"))
     assert isinstance(error, MalformedReply)
