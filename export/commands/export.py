@@ -121,6 +121,8 @@ def _export(args: argparse.Namespace) -> int:
             **common,
         )
         deployed = _deploy(path, options)
+        for report in reports:
+            report["export"] = path.name  # it had no number yet
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     result: dict[str, Any] = {
         "path": str(path),
@@ -156,8 +158,8 @@ def _deploy(version: Path, options: DeployOptions) -> list[Path]:
     folder = version.parent / FOLDER
     if folder.exists():
         print(
-            f"{folder} is left as it is: `optserve deploy` takes version {version.name} "
-            "into service",
+            f"{folder} is left as it is: `optserve deploy` takes version "
+            f"{version.name} into service",
             file=sys.stderr,
         )
         return []

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from ..contract import Manifest
+from ..errors import ExportError
 
 TLS_MODES = ("none", "server", "mutual")
 SERVER_IMAGE = "tensorflow/serving:2.20.0"
@@ -38,7 +39,7 @@ class DeployOptions:
         tls: ``none``, ``server`` (clients check the server) or ``mutual``.
 
     Raises:
-        ValueError: an option is not one that the files can carry.
+        ExportError: an option is not one that the files can carry.
     """
 
     name: str = "opt"
@@ -56,35 +57,35 @@ class DeployOptions:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
-            raise ValueError(
+            raise ExportError(
                 f"a model's name for deployment has up to 40 lower-case letters, "
                 f"digits and dashes, starting with a letter; got {self.name!r}"
             )
         if not _IMAGE.fullmatch(self.image):
-            raise ValueError(f"not the name of an image: {self.image!r}")
+            raise ExportError(f"not the name of an image: {self.image!r}")
         if self.storage and not (
             _PVC.fullmatch(self.storage) or _BUCKET.fullmatch(self.storage)
         ):
-            raise ValueError(
+            raise ExportError(
                 f"storage is pvc://CLAIM/PATH, gs://… or s3://…; got {self.storage!r}"
             )
         for version in self.versions:
             if version < 0:
-                raise ValueError(f"a version is 0 or more; got {version}")
+                raise ExportError(f"a version is 0 or more; got {version}")
         if self.canary == self.stable:
-            raise ValueError(f"version {self.stable} cannot be its own canary")
+            raise ExportError(f"version {self.stable} cannot be its own canary")
         if not 1 <= self.replicas <= self.max_replicas:
-            raise ValueError(
+            raise ExportError(
                 f"replicas go from 1 to max_replicas; got {self.replicas} and "
                 f"{self.max_replicas}"
             )
         if self.cpus < 1 or self.max_batch < 1:
-            raise ValueError(
+            raise ExportError(
                 f"cpus and max_batch are at least 1; got {self.cpus} and "
                 f"{self.max_batch}"
             )
         if self.tls not in TLS_MODES:
-            raise ValueError(f"tls is one of {TLS_MODES}; got {self.tls!r}")
+            raise ExportError(f"tls is one of {TLS_MODES}; got {self.tls!r}")
 
     @property
     def versions(self) -> tuple[int, ...]:

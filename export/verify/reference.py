@@ -15,7 +15,7 @@ from ...models.files import open_weights
 from ...models.weights import check_weights, params_from_weights, weight_shapes
 from ..contract import tokens_per_call
 from .plan import Plan, Question, Row
-from .subject import Answer
+from .subject import PIECE, Answer
 
 _TOGETHER = 256
 """Sequences up to this length are read as one batch, longer ones alone."""
@@ -111,6 +111,15 @@ class SourceModel:
         self, tokens: np.ndarray, mask: np.ndarray
     ) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
         """Hidden states [B,T,W] and, for each layer, keys and values [B,H,T,D]."""
+        hidden, cache = [], None
+        for begin in range(0, tokens.shape[1], PIECE):
+            end = begin + PIECE
+            piece, cache = self._run(tokens[:, begin:end], mask[:, :end], cache)
+            hidden.append(piece)
+        assert cache is not None
+        return np.concatenate(hidden, 1), cache
+
+    def _run(self, tokens: np.ndarray, mask: np.ndarray, past: list | None):
         names = params_from_weights(self.config, {name: name for name in self._weights})
         table = self._weights["decoder.embed_tokens.weight"]
         params = {
@@ -123,13 +132,17 @@ class SourceModel:
         params["layers"] = _Layers(names["layers"], self._load)
 
         def store(past, k, v):
-            return k, v, (np.asarray(k), np.asarray(v))
+            k, v = np.asarray(k), np.asarray(v)
+            if past is not None:
+                k, v = (np.concatenate(x, 2) for x in zip(past, (k, v), strict=True))
+            return self._array(k), self._array(v), (k, v)
 
         decoded = self._math.base_model(
             self.config,
             params,
             inputs_embeds=self._array(np.asarray(table[tokens], np.float32)),
             mask=self._array(mask),
+            past=past,
             store=store,
         )
         return np.asarray(decoded.last_hidden_state), decoded.cache

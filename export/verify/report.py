@@ -12,14 +12,16 @@ import numpy as np
 from .plan import Plan, Question
 from .subject import Answer
 
-TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02, "int8": 0.2}
-"""Largest error allowed for each type of weights or cache.
+TOLERANCES = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.2, "int8": 0.5}
+"""Largest error allowed for each type of weights or cache, against float32.
 
 Errors are relative to the root mean square of the expected tensor (at least 1 for
 log-probabilities), because a rounding of all weights shifts every number by a share of
-what numbers there are, large or small. Mean errors must stay below a tenth of it.
+what numbers there are, large or small. Rounding adds up over layers: the 12 of a 125m
+model with random weights were seen to be off by 7e-6 in float32 and by 0.13 in int8.
 """
-MEAN_SHARE = 0.1
+MEAN_SHARE = 0.15
+"""The mean error allowed, as a share of the largest: a bug shifts many numbers."""
 
 
 def tolerance(*dtypes: str) -> float:

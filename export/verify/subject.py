@@ -13,6 +13,9 @@ from ..contract import Manifest, signature, tokens_per_call
 from .cache import unpack
 from .plan import Plan, Question, fit
 
+PIECE = 512
+"""Most tokens read at once: attention's memory grows with it."""
+
 Answer = list[dict[str, np.ndarray]]
 """What a question's rows got: by output name, the real part of each row."""
 
@@ -111,7 +114,7 @@ class ExportedModel:
     def _make_prefix(self, plan: Plan, tokens: np.ndarray) -> np.ndarray:
         row_shape = self._manifest.cache_layout.row_shape
         cache = np.zeros((len(tokens), *row_shape), np.float32)
-        longest = max(plan.prompt_buckets, default=len(tokens)) or 1
+        longest = max(plan.prompt_buckets, default=PIECE)
         for begin in range(0, len(tokens), longest):
             piece = tokens[begin : begin + longest]
             size = fit(len(piece), plan.prompt_buckets) or len(piece)

@@ -1,0 +1,115 @@
+"""What an export would be and need, from the configuration alone.
+
+Nothing is loaded and nothing is written, so that a 66b export can be planned anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..models.config import PRESETS, OPTConfig
+from .contract import signature
+from .errors import ExportError
+from .sizes import (
+    GIB,
+    cache_layout,
+    parameter_count,
+    serving_bytes,
+    weights_bytes,
+)
+
+MESSAGE_LIMIT = 2**31 - 1
+TOOLS_BYTES = int(1.2 * GIB)
+"""What TensorFlow and JAX take by themselves, measured as a process's peak."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Sizes in bytes; ``signatures`` maps names to inputs and outputs as text.
+
+    ``export_memory`` is the exporter's peak, ``verify_memory`` that of the process that
+    verifies, ``server_memory`` one server's with a single version and one row.
+    ``message_tokens`` is how many tokens' cache rows fit one gRPC message of 2 GiB.
+    """
+
+    parameters: int
+    artefact: int
+    export_memory: int
+    verify_memory: int
+    server_memory: int
+    cache_row: int
+    full_cache: int
+    message_tokens: int
+    signatures: dict[str, dict[str, str]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def read_config(checkpoint: str | Path) -> OPTConfig:
+    """The configuration of a checkpoint, or of a published size by its name.
+
+    ``66b``, ``opt-66b`` and ``facebook/opt-66b`` name a size unless they are a folder.
+
+    Raises:
+        ExportError: neither.
+    """
+    if Path(checkpoint).exists():
+        return OPTConfig.from_pretrained(checkpoint)
+    name = str(checkpoint).rpartition("/")[2].removeprefix("opt-")
+    if name not in PRESETS:
+        raise ExportError(
+            f"{str(checkpoint)!r} is neither a folder with a config.json nor one of "
+            f"{', '.join(PRESETS)}"
+        )
+    return OPTConfig.preset(name)
+
+
+def estimate(
+    config: OPTConfig,
+    signatures: Sequence[str],
+    *,
+    weights: str = "float32",
+    cache: str = "float32",
+) -> Estimate:
+    """Sizes for a configuration and the options of an export."""
+    values: Mapping[str, Any] = config.to_dict()
+    layout = cache_layout(values, cache)
+    stored = weights_bytes(values, weights)
+    # The largest tensor is there twice while it is converted.
+    largest = 4 * config.vocab_size * config.embed_dim
+    positions = config.max_position_embeddings
+    unpacked = cache_layout(values).row_bytes
+    # Verifying holds one long sequence's activations and the cache of its questions.
+    working = positions * (4 * unpacked + 8 * config.ffn_dim) + 8 * largest
+    return Estimate(
+        parameters=parameter_count(values).total,
+        artefact=stored,
+        export_memory=2 * stored + 2 * largest + TOOLS_BYTES,
+        verify_memory=stored + working + TOOLS_BYTES,
+        server_memory=serving_bytes(
+            values, weights=weights, cache=cache, versions=1, rows=1
+        ),
+        cache_row=layout.row_bytes,
+        full_cache=layout.row_bytes * positions,
+        message_tokens=MESSAGE_LIMIT // layout.row_bytes,
+        signatures={
+            name: _tensors(name, layout, config.vocab_size, config.embed_dim)
+            for name in signatures
+        },
+    )
+
+
+def _tensors(name, layout, vocab_size: int, width: int) -> dict[str, str]:
+    spec = signature(name, layout, vocab_size=vocab_size, hidden_size=width)
+
+    def text(tensors) -> str:
+        return ", ".join(
+            f"{t.name} {t.dtype}[{','.join(map(str, t.shape))}]" for t in tensors
+        )
+
+    return {"inputs": text(spec.inputs), "outputs": text(spec.outputs)}

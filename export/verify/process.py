@@ -1,0 +1,66 @@
+"""Verification in a process of its own, as a server would meet the files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ..errors import ExportError
+from .report import MEAN_SHARE
+
+
+def verify_in_fresh_process(
+    folder: str | Path, checkpoint: str | Path, *, max_length: int | None = None
+) -> dict[str, Any]:
+    """Run ``optserve verify`` on a version's folder; its report.
+
+    Nothing that the exporting process holds, right or wrong, can help the files to
+    pass.
+
+    Raises:
+        ExportError: it is not verified; the message says what is wrong.
+    """
+    with tempfile.TemporaryDirectory(prefix="optserve-verify-") as scratch:
+        path = Path(scratch) / "report.json"
+        command = [sys.executable, "-m", "optserve.runtime.cli", "verify", str(folder)]
+        command += ["--checkpoint", str(checkpoint), "--report", str(path), "--json"]
+        if max_length is not None:
+            command += ["--max-length", str(max_length)]
+        ended = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        )
+        report = json.loads(path.read_text()) if path.exists() else None
+    if report is None:
+        lines = [line for line in ended.stderr.splitlines() if line.strip()]
+        reason = lines[-1] if lines else f"exit code {ended.returncode}"
+        if ended.returncode < 0:
+            reason = f"killed by signal {-ended.returncode}, out of memory?"
+        raise ExportError(f"verifying did not end well, nothing published: {reason}")
+    if not report["ok"]:
+        raise ExportError(f"not verified, nothing published: {_reasons(report)}")
+    return report
+
+
+def _reasons(report: dict[str, Any]) -> str:
+    reasons = [*report["files"], *report["problems"]]
+    for output in report["outputs"]:
+        if output["tolerance"] is not None and (
+            output["max_error"] > output["tolerance"]
+            or output["mean_error"] > MEAN_SHARE * output["tolerance"]
+        ):
+            reasons.append(
+                f"{output['signature']} {output['output']} is off by "
+                f"{output['max_error']:.2g} at {output['worst']}, allowed "
+                f"{output['tolerance']:g}"
+            )
+    more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+    return "; ".join(reasons[:3]) + more

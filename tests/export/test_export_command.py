@@ -1,0 +1,122 @@
+"""`optserve export` as a build tool: verified, atomic, deployable, planned ahead."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from optserve.export.commands import export as command
+from optserve.export.errors import ExportError
+from optserve.export.estimate import estimate, read_config
+from optserve.export.layout import read_manifest
+from optserve.export.verify.process import verify_in_fresh_process
+from optserve.models.config import OPTConfig
+from optserve.models.random_checkpoint import write_random_checkpoint
+from optserve.runtime.cli import main
+
+CONFIG = OPTConfig(
+    vocab_size=64,
+    hidden_size=16,
+    num_hidden_layers=1,
+    ffn_dim=32,
+    num_attention_heads=2,
+    max_position_embeddings=24,
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return write_random_checkpoint(tmp_path_factory.mktemp("checkpoint"), CONFIG)
+
+
+@pytest.fixture(scope="module")
+def out(checkpoint, tmp_path_factory, request) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "out"
+    assert main(["export", str(checkpoint), str(folder), "--json"]) == 0
+    return folder
+
+
+def test_a_version_is_verified_and_deployable(out):
+    assert sorted(os.listdir(out)) == ["1", "deploy"]
+    assert "versions: 1" in (out / "deploy" / "models.config").read_text()
+    assert "--enable_batching=true" in (out / "deploy" / "kubernetes.yaml").read_text()
+
+
+def test_a_second_version_moves_no_label(out, checkpoint, capsys):
+    before = (out / "deploy" / "models.config").read_text()
+    arguments = ["export", str(checkpoint), str(out), "--no-verify", "--json"]
+    assert main([*arguments, "--version", "5", "--weights", "int8"]) == 0
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert report["path"] == str(out / "5")
+    assert report["verification"] is None and report["deployment"] == []
+    assert "optserve deploy" in printed.err
+    assert (out / "deploy" / "models.config").read_text() == before
+    assert main([*arguments, "--version", "5"]) == 1
+    assert "never overwritten" in capsys.readouterr().err
+
+
+def test_what_is_not_verified_is_not_published(
+    checkpoint, tmp_path, capsys, monkeypatch
+):
+    def refuse(folder, source):
+        assert read_manifest(folder).files
+        raise ExportError("not verified, nothing published: decode is off")
+
+    monkeypatch.setattr(command, "verify_in_fresh_process", refuse)
+    assert main(["export", str(checkpoint), str(tmp_path / "out")]) == 1
+    assert "decode is off" in capsys.readouterr().err
+    assert os.listdir(tmp_path / "out") == []
+
+
+def test_the_fresh_process_tells_another_checkpoint(out, tmp_path):
+    other = write_random_checkpoint(tmp_path, CONFIG, seed=1)
+    with pytest.raises(ExportError, match=r"not verified.*is off by"):
+        verify_in_fresh_process(out / "1", other, max_length=8)
+    with pytest.raises(ExportError, match="did not end well"):
+        verify_in_fresh_process(tmp_path / "none", other)
+
+
+def test_a_polite_end_cleans_up():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended, command._cleaning_up():
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_dry_run_of_a_checkpoint(out, checkpoint, capsys):
+    before = sorted(os.listdir(out))
+    assert main(["export", str(checkpoint), str(out), "--dry-run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sorted(os.listdir(out)) == before
+    weights = sum(f.stat().st_size for f in (out / "1" / "variables").iterdir())
+    assert found["artefact"] <= weights <= found["artefact"] + 10_000
+    assert "cache float32[B,C,1,2,2,8]" in found["signatures"]["decode"]["inputs"]
+    asked = ["export", str(checkpoint), str(out), "--dry-run", "--version", "1"]
+    assert main(asked) == 1
+
+
+def test_dry_run_of_a_published_size(tmp_path, capsys):
+    folder = tmp_path / "out"
+    assert main(["export", "facebook/opt-66b", str(folder), "--dry-run"]) == 0
+    assert "65,7" in capsys.readouterr().out  # billions of parameters
+    assert not folder.exists()
+    assert main(["export", "opt-5b", str(folder), "--dry-run"]) == 1
+    assert "125m" in capsys.readouterr().err
+
+
+def test_estimates_follow_the_options():
+    config = read_config("66b")
+    float32 = estimate(config, ["decode"])
+    int8 = estimate(config, ["decode"], weights="int8", cache="int8")
+    assert 3.9 < float32.artefact / int8.artefact < 4.0
+    assert int8.cache_row < float32.cache_row / 3
+    assert float32.export_memory > 2 * float32.artefact
+    # A full sequence's cache is more than one message may carry.
+    assert float32.message_tokens < 2048 < 4 * int8.message_tokens
+    assert float32.full_cache == 2048 * float32.cache_row
