@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointError, CheckpointNotFound, HubError
-from .opening import FORMATS, READERS
+from .names import FILE_NAMES
+from .opening import FORMATS
 
 SMALL_FILES = (
     "config.json",
@@ -103,7 +104,7 @@ def resolve(
 
 def weight_files(files: Iterable[str], format: str) -> list[str]:
     """Those of ``files`` with weights in ``format``: one, or an index and shards."""
-    files, single = list(files), READERS[format][0]
+    files, single = list(files), FILE_NAMES[format]
     if single in files:
         return [single]
     index = f"{single}.index.json"
@@ -124,7 +125,7 @@ def _choose(
     if weights:
         raise CheckpointNotFound(
             f"{name} has no weights in a format that is read here: "
-            + ", ".join(READERS[format][0] for format in formats)
+            + ", ".join(FILE_NAMES[format] for format in formats)
         )
     return wanted or ["config.json"]
 

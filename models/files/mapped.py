@@ -18,7 +18,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from .errors import CheckpointNotFound, CorruptFile
+from .errors import CheckpointNotFound, CorruptFile, quoted
 
 # Without O_NONBLOCK, opening a named pipe would wait for somebody to write to it.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -103,7 +103,7 @@ class MappedFile:
         length = math.prod(shape) * dtype.itemsize
         if offset < 0 or offset + length > self.size:
             raise CorruptFile(
-                f"{self.path} is truncated: {name!r} needs bytes {offset} to "
+                f"{self.path} is truncated: {quoted(name)} needs bytes {offset} to "
                 f"{offset + length}, the file has {self.size}"
             )
 
@@ -119,10 +119,13 @@ def as_bytes(array: np.ndarray) -> memoryview:
 
 
 def check_shape(path: Path, name: str, shape: object, limit: int) -> None:
-    """Refuse a shape that is not a few sizes between 0 and ``limit``."""
+    """Refuse a shape that is not a few sizes between 0 and ``limit``.
+
+    So sizes and products of sizes can be shown and computed with from here on.
+    """
     if (
         not isinstance(shape, tuple)
         or len(shape) > MAX_RANK
         or not all(type(size) is int and 0 <= size <= max(limit, 1) for size in shape)
     ):
-        raise CorruptFile(f"{path}: {name!r} has no possible shape")
+        raise CorruptFile(f"{path}: {quoted(name)} has no possible shape")

@@ -13,8 +13,16 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from .errors import CorruptFile
+from .errors import CorruptFile, quoted
 from .mapped import Tensor
+
+FILE_NAMES = {
+    "safetensors": "model.safetensors",
+    "bin": "pytorch_model.bin",
+    "h5": "tf_model.h5",
+    "msgpack": "flax_model.msgpack",
+}
+"""Each format's file, most preferred first; shards are numbered and have an index."""
 
 _LEAVES = {
     "kernel": "weight",
@@ -38,9 +46,8 @@ def canonical_name(name: str) -> str | None:
     A name that is not OPT's comes back as it is, for the caller to report.
     """
     parts = re.split(r"[./]", name.removesuffix(":0"))
-    root = next(
-        (i for i, part in enumerate(parts) if part in ("decoder", "lm_head")), -1
-    )
+    roots = [i for i, part in enumerate(parts) if part in ("decoder", "lm_head")]
+    root = max(roots, default=-1)
     if root < 0 or ("/" not in name and parts[:root] not in ([], ["model"])):
         return name
     parts = parts[root:]
@@ -74,8 +81,8 @@ def canonical_tensors(tensor: Tensor) -> Iterator[Tensor]:
     rows, odd = divmod(tensor.shape[0] if tensor.shape else 1, 3)
     if odd:
         raise CorruptFile(
-            f"{tensor.name!r} of shape {tensor.shape} should hold three projections, "
-            "its first size is no multiple of 3"
+            f"{quoted(tensor.name)} of shape {tensor.shape} should hold three "
+            "projections, its first size is no multiple of 3"
         )
     for i, projection in enumerate(_FUSED):
         part = slice(i * rows, (i + 1) * rows)

@@ -8,18 +8,22 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import CheckpointNotFound, CorruptFile
+from .errors import CheckpointNotFound, CorruptFile, quoted
+from .h5_format import read_h5
 from .mapped import Tensor
-from .names import canonical_tensors
+from .msgpack_format import read_msgpack
+from .names import FILE_NAMES, canonical_name, canonical_tensors
 from .safetensors_format import read_safetensors
 from .shards import read_index
 from .torch_format import read_torch
 
-READERS: dict[str, tuple[str, Callable[[Path], list[Tensor]]]] = {
-    "safetensors": ("model.safetensors", read_safetensors),
-    "bin": ("pytorch_model.bin", read_torch),
+READERS: dict[str, Callable[[Path], list[Tensor]]] = {
+    "safetensors": read_safetensors,
+    "bin": read_torch,
+    "h5": read_h5,
+    "msgpack": read_msgpack,
 }
-FORMATS = tuple(READERS)
+FORMATS = tuple(FILE_NAMES)
 """The formats that can be read, most preferred first."""
 
 
@@ -37,7 +41,7 @@ class Weights(Mapping[str, np.ndarray]):
         for stored in tensors:
             for tensor in canonical_tensors(stored):
                 if tensor.name in self._tensors:
-                    raise CorruptFile(f"{source} holds {tensor.name!r} twice")
+                    raise CorruptFile(f"{source} holds {quoted(tensor.name)} twice")
                 self._tensors[tensor.name] = tensor
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -81,13 +85,13 @@ def open_weights(
     if not path.is_dir():
         return _open_file(path, format)
     for name in [format] if format else FORMATS:
-        single, read = READERS[name]
+        single, read = FILE_NAMES[name], READERS[name]
         if (path / single).exists():
             return Weights(read(path / single), path / single, name)
         index = path / f"{single}.index.json"
         if index.exists():
             return Weights(_read_shards(index, read), index, name)
-    wanted = [READERS[name][0] for name in ([format] if format else FORMATS)]
+    wanted = [FILE_NAMES[name] for name in ([format] if format else FORMATS)]
     raise CheckpointNotFound(
         f"{path} holds no weights, none of {', '.join(wanted)}, nor their .index.json"
     )
@@ -96,21 +100,25 @@ def open_weights(
 def _open_file(path: Path, format: str | None) -> Weights:
     if not path.exists():
         raise CheckpointNotFound(f"{path} does not exist")
-    for name, (single, read) in READERS.items():
+    for name, single in FILE_NAMES.items():
         if format == name or (not format and path.suffix == Path(single).suffix):
-            return Weights(read(path), path, name)
+            return Weights(READERS[name](path), path, name)
     raise CheckpointNotFound(
         f"{path} is no weight file: its name should end like one of "
-        + ", ".join(single for single, _ in READERS.values())
+        + ", ".join(FILE_NAMES.values())
     )
 
 
 def _read_shards(index: Path, read: Callable[[Path], list[Tensor]]) -> Iterator[Tensor]:
     """The tensors of all shards, each of them in the file that the index names."""
     for shard, names in read_index(index).items():
-        stored = {tensor.name: tensor for tensor in read(index.parent / shard)}
-        if missing := sorted(names - stored.keys()):
+        # TensorFlow's index has longer names than its shards: compare what they mean.
+        wanted = {canonical_name(name) for name in names}
+        stored = read(index.parent / shard)
+        found = [t for t in stored if canonical_name(t.name) in wanted]
+        if missing := wanted - {canonical_name(t.name) for t in found} - {None}:
             raise CorruptFile(
-                f"{index} places {missing[0]!r} in {shard}, which does not hold it"
+                f"{index} places {quoted(min(map(str, missing)))} in {quoted(shard)}, "
+                "which does not hold it"
             )
-        yield from (stored[name] for name in stored if name in names)
+        yield from found

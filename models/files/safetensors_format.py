@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .errors import CorruptFile, UnsupportedFile
+from .errors import CorruptFile, UnsupportedFile, quoted
 from .mapped import DTYPES, MappedFile, Tensor, as_bytes, check_shape
 
 MAX_HEADER = 4 << 20
@@ -49,7 +49,9 @@ def read_safetensors(path: Path) -> list[Tensor]:
     end = 8 + length
     for begin, _, tensor in tensors:
         if begin != end:
-            raise CorruptFile(f"{path}: {tensor.name!r} overlaps or follows a hole")
+            raise CorruptFile(
+                f"{path}: {quoted(tensor.name)} overlaps or follows a hole"
+            )
         end = begin + tensor.nbytes
     if end != file.size:
         raise CorruptFile(
@@ -87,7 +89,7 @@ def _tensor(
     file: MappedFile, start: int, name: str, entry: Any
 ) -> tuple[int, tuple[int, str], Tensor]:
     """The first byte, a sort key and the tensor of one header entry."""
-    fault = f"{file.path}: the header's entry for {name!r} is malformed"
+    fault = f"{file.path}: the header's entry for {quoted(name)} is malformed"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise CorruptFile(fault)
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -99,15 +101,17 @@ def _tensor(
         raise CorruptFile(fault)
     if code not in DTYPE_CODES:
         raise UnsupportedFile(
-            f"{file.path}: {name!r} has the unknown dtype {code[:20]!r}"
+            f"{file.path}: {quoted(name)} has the unknown dtype {quoted(code)}"
         )
     check_shape(file.path, name, tuple(shape), file.size)
     begin, end = offsets
+    if not 0 <= begin <= end <= file.size:
+        raise CorruptFile(f"{file.path}: {quoted(name)} lies outside the file")
     tensor = file.tensor(name, start + begin, tuple(shape), DTYPES[DTYPE_CODES[code]])
-    if begin < 0 or end - begin != tensor.nbytes:
+    if end - begin != tensor.nbytes:
         raise CorruptFile(
-            f"{file.path}: {name!r} of {code} {shape} needs {tensor.nbytes} bytes, its "
-            f"offsets span {end - begin}"
+            f"{file.path}: {quoted(name)} of {code} {shape} needs {tensor.nbytes} "
+            f"bytes, its offsets span {end - begin}"
         )
     return start + begin, (tensor.nbytes, name), tensor
 
@@ -118,9 +122,9 @@ def parse_json(path: Path, text: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in found if keys.count(key) > 1)
-            raise CorruptFile(f"{path} names {twice!r} twice")
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+            raise CorruptFile(f"{path} names {quoted(twice)} twice")
         return found
 
     try:

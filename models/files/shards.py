@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .errors import CorruptFile, UnsafeFile
+from .errors import CorruptFile, UnsafeFile, quoted
 from .mapped import MappedFile
 from .safetensors_format import parse_json
 
@@ -30,10 +30,10 @@ def read_index(path: Path) -> dict[str, set[str]]:
     shards: dict[str, set[str]] = {}
     for name, shard in mapping.items():
         if not isinstance(shard, str) or not shard:
-            raise CorruptFile(f"{path}: the shard of {name!r} is not a file name")
+            raise CorruptFile(f"{path}: the shard of {quoted(name)} is no file name")
         if shard in (".", "..") or any(c in shard for c in "/\\:\0"):
             raise UnsafeFile(
-                f"{path}: the shard {shard!r} is not a plain name in the same directory"
+                f"{path}: the shard {quoted(shard)} is no plain name in this directory"
             )
         shards.setdefault(shard, set()).add(name)
     return shards

@@ -15,13 +15,20 @@ from typing import Any
 import numpy as np
 
 from .errors import UnsupportedFile
+from .h5_format import write_h5, write_h5_shard
 from .mapped import DTYPES, Tensor
-from .names import stored_name
+from .msgpack_format import write_msgpack
+from .names import FILE_NAMES, stored_name
 from .safetensors_format import write_safetensors
 
-WRITERS: dict[str, tuple[str, Callable[[Path, list[Tensor]], None]]] = {
-    "safetensors": ("model.safetensors", write_safetensors),
+Writer = Callable[[Path, list[Tensor]], None]
+WRITERS: dict[str, tuple[Writer, Writer]] = {
+    "safetensors": (write_safetensors, write_safetensors),
+    "h5": (write_h5, write_h5_shard),
+    "msgpack": (write_msgpack, write_msgpack),
 }
+"""For each format what writes a whole checkpoint, and what writes a part of one."""
+
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _UNITS |= {"KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -65,8 +72,9 @@ def save_weights(
         tensors.append(_as_stored(_as_tensor(name, array), format, base_model))
     if len({tensor.name for tensor in tensors}) != len(tensors):
         raise ValueError("the weights to save have a name twice")
-    single, write = WRITERS[format]
+    single = FILE_NAMES[format]
     shards = _plan(tensors, parse_size(max_shard_size))
+    write = WRITERS[format][len(shards) > 1]
     names = [single] if len(shards) == 1 else _shard_names(single, len(shards))
     index = directory / f"{single}.index.json"
     written = []
