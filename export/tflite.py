@@ -44,7 +44,7 @@ def export_tflite(
     out: str | os.PathLike[str],
     *,
     framework: str = "tf",
-    weights: str = "int8",
+    weights: str = "float32",
     prompt_buckets: Sequence[int] = PROMPT_BUCKETS,
     cache_size: int = CACHE_SIZE,
     version: int | None = None,

@@ -72,14 +72,16 @@ def write(
     inline = len(head) + total <= inline_limit
     if not inline:
         for index in buffers.values():
-            model.buffers[index].offset = model.buffers[index].size = 1
+            buffer = model.buffers[index]
+            buffer.data, buffer.offset, buffer.size = None, 1, 1
         head = _pack(model)
     root = schema.Model.GetRootAs(head, 0)
     file.write(head)
     for name, constant in constants.items():
         start = -(-(file.tell() + 4) // _ALIGNMENT) * _ALIGNMENT
         file.write(bytes(start - 4 - file.tell()))
-        file.write(struct.pack("<I", constant.nbytes if inline else 0))
+        # A vector's length stands before it, and means nothing to an offset.
+        file.write(struct.pack("<I", constant.nbytes % 2**32))
         array = np.ascontiguousarray(constant.read())
         if array.nbytes != constant.nbytes:
             raise ValueError(

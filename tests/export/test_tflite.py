@@ -1,0 +1,175 @@
+"""TFLite exports of the golden checkpoints against what the reference wrote."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from optserve.export.errors import ExportError
+from optserve.export.layout import LayoutError
+from optserve.export.packing import quantize
+from optserve.export.tflite import export_tflite
+from optserve.models.files import open_weights
+from optserve.runtime.litert_transport import LiteRTTransport
+from optserve.runtime.transport import Call
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+CASES = ("pre_ln", "post_ln_proj", "untied_head", "no_final_ln", "bias_free_gelu")
+EVERY_CASE = [(case, "tf") for case in CASES] + [
+    ("pre_ln", "jax"),
+    ("post_ln_proj", "jax"),
+    ("bias_free_gelu", "jax"),
+]
+_FOLDER = tempfile.TemporaryDirectory(prefix="optserve-tests-")
+
+
+@functools.cache
+def exported(case: str, framework: str = "tf", weights: str = "float32") -> Path:
+    out = Path(_FOLDER.name) / f"{case}-{framework}-{weights}"
+    options = {"framework": framework, "weights": weights}
+    return export_tflite(
+        GOLDEN / case, out, prompt_buckets=[16], cache_size=24, **options
+    )
+
+
+def expected(case: str) -> dict[str, np.ndarray]:
+    return dict(np.load(GOLDEN / case / "expected.npz"))
+
+
+def feed(transport, ids, cache=None):
+    """Logits and cache rows of one call."""
+    ids = np.asarray(ids, np.int32).reshape(1, -1)
+    inputs = {"input_ids": ids, "input_length": np.array([ids.size], np.int32)}
+    name = "prefill"
+    if cache is not None:
+        name = "decode"
+        inputs["cache"] = cache
+        inputs["cache_length"] = np.array([cache.shape[1]], np.int32)
+    made = transport.call(Call(name, inputs)).outputs
+    return made["logits"][0], made["new_cache"][:, : ids.size]
+
+
+@pytest.mark.parametrize(("case", "framework"), EVERY_CASE)
+def test_logits_and_cache_are_the_references(case, framework):
+    wanted = expected(case)
+    transport = LiteRTTransport(exported(case, framework), threads=1)
+    for row in range(3):
+        ids = wanted["input_ids"][row]
+        logits, cache = feed(transport, ids[:7])
+        np.testing.assert_allclose(logits, wanted["logits"][row, 6], atol=2e-4)
+        for layer in range(cache.shape[2]):
+            keys, values = cache[0, :, layer].transpose(1, 2, 0, 3)
+            for name, found in (("key", keys), ("value", values)):
+                reference = wanted[f"{name}_{layer}"][row][:, :7]
+                np.testing.assert_allclose(found, reference, atol=2e-4)
+        for position in range(7, 11):
+            logits, new = feed(transport, ids[position], cache)
+            cache = np.concatenate([cache, new], axis=1)
+            reference = wanted["logits"][row, position]
+            np.testing.assert_allclose(logits, reference, atol=2e-4)
+
+
+def test_several_tokens_continue_a_cache():
+    wanted = expected("pre_ln")
+    transport = LiteRTTransport(exported("pre_ln"), threads=1)
+    ids = wanted["input_ids"][0]
+    _, cache = feed(transport, ids[:4])
+    logits, _ = feed(transport, ids[4:], cache)
+    np.testing.assert_allclose(logits, wanted["logits"][0, -1], atol=2e-4)
+
+
+@pytest.mark.parametrize(("weights", "worst"), [("float16", 2e-3), ("int8", 0.05)])
+def test_smaller_weights_stay_close(weights, worst):
+    wanted = expected("pre_ln")
+    transport = LiteRTTransport(exported("pre_ln", weights=weights), threads=1)
+    errors, scale = [], np.abs(wanted["logits"]).max()
+    for row in range(3):
+        logits, _ = feed(transport, wanted["input_ids"][row])
+        errors.append(np.abs(logits - wanted["logits"][row, -1]).max())
+    assert 0 < max(errors) < worst * scale
+
+
+@pytest.mark.parametrize("weights", ["float32", "float16", "int8"])
+def test_every_matrix_is_in_the_file_once(weights):
+    data = (exported("pre_ln", weights=weights) / "model.tflite").read_bytes()
+    stored = open_weights(GOLDEN / "pre_ln")
+    for name in stored:
+        if name.endswith("lm_head.weight") or stored[name].ndim < 2:
+            continue
+        matrix = np.asarray(stored[name], np.float32)
+        if "embed_positions" not in name:
+            if weights == "int8":
+                matrix = quantize(matrix)[0]
+            matrix = matrix.astype(weights)
+        assert data.count(matrix.tobytes()) == 1, name
+
+
+def test_both_frameworks_store_the_same_bytes():
+    sizes = [
+        (exported("pre_ln", framework) / "model.tflite").stat().st_size
+        for framework in ("tf", "jax")
+    ]
+    assert abs(sizes[0] - sizes[1]) < 0.2 * sizes[0]
+
+
+def test_signatures_and_folder():
+    from ai_edge_litert.interpreter import Interpreter
+
+    folder = exported("pre_ln")
+    manifest = json.loads(
+        (folder / "assets.extra" / "optserve_manifest.json").read_text()
+    )
+    assert manifest["prompt_buckets"] == [16] and manifest["cache_buckets"] == [24]
+    assert manifest["batch_sizes"] == [1]
+    assert set(manifest["files"]) == {"model.tflite", "config.json"}
+    runtime = Interpreter(str(folder / "model.tflite"))
+    signatures = runtime.get_signature_list()
+    assert list(signatures) == ["decode", "prefill_16"]
+    caches = {f"{kind}_{i}" for kind in ("key", "value") for i in range(3)}
+    assert set(signatures["decode"]["inputs"]) == caches | {"input_ids", "cache_length"}
+    assert set(signatures["decode"]["outputs"]) == {"logits", "new_cache"}
+    assert set(signatures["prefill_16"]["inputs"]) == (
+        caches | {"input_ids", "cache_length", "input_length"}
+    )
+    details = runtime.get_signature_runner("prefill_16").get_output_details()
+    assert details["new_cache"]["shape"].tolist() == [1, 16, 3, 2, 4, 8]
+
+
+def test_weights_beyond_the_format_s_two_gibibytes(monkeypatch):
+    from optserve.export import tflite_file
+
+    inline = tflite_file.write.__kwdefaults__
+    monkeypatch.setitem(inline, "inline_limit", 0)
+    with tempfile.TemporaryDirectory() as out:
+        folder = export_tflite(
+            GOLDEN / "pre_ln", out, prompt_buckets=[16], cache_size=24
+        )
+        wanted = expected("pre_ln")
+        logits, _ = feed(LiteRTTransport(folder, threads=1), wanted["input_ids"][0])
+        np.testing.assert_allclose(logits, wanted["logits"][0, -1], atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"weights": "bfloat16"}, "float32, float16, int8"),
+        ({"framework": "torch"}, "tf, jax"),
+        ({"cache_size": 4000}, "the model's positions"),
+        ({"cache_size": 8, "prompt_buckets": [16]}, "to the cache's 8, got 16"),
+        ({"prompt_buckets": []}, "got none"),
+    ],
+)
+def test_unusable_options_are_refused(tmp_path, options, said):
+    with pytest.raises(ExportError, match=said):
+        export_tflite(GOLDEN / "pre_ln", tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_version_is_never_overwritten(tmp_path):
+    (tmp_path / "1").mkdir()
+    with pytest.raises(LayoutError, match="never overwritten"):
+        export_tflite(GOLDEN / "pre_ln", tmp_path, version=1)
