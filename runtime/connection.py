@@ -73,14 +73,14 @@ class Tls:
 
 @dataclass(frozen=True, kw_only=True)
 class Keepalive:
-    """HTTP/2 pings during calls, so that a vanished machine is noticed.
+    """HTTP/2 pings during calls, so that a vanished or frozen machine is noticed.
 
     Every ``interval`` seconds, up to ``timeout`` seconds for the answer. gRPC sends at
     most two without data between, which every server tolerates.
     """
 
     interval: float = 30.0
-    timeout: float = 10.0
+    timeout: float = 20.0
 
     def __post_init__(self) -> None:
         _positive("keepalive interval", self.interval)

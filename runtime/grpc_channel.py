@@ -53,10 +53,11 @@ def channel_arguments(connection: Connection) -> list[tuple[str, str | int]]:
         ),
     }
     if connection.keepalive:
+        timeout_ms = int(1000 * connection.keepalive.timeout)
         arguments["grpc.keepalive_time_ms"] = int(1000 * connection.keepalive.interval)
-        arguments["grpc.keepalive_timeout_ms"] = int(
-            1000 * connection.keepalive.timeout
-        )
+        arguments["grpc.keepalive_timeout_ms"] = timeout_ms
+        # the one that newer releases heed (60 s otherwise)
+        arguments["grpc.http2.ping_timeout_ms"] = timeout_ms
     if connection.tls and connection.tls.server_name:
         arguments["grpc.ssl_target_name_override"] = connection.tls.server_name
     arguments.update(connection.channel_options)

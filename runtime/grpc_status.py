@@ -174,7 +174,9 @@ def _where(target: str, others: int) -> str:
 
 
 def _places(target: str, others: int) -> str:
-    return f"{target} or at {others} other addresses" if others else target
+    if not others:
+        return target
+    return f"{target} or the {others} other address{'es' * (others > 1)}"
 
 
 def _one_line(details: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 import tracemalloc
 from pathlib import Path
@@ -271,6 +272,16 @@ def test_a_cache_in_pieces() -> None:
     theirs = predict_pb2.PredictRequest.FromString(data)
     for name, blocks in cases.items():
         same(np.asarray(blocks), official(theirs.inputs[name]))
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_bfloat16_without_ml_dtypes(encoding: str, monkeypatch) -> None:
+    """A base install reads it as float32, which holds every value exactly."""
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    data = (RECORDINGS / encoding / "echo_all_dtypes.response.bin").read_bytes()
+    got = codec.decode_predict_response(data).outputs["bf16"]
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got, np.array([[1, -2.5, 3.0040553e38]], np.float32))
 
 
 def test_strings_from_text_and_fixed_width_arrays() -> None:

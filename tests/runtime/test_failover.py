@@ -188,7 +188,7 @@ def test_patience_ends() -> None:
     error, tried, waits = play(lambda i: DOWN, retry=Retry(connect=3, longest_wait=1))
     assert isinstance(error, Unavailable)
     assert 2 < sum(waits) <= 3
-    assert "r0:1 or at 2 other addresses" in str(error)
+    assert "r0:1 or the 2 other addresses" in str(error)
     error, tried, waits = play(lambda i: DOWN, retry=Retry(connect=0))
     assert (tried, waits) == ([0, 1, 2], [])
 
