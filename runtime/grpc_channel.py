@@ -10,6 +10,8 @@ import grpc
 from .connection import Connection
 from .grpc_status import Outcome
 
+_LOOPBACK = ("127.", "localhost:", "[::1]:")
+
 _COMPRESSION = {
     None: None,
     "gzip": grpc.Compression.Gzip,
@@ -24,6 +26,8 @@ def open_channel(api: Any, target: str, connection: Connection) -> Any:
         InvalidRequest: the TLS files can't be read.
     """
     options = channel_arguments(connection)
+    if target.startswith(_LOOPBACK):  # http_proxy leads nowhere for this machine
+        options.append(("grpc.enable_http_proxy", 0))
     compression = _COMPRESSION[connection.compression]
     if connection.tls is None:
         return api.insecure_channel(target, options, compression)

@@ -98,6 +98,13 @@ def test_dns_target(server, connect) -> None:
     assert reply.version == 1
 
 
+def test_a_proxy_is_not_asked_for_this_machine(server, connect, monkeypatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    transport = connect(server.target, retry=Retry(connect=0))
+    assert transport.call(CALL, timeout=10).version == 1
+
+
 def test_from_many_threads(server, connect) -> None:
     transport = connect(server.target)
 
