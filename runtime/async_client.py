@@ -31,12 +31,13 @@ from .connect import Target, open_async_transport, open_tokenizer
 from .conversation import AsyncConversation
 from .core import Core, open_core, several
 from .decode import Work
-from .driver import drive_async, run_async
+from .driver import run_async
 from .errors import Cancelled, InvalidRequest, OptserveError
 from .merging import Merging
 from .options import OptionKeywords, Options, Prompt
 from .results import Generation, Piece, Score
 from .row import Row
+from .telemetry import Operation, open_telemetry, streamed_async
 from .transport import AsyncTransport, Call
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ class AsyncClient:
     and a stream goes on only as its pieces are taken: memory is bounded.
 
     Args:
-        target, model, tokenizer, connect_timeout, transport, options: as of ``Client``.
+        target, model, tokenizer, connect_timeout, telemetry, transport, options: as of
+            ``Client``.
         max_rows: most rows of a joined call; by default what the export was made for.
         max_active: most generations under way.
         in_flight: joined calls under way at a time; 2 for each address by default.
@@ -71,12 +73,14 @@ class AsyncClient:
         max_active: int = 64,
         in_flight: int | None = None,
         connect_timeout: float | None = 30.0,
+        telemetry: bool | None = None,
         transport: AsyncTransport | None = None,
         **options: Any,
     ) -> None:
         if max_active < 1:
             raise InvalidRequest(f"max_active must be 1 or more, got {max_active}")
         self._tokenizer = open_tokenizer(tokenizer)
+        self._telemetry = open_telemetry(telemetry, model)
         self._max_rows = max_rows
         self._connect_timeout = connect_timeout
         self._open = lambda: transport or open_async_transport(target, model, options)
@@ -155,20 +159,20 @@ class AsyncClient:
     ) -> list[Score]:
         """How likely the model finds each text (``Score.perplexity``)."""
         core = await self.connect()
-        return await self._run(core.score(texts, timeout))
+        return await self._run("score", core.score(texts, timeout))
 
     async def embed(
         self, texts: Iterable[Prompt], *, timeout: float | None = None
     ) -> list[np.ndarray]:
         """The last hidden states of each text, ``[tokens, E]`` float32."""
         core = await self.connect()
-        return await self._run(core.embed(texts, timeout))
+        return await self._run("embed", core.embed(texts, timeout))
 
     async def conversation(self) -> AsyncConversation:
         """A conversation, which keeps its cache between turns."""
         core = await self.connect()
         assert self._transport is not None
-        return AsyncConversation(core, self._transport)
+        return AsyncConversation(core, self._transport, self._telemetry)
 
     async def describe(self) -> Manifest:
         """What the served model says of itself."""
@@ -233,12 +237,19 @@ class AsyncClient:
     async def _one(self, prompt: Prompt, options: Options, index: int) -> Generation:
         core = await self.connect()
         async with self._slots:
-            (result,) = await self._run(core.generate([prompt], options))
+            with self._telemetry.operation("generate") as operation:
+                work = core.generate([prompt], options)
+                (result,) = await run_async(work, self._watched(operation))
+                operation.ended([result])
         return replace(result, index=index)
 
-    async def _run(self, work: Work[T]) -> T:
-        assert self._transport is not None
-        return await run_async(work, self._transport)
+    async def _run(self, name: str, work: Work[T]) -> T:
+        with self._telemetry.operation(name) as operation:
+            return await run_async(work, self._watched(operation))
+
+    def _watched(self, operation: Operation) -> AsyncTransport:
+        assert self._transport is not None  # every caller has connected
+        return operation.over_async(self._transport)
 
     async def _pieces(
         self, prompt: Prompt, options: Options, started: list[Row]
@@ -248,7 +259,7 @@ class AsyncClient:
         async with self._slots:
             work, row = core.stream(prompt, options)
             started.append(row)
-            pieces = drive_async(work, self._transport)
+            pieces = streamed_async(work, row, self._transport, self._telemetry)
             try:
                 async for piece in pieces:
                     yield piece

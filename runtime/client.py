@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -28,10 +28,13 @@ from .errors import Cancelled, OptserveError
 from .options import OptionKeywords, Options, Prompt
 from .results import Generation, Piece, Score
 from .row import Row
+from .telemetry import open_telemetry, streamed
 from .transport import Transport
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+T = TypeVar("T")
 
 
 class Client:
@@ -45,6 +48,7 @@ class Client:
         tokenizer: a tokenizer, or its directory; by default the export's own.
         max_rows: most rows of one call; by default what the export was made for.
         connect_timeout: seconds for learning what is served.
+        telemetry: OpenTelemetry spans and metrics; None: where the program uses it.
         transport: a transport of your own instead of what ``target`` means.
         options: the transport's options (``grpc_transport``, ``local_transport``).
 
@@ -62,10 +66,12 @@ class Client:
         tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
         max_rows: int | None = None,
         connect_timeout: float | None = 30.0,
+        telemetry: bool | None = None,
         transport: Transport | None = None,
         **options: Any,
     ) -> None:
         given = open_tokenizer(tokenizer)
+        self._telemetry = open_telemetry(telemetry, model)
         self._transport = transport or open_transport(target, model, options)
         self._closed = False
         deadline = (
@@ -93,7 +99,12 @@ class Client:
             One ``Generation`` per prompt, in order.
         """
         wanted = Options(max_new_tokens=max_new_tokens, **options)
-        return self._run(self._core.generate(prompts, wanted))
+        self._check_open()
+        with self._telemetry.operation("generate") as operation:
+            work = self._core.generate(prompts, wanted)
+            results = run(work, operation.over(self._transport))
+            operation.ended(results)
+        return results
 
     def stream(
         self,
@@ -106,7 +117,7 @@ class Client:
         wanted = Options(max_new_tokens=max_new_tokens, **options)
         work, row = self._core.stream(prompt, wanted)
         self._check_open()
-        return Stream(work, row, self._transport)
+        return Stream(streamed(work, row, self._transport, self._telemetry), row)
 
     def generate_many(
         self,
@@ -125,30 +136,33 @@ class Client:
         self._check_open()
         if wanted.beams or wanted.samples > 1 or wanted.echo:
             for i, prompt in enumerate(prompts):
-                (result,) = self._run(self._core.generate([prompt], wanted))
+                (result,) = self.generate([prompt], **vars(wanted))
                 yield replace(result, index=i)
             return
         work, rows = self._core.many(prompts, wanted)
-        for piece in drive(work, self._transport):
-            if piece.finish_reason is not None:
-                yield rows.pop(piece.index).generation()
+        with self._telemetry.operation("generate_many") as operation:
+            for piece in drive(work, operation.over(self._transport)):
+                if piece.finish_reason is not None:
+                    result = rows.pop(piece.index).generation()
+                    operation.ended([result])
+                    yield result
 
     def score(
         self, texts: Iterable[Prompt], *, timeout: float | None = None
     ) -> list[Score]:
         """How likely the model finds each text (``Score.perplexity``)."""
-        return self._run(self._core.score(texts, timeout))
+        return self._run("score", self._core.score(texts, timeout))
 
     def embed(
         self, texts: Iterable[Prompt], *, timeout: float | None = None
     ) -> list[np.ndarray]:
         """The last hidden states of each text, ``[tokens, E]`` float32."""
-        return self._run(self._core.embed(texts, timeout))
+        return self._run("embed", self._core.embed(texts, timeout))
 
     def conversation(self) -> Conversation:
         """A conversation, which keeps its cache between turns."""
         self._check_open()
-        return Conversation(self._core, self._transport)
+        return Conversation(self._core, self._transport, self._telemetry)
 
     def encode(self, prompt: Prompt, options: Options | None = None) -> list[int]:
         """The token ids that a prompt is fed as.
@@ -191,9 +205,10 @@ class Client:
     ) -> None:
         self.close()
 
-    def _run(self, work: Work[Any]) -> Any:
+    def _run(self, name: str, work: Work[T]) -> T:
         self._check_open()
-        return run(work, self._transport)
+        with self._telemetry.operation(name) as operation:
+            return run(work, operation.over(self._transport))
 
     def _check_open(self) -> None:
         if self._closed:
@@ -203,9 +218,9 @@ class Client:
 class Stream:
     """An iterator of ``Piece``; also the handle that ends it early."""
 
-    def __init__(self, work: Work[None], row: Row, transport: Transport) -> None:
+    def __init__(self, pieces: Generator[Piece, None, None], row: Row) -> None:
         self._row = row
-        self._pieces = drive(work, transport)
+        self._pieces = pieces
 
     def __iter__(self) -> Iterator[Piece]:
         return self

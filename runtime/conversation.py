@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 from .cache import RowCache
 from .core import Core
 from .decode import Work
-from .driver import drive, drive_async
 from .errors import OptserveError
 from .options import OptionKeywords, Options, Prompt
 from .results import Generation, Piece
 from .row import Row
+from .telemetry import Telemetry, streamed, streamed_async
 from .transport import AsyncTransport, Transport
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class _Turns:
     @contextmanager
     def _turn(
         self, prompt: Prompt, options: Options
-    ) -> Generator[Work[None], None, None]:
+    ) -> Generator[tuple[Work[None], Row], None, None]:
         """The work of one turn; keeps what it has made, however it ends."""
         if self._speaking:
             raise OptserveError("a turn is under way: read or close it first")
@@ -89,7 +89,7 @@ class _Turns:
         )
         self._row, self._speaking = row, True
         try:
-            yield work
+            yield work, row
         finally:
             self._speaking = False
             self._tokens = row.tokens
@@ -99,9 +99,9 @@ class _Turns:
 class Conversation(_Turns):
     """A conversation over a ``Client``; one turn at a time."""
 
-    def __init__(self, core: Core, transport: Transport) -> None:
+    def __init__(self, core: Core, transport: Transport, telemetry: Telemetry) -> None:
         super().__init__(core)
-        self._transport = transport
+        self._transport, self._telemetry = transport, telemetry
 
     def say(
         self, prompt: Prompt, *, max_new_tokens: int, **options: Unpack[OptionKeywords]
@@ -112,22 +112,28 @@ class Conversation(_Turns):
         ``PromptTooLong``, or loses its beginning with ``truncate="left"``.
         """
         wanted = Options(max_new_tokens=max_new_tokens, **options)
-        with self._turn(prompt, wanted) as work:
-            yield from drive(work, self._transport)
+        with self._turn(prompt, wanted) as (work, row):
+            yield from streamed(work, row, self._transport, self._telemetry)
 
 
 class AsyncConversation(_Turns):
     """A conversation over an ``AsyncClient``; one turn at a time."""
 
-    def __init__(self, core: Core, transport: AsyncTransport) -> None:
+    def __init__(
+        self, core: Core, transport: AsyncTransport, telemetry: Telemetry
+    ) -> None:
         super().__init__(core)
-        self._transport = transport
+        self._transport, self._telemetry = transport, telemetry
 
     async def say(
         self, prompt: Prompt, *, max_new_tokens: int, **options: Unpack[OptionKeywords]
     ) -> AsyncGenerator[Piece, None]:
         """``Conversation.say`` for asyncio."""
         wanted = Options(max_new_tokens=max_new_tokens, **options)
-        with self._turn(prompt, wanted) as work:
-            async for piece in drive_async(work, self._transport):
-                yield piece
+        with self._turn(prompt, wanted) as (work, row):
+            pieces = streamed_async(work, row, self._transport, self._telemetry)
+            try:
+                async for piece in pieces:
+                    yield piece
+            finally:
+                await pieces.aclose()
