@@ -35,7 +35,7 @@ MODEL_FILE = "model.tflite"
 MANIFEST_KEY = "optserve_manifest"
 WEIGHTS = ("float32", "float16", "int8")
 
-PROMPT_BUCKETS = (128,)
+PROMPT_BUCKET = 128
 CACHE_SIZE = 512
 
 
@@ -45,8 +45,8 @@ def export_tflite(
     *,
     framework: str = "tf",
     weights: str = "float32",
-    prompt_buckets: Sequence[int] = PROMPT_BUCKETS,
-    cache_size: int = CACHE_SIZE,
+    prompt_buckets: Sequence[int] | None = None,
+    cache_size: int | None = None,
     version: int | None = None,
     revision: str | None = None,
     progress: Progress = lambda message: None,
@@ -59,8 +59,9 @@ def export_tflite(
         framework: whose math is converted, ``"tf"`` or ``"jax"``.
         weights: dtype of the stored matrices, one of ``WEIGHTS``.
         prompt_buckets: S of the ``prefill_{S}`` signatures. The runtime packs the
-            weights in memory once for each of them.
+            weights in memory once for each of them. None means 128.
         cache_size: C, the tokens that the cache holds; a sequence has at most C + 1.
+            None means 512. Both defaults stay within the model's positions.
         version: the folder's number; the next free one if None.
         revision: of a hub checkpoint.
         progress: called with a short message as the work goes on.
@@ -76,6 +77,10 @@ def export_tflite(
     refuse_existing(out, version)
     source = resolve(checkpoint, revision=revision)
     config = OPTConfig.from_pretrained(source)
+    if cache_size is None:
+        cache_size = min(CACHE_SIZE, config.max_position_embeddings)
+    if prompt_buckets is None:
+        prompt_buckets = [min(PROMPT_BUCKET, cache_size)]
     buckets = _checked(config, framework, weights, prompt_buckets, cache_size)
     stored = open_weights(source)
     shapes = {name: stored.shape(name) for name in stored}

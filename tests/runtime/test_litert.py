@@ -1,0 +1,284 @@
+"""The LiteRT transport: its cache, its refusals, and the client on top of it."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from optserve.runtime import Client, Sampling
+from optserve.runtime.errors import (
+    Cancelled,
+    IncompatibleModel,
+    InvalidRequest,
+    OptserveError,
+    PromptTooLong,
+    ServerError,
+    VersionGone,
+)
+from optserve.runtime.litert_transport import LiteRTTransport
+from optserve.runtime.transport import Call, RowBlocks
+
+from .small_tokenizer import SMALL_TOKENIZER
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+_FOLDER = tempfile.TemporaryDirectory(prefix="optserve-tests-")
+
+
+@functools.cache
+def exported(case: str = "pre_ln", framework: str = "tf") -> Path:
+    from optserve.export.tflite import export_tflite
+
+    source = Path(_FOLDER.name) / f"checkpoint-{case}"
+    if not source.exists():
+        shutil.copytree(GOLDEN / case, source)
+        (source / "tokenizer.json").write_text(SMALL_TOKENIZER)
+    out = Path(_FOLDER.name) / f"{case}-{framework}"
+    return export_tflite(
+        source, out, framework=framework, prompt_buckets=[4, 16], cache_size=40
+    )
+
+
+def greedy_case(case: str):
+    expected = np.load(GOLDEN / case / "expected.npz")
+    masked = zip(expected["ids_left"], expected["left_mask"], strict=True)
+    return [[int(i) for i in ids[mask > 0]] for ids, mask in masked], expected["greedy"]
+
+
+@pytest.mark.parametrize("case", ["pre_ln", "post_ln_proj"])
+@pytest.mark.parametrize("framework", ["tf", "jax"])
+def test_greedy_tokens_are_the_references(case, framework):
+    prompts, wanted = greedy_case(case)
+    with Client(exported(case, framework)) as client:
+        found = client.generate(prompts, max_new_tokens=wanted.shape[1])
+    for generation, tokens in zip(found, wanted, strict=True):
+        assert generation.tokens == [int(i) for i in tokens[: len(generation.tokens)]]
+        assert generation.finish_reason == "stop" or len(generation.tokens) == 24
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(temperature=0), Sampling(temperature=1, seed=3)]
+)
+def test_same_tokens_as_the_savedmodel(sampling, tmp_path):
+    from optserve.export.savedmodel import export_savedmodel
+
+    saved = export_savedmodel(GOLDEN / "pre_ln", tmp_path)
+    prompts, _ = greedy_case("pre_ln")
+    options = {"max_new_tokens": 20, "sampling": sampling, "stop_token_ids": []}
+    results = []
+    for path in (exported(), saved):
+        with Client(path) as client:
+            results.append([g.tokens for g in client.generate(prompts, **options)])
+    assert results[0] == results[1]
+
+
+def test_text_streams_and_samples_share_a_prompt():
+    with Client(exported() / "model.tflite") as client:
+        sampling = Sampling(temperature=1.2, seed=5)
+        (whole,) = client.generate("Hello", max_new_tokens=12, sampling=sampling)
+        pieces = client.stream("Hello", max_new_tokens=12, sampling=sampling)
+        assert "".join(piece.text for piece in pieces) == whole.text
+        found = client.generate("Hello", max_new_tokens=6, samples=3, sampling=sampling)
+        assert len({tuple(other.tokens) for other in found[0].alternatives}) == 2
+
+
+def ints(*values):
+    return np.array(values, np.int32)
+
+
+def decode(transport, tokens, rows=None):
+    """Feed tokens behind the rows ``[n, L, 2, H, D]``, given in pieces."""
+    inputs = {"input_ids": ints(*tokens)[None], "input_length": ints(len(tokens))}
+    name = "prefill"
+    if rows is not None:
+        name = "decode"
+        blocks = RowBlocks((tuple(rows),), 40)
+        inputs |= {"cache": blocks, "cache_length": ints(sum(map(len, rows)))}
+    made = transport.call(Call(name, inputs)).outputs
+    return made["logits"][0], made["new_cache"][0, : len(tokens)]
+
+
+class Writes:
+    """Counts the rows that a transport copies into the model's tensors."""
+
+    def __init__(self, transport, monkeypatch):
+        self.rows = 0
+        write = transport._model._write
+
+        def counted(slot, rows):
+            self.rows += len(rows)
+            write(slot, rows)
+
+        monkeypatch.setattr(transport._model, "_write", counted)
+
+    def taken(self):
+        rows, self.rows = self.rows, 0
+        return rows
+
+
+def test_only_new_rows_are_copied(monkeypatch):
+    transport = LiteRTTransport(exported(), threads=1)
+    writes = Writes(transport, monkeypatch)
+    buffer = np.zeros((40, 3, 2, 4, 8), np.float32)
+    _, made = decode(transport, range(10, 20))
+    buffer[:10] = made
+    assert writes.taken() == 0
+    for length in range(10, 20):
+        logits, made = decode(transport, [30 + length], [buffer[:length]])
+        buffer[length] = made[0]
+        assert writes.taken() == (10 if length == 10 else 1)
+    fresh, _ = decode(LiteRTTransport(exported(), threads=1), [49], [buffer[:19]])
+    np.testing.assert_array_equal(logits, fresh)
+
+
+def test_other_rows_are_never_taken_for_the_held_ones():
+    transport = LiteRTTransport(exported(), threads=1)
+    random = np.random.default_rng(0)
+    buffers = random.standard_normal((2, 20, 3, 2, 4, 8), np.float32)
+    shared = random.standard_normal((6, 3, 2, 4, 8), np.float32)
+    steps = [
+        [buffers[0][:9]],
+        [buffers[0][:12]],
+        [buffers[1][:12]],  # another sequence
+        [buffers[0][:5]],  # back, and cut
+        [shared, buffers[0][:5]],  # a shared beginning
+        [shared, buffers[0][:6]],
+        [shared[:3], buffers[0][:6]],
+        [shared, buffers[1][:6]],
+        [buffers[0][2:9]],  # the same memory from another row on
+    ]
+    for pieces in steps:
+        logits, _ = decode(transport, [7], pieces)
+        rows = np.concatenate(pieces).copy()
+        inputs = {
+            "input_ids": ints(7)[None],
+            "input_length": ints(1),
+            "cache": rows[None],
+            "cache_length": ints(len(rows)),
+        }
+        plain = LiteRTTransport(exported(), threads=1).call(Call("decode", inputs))
+        np.testing.assert_array_equal(logits, plain.outputs["logits"][0])
+
+
+def test_a_buffer_cut_and_grown_again_is_copied_again():
+    transport = LiteRTTransport(exported(), threads=1)
+    buffer = np.random.default_rng(1).standard_normal((20, 3, 2, 4, 8), np.float32)
+    decode(transport, [7], [buffer[:12]])
+    decode(transport, [7], [buffer[:8]])
+    buffer[8:12] += 1
+    logits, _ = decode(transport, [7], [buffer[:12]])
+    fresh = LiteRTTransport(exported(), threads=1)
+    np.testing.assert_array_equal(logits, decode(fresh, [7], [buffer[:12]])[0])
+
+
+def test_a_short_prompt_goes_token_by_token():
+    transport = LiteRTTransport(exported(), threads=1)
+    _, rows = decode(transport, [5])
+    again, more = decode(transport, [6], [rows])
+    inputs = {"input_ids": ints(5, 6)[None], "input_length": ints(2)}
+    both = transport._model._feed_one_by_one(ints(5, 6), 0)
+    np.testing.assert_allclose(both["logits"][0], again, atol=1e-5)
+    np.testing.assert_allclose(both["new_cache"][0], [rows[0], more[0]], atol=1e-5)
+    padded = transport.call(Call("prefill", inputs)).outputs
+    np.testing.assert_allclose(padded["logits"][0], again, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"cache_length": ints(41)}, PromptTooLong, "40 slots, got 41"),
+        ({"input_length": ints(17)}, InvalidRequest, "1 to 4, got 17"),
+        ({"cache_length": ints(39)}, PromptTooLong, "41 in all"),
+        ({"cache_length": ints(-1)}, InvalidRequest, "got -1"),
+        ({"cache_length": ints(9)}, InvalidRequest, "has 8 rows"),
+        ({"input_ids": ints(1, 2, 3, 128)[None]}, InvalidRequest, "got 1 to 128"),
+        ({"input_ids": np.ones((2, 4), np.int32)}, InvalidRequest, "one row at a time"),
+        (
+            {"cache": np.zeros((1, 8, 9, 2, 4, 8), "f4")},
+            InvalidRequest,
+            "another model",
+        ),
+    ],
+)
+def test_wrong_inputs_are_said_in_one_sentence(change, error, said):
+    transport = LiteRTTransport(exported(), threads=1)
+    inputs = {
+        "input_ids": ints(1, 2, 3, 4)[None],
+        "input_length": ints(4),
+        "cache": np.zeros((1, 8, 3, 2, 4, 8), np.float32),
+        "cache_length": ints(8),
+    }
+    with pytest.raises(error, match=said) as caught:
+        transport.call(Call("decode", inputs | change))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_prompt_over_the_limit_is_refused_before_it_runs():
+    with Client(exported()) as client:
+        with pytest.raises(PromptTooLong, match="41 positions"):
+            client.generate([[5] * 40], max_new_tokens=10)
+        with pytest.raises(OptserveError, match="score"):
+            client.score([[5, 6]])
+
+
+def test_every_truncation_is_found(tmp_path):
+    whole = (exported() / "model.tflite").read_bytes()
+    cut = tmp_path / "model.tflite"
+    for size in (0, 3, 70, 5000, len(whole) // 2, len(whole) - 1):
+        cut.write_bytes(whole[:size])
+        with pytest.raises(IncompatibleModel, match=r"incomplete|no TFLite") as caught:
+            LiteRTTransport(cut)
+        assert "\n" not in str(caught.value)
+
+
+def test_other_models_and_missing_files_are_refused(tmp_path):
+    import tensorflow as tf
+
+    function = tf.function(
+        lambda x: x * 2.0, input_signature=[tf.TensorSpec([1], tf.float32)]
+    )
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [function.get_concrete_function()], tf.Module()
+    )
+    (tmp_path / "other.tflite").write_bytes(converter.convert())
+    with pytest.raises(IncompatibleModel, match="holds no manifest"):
+        LiteRTTransport(tmp_path / "other.tflite")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InvalidRequest, match=r"holds no \.tflite files"):
+        LiteRTTransport(tmp_path / "empty")
+
+
+def test_versions_signatures_and_closing():
+    transport = LiteRTTransport(exported(), threads=1)
+    row = {"row": ints(0)}
+    assert transport.call(Call("describe", row)).outputs["manifest"] != b""
+    with pytest.raises(VersionGone, match="version 9 is not loaded"):
+        transport.call(Call("describe", row, version=9))
+    with pytest.raises(ServerError, match="embed"):
+        transport.call(Call("embed", row))
+    transport.close()
+    with pytest.raises(Cancelled):
+        transport.call(Call("describe", row))
+
+
+def test_the_command_runs_without_tensorflow_or_grpc_calls():
+    script = (
+        "import sys; from optserve.runtime.cli import main; "
+        "code = main(sys.argv[1:]); "
+        "loaded = {'tensorflow', 'jax'} & set(sys.modules); "
+        "sys.exit(f'loaded {loaded}' if loaded else code)"
+    )
+    model = str(exported() / "model.tflite")
+    command = ["generate", "--model", model, "Hello", "--max-new-tokens", "5"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *command], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    with Client(exported()) as client:
+        (generation,) = client.generate("Hello", max_new_tokens=5)
+    assert generation.text in done.stdout
