@@ -1,0 +1,39 @@
+"""The server under test: ``OPTSERVE_TARGET``, or an embedded one with a small export.
+
+    OPTSERVE_TARGET=host:8500 OPTSERVE_MODEL=opt pytest -m serving
+
+``OPTSERVE_TARGET`` may name several replicas, separated by commas.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from optserve.runtime import Client
+
+MODEL = os.environ.get("OPTSERVE_MODEL", "opt")
+
+
+@pytest.fixture(scope="session")
+def target(tmp_path_factory, data_dir) -> Iterator[list[str]]:
+    """Addresses of a server that serves one of our exports."""
+    if given := os.environ.get("OPTSERVE_TARGET"):
+        yield given.split(",")
+        return
+    pytest.importorskip("tensorflow")
+    from optserve.export.savedmodel import export_savedmodel
+    from optserve.runtime.server import EmbeddedServer
+
+    out = tmp_path_factory.mktemp("served") / MODEL
+    export_savedmodel(data_dir / "golden" / "pre_ln", out)
+    with EmbeddedServer(out, name=MODEL) as server:
+        yield [server.target]
+
+
+@pytest.fixture(scope="session")
+def client(target) -> Iterator[Client]:
+    """A client of it."""
+    with Client(target, model=MODEL) as client:
+        yield client
