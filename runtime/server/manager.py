@@ -185,7 +185,10 @@ class ModelManager:
                 log.exception("looking for new versions failed")
 
     def _refresh_model(self, name: str, options: ModelOptions) -> None:
-        found = folders(options.base_path)
+        try:
+            found = folders(options.base_path)
+        except OSError:  # not there yet, or a file system that comes back
+            return
         chosen = options.policy.choose(list(found))
         for number in sorted(chosen):  # the newest last: it takes over when ready
             if self._stopping.is_set():
@@ -197,10 +200,10 @@ class ModelManager:
 
     def _ensure_loaded(self, name: str, number: int, folder: Path) -> None:
         known = self._versions.setdefault(name, {})
-        mark = fingerprint(folder)
         old = known.get(number)
         if old is not None and old.state is not State.END:
             return
+        mark = fingerprint(folder)
         if old is not None and old.error and old.fingerprint == mark:
             return
         version = Version(number, State.LOADING, fingerprint=mark)

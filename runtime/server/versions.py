@@ -32,7 +32,7 @@ class Version:
     state: State = State.START
     error: ServingError | None = None
     servable: Servable | None = None
-    fingerprint: tuple[int, ...] = ()
+    fingerprint: frozenset[tuple[str, int, int]] = frozenset()
     _calls: int = 0
     _idle: threading.Condition = field(default_factory=threading.Condition)
 
@@ -65,22 +65,21 @@ class Version:
 
 
 def folders(base_path: str) -> dict[int, Path]:
-    """Numbered version folders under ``base_path``; none if it can't be read."""
-    try:
-        entries = list(os.scandir(base_path))
-    except OSError:
-        return {}
-    return {
-        int(entry.name): Path(entry.path)
-        for entry in entries
-        if entry.name.isascii() and entry.name.isdigit() and entry.is_dir()
-    }
+    """Numbered version folders under ``base_path``; raises OSError if unreadable."""
+    with os.scandir(base_path) as entries:
+        return {
+            int(entry.name): Path(entry.path)
+            for entry in entries
+            if entry.name.isascii() and entry.name.isdigit() and entry.is_dir()
+        }
 
 
-def fingerprint(folder: Path) -> tuple[int, ...]:
-    """Changes when the graph's file does, so that a repaired version is tried again."""
-    for name in ("saved_model.pb", "saved_model.pbtxt"):
+def fingerprint(folder: Path) -> frozenset[tuple[str, int, int]]:
+    """Changes with any file, so that a version that was still being copied, or has
+    been repaired, is tried again."""
+    found = set()
+    for path in folder.rglob("*"):
         with contextlib.suppress(OSError):
-            found = (folder / name).stat()
-            return found.st_mtime_ns, found.st_size, found.st_ino
-    return ()
+            entry = path.stat()
+            found.add((str(path), entry.st_size, entry.st_mtime_ns))
+    return frozenset(found)

@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from optserve.runtime.errors import OptserveError
@@ -57,6 +58,42 @@ def test_newest_serves_and_the_old_one_ends(base, exported):
         assert reply["version"] == 2 and reply["y"].tolist() == [[2.0, 4.0]]
         with refused("NOT_FOUND", "Specific(toy, 1)"):
             caller.predict(x=X, version=1)
+
+
+def test_taking_the_newest_away_brings_the_old_one_back(base, exported):
+    with serving(base, poll_seconds=0.05) as caller:
+        add(exported, base, 2)
+        until(lambda: caller.states() == {2: "AVAILABLE", 1: "END"})
+        (base / "2").rename(base / "put-aside")
+        until(lambda: caller.states() == {2: "END", 1: "AVAILABLE"})
+        base.rename(base.with_name("gone"))  # as when a file system goes away
+        time.sleep(0.2)
+        assert caller.predict(x=X)["version"] == 1
+
+
+def test_no_call_fails_while_versions_change(base, exported):
+    stop = threading.Event()
+
+    def ask(caller):
+        versions = set()
+        while not stop.is_set():
+            reply = caller.predict(x=X)
+            assert reply["y"][0, 0] == reply["version"]
+            versions.add(reply["version"])
+        return versions
+
+    with (
+        serving(base, poll_seconds=0.05) as caller,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        callers = [pool.submit(ask, caller) for _ in range(4)]
+        try:
+            for number in (2, 3):
+                add(exported, base, number)
+                until(lambda n=number: caller.states().get(n) == "AVAILABLE")
+        finally:
+            stop.set()
+        assert set.union(*(c.result(10) for c in callers)) >= {1, 2}
 
 
 def test_all_versions_by_number(exported):
@@ -112,6 +149,15 @@ def test_corrupt_version_leaves_the_serving_one_alone(base, exported):
         assert caller.predict(x=X)["version"] == 1
         shutil.rmtree(base / "2")
         add(exported, base, 2)  # repaired: tried again
+        until(lambda: caller.states() == {2: "AVAILABLE", 1: "END"})
+
+
+def test_a_version_copied_file_by_file_serves_when_it_is_complete(base, exported):
+    with serving(base, poll_seconds=0.05) as caller:
+        (base / "2").mkdir()
+        shutil.copy(exported / "2" / "saved_model.pb", base / "2")
+        until(lambda: caller.states().get(2) == "END")
+        shutil.copytree(exported / "2" / "variables", base / "2" / "variables")
         until(lambda: caller.states() == {2: "AVAILABLE", 1: "END"})
 
 
