@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import CorruptFile, UnsafeFile, quoted
+from .errors import CheckpointError, CorruptFile, UnsafeFile, quoted
 from .mapped import DTYPES
 
 MAX_PICKLE = 4 << 20
@@ -80,9 +80,9 @@ def load(path: Path, stream: BytesIO) -> tuple[Any, dict[str, Storage]]:
             if opcode.name == "STOP":
                 return machine.stack.pop(), machine.storages
             machine.step(opcode.name, argument)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
-        if isinstance(e, (CorruptFile, UnsafeFile)):
-            raise
+    except CheckpointError:
+        raise
+    except (ArithmeticError, LookupError, TypeError, ValueError, Warning) as e:
         raise CorruptFile(
             f"{path} holds a broken pickle: {' '.join(str(e).split())[:100]}"
         ) from None
