@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .dtypes import BY_NUMBER
 from .predict import ModelSpec, decode_model_spec, encode_model_spec
-from .tensors import BY_NUMBER, decode_shape
+from .tensors import decode_shape
 from .wire import LENGTH, VARINT, Buffer, block, fields, signed, text
 
 STATES = {

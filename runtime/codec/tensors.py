@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from ..errors import InvalidRequest, MalformedMessage
 from ..transport import RowBlocks, Tensor
+from .dtypes import BY_NAME, BY_NUMBER, FIELD_WIRE, DType, bfloat16
 from .wire import (
     FIXED32,
     FIXED64,
@@ -40,54 +40,6 @@ _MAX_RANK = 32  # numpy 1's own limit
 _MIN_BLOCK = 1 << 14  # bytes; below it joining pieces costs more than one more copy
 _ZEROS = memoryview(bytes(1 << 16))
 _LITTLE = sys.byteorder == "little"
-
-
-@dataclass(frozen=True)
-class DType:
-    """One row of ``types.proto``: number, name, and how its values travel.
-
-    ``carrier`` is the numpy dtype of the raw bytes, ``field`` the typed field's
-    number and ``wire`` that field's wire type.
-    """
-
-    number: int
-    name: str
-    carrier: str
-    field: int
-    wire: int
-
-
-_TABLE = (
-    DType(1, "float32", "<f4", 5, FIXED32),
-    DType(2, "float64", "<f8", 6, FIXED64),
-    DType(3, "int32", "<i4", 7, VARINT),
-    DType(4, "uint8", "|u1", 7, VARINT),
-    DType(5, "int16", "<i2", 7, VARINT),
-    DType(6, "int8", "|i1", 7, VARINT),
-    DType(7, "string", "|O", 8, LENGTH),
-    DType(8, "complex64", "<c8", 9, FIXED32),
-    DType(9, "int64", "<i8", 10, VARINT),
-    DType(10, "bool", "|b1", 11, VARINT),
-    DType(14, "bfloat16", "<u2", 13, VARINT),
-    DType(17, "uint16", "<u2", 7, VARINT),
-    DType(18, "complex128", "<c16", 12, FIXED64),
-    DType(19, "float16", "<f2", 13, VARINT),
-    DType(22, "uint32", "<u4", 16, VARINT),
-    DType(23, "uint64", "<u8", 17, VARINT),
-)
-BY_NUMBER = {row.number: row for row in _TABLE}
-BY_NAME = {row.name: row for row in _TABLE}
-
-_FIELD_WIRE = {row.field: row.wire for row in _TABLE if row.name != "string"}
-
-
-def _bfloat16() -> np.dtype | None:
-    """numpy's bfloat16, if the ml_dtypes package is there."""
-    try:
-        import ml_dtypes
-    except ImportError:
-        return None
-    return np.dtype(ml_dtypes.bfloat16)
 
 
 # --- writing --------------------------------------------------------------------
@@ -258,14 +210,12 @@ class RawTensor:
                 self.content = (a, b)
             elif number == 8 and wire_type == LENGTH:
                 self._strings.append(bytes(data[a:b]))
-            elif (
-                wire_type in (_FIELD_WIRE.get(number), LENGTH) and number in _FIELD_WIRE
-            ):
+            elif wire_type in (FIELD_WIRE.get(number), LENGTH) and number in FIELD_WIRE:
                 self._add(number, a, b)
 
     def _add(self, field: int, a: int, b: int) -> None:
         """Packed or not, a field's values are the concatenation of its payloads."""
-        wire_type = _FIELD_WIRE[field]
+        wire_type = FIELD_WIRE[field]
         item = {FIXED32: 4, FIXED64: 8, VARINT: 1}[wire_type]
         if (b - a) % item or (
             wire_type == VARINT and b > a and self._data[b - 1] > 127
@@ -365,7 +315,7 @@ def decode_shape(data: Buffer, start: int, end: int) -> list[int] | None:
 
 def _result_dtype(dtype: DType) -> np.dtype:
     if dtype.name == "bfloat16":
-        return _bfloat16() or np.dtype(np.float32)
+        return bfloat16() or np.dtype(np.float32)
     return np.dtype(dtype.carrier)
 
 
@@ -375,7 +325,7 @@ def _restored(flat: np.ndarray, dtype: DType) -> np.ndarray:
         return flat.view(np.uint8) != 0
     if dtype.name != "bfloat16":
         return flat
-    known = _bfloat16()
+    known = bfloat16()
     if known is not None:
         return flat.view(known)
     return (flat.astype(np.uint32) << 16).view(np.float32)  # exact: its upper half
