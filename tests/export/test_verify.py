@@ -1,0 +1,115 @@
+"""`optserve verify` on real exports: right ones pass, wrong ones don't."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from optserve.export.savedmodel import export_savedmodel
+from optserve.export.verify import compare_exports, verify_export
+from optserve.models.config import OPTConfig
+from optserve.models.files import open_weights, save_weights
+from optserve.models.random_checkpoint import write_random_checkpoint
+from optserve.runtime.cli import main
+
+CONFIG = OPTConfig(
+    vocab_size=96,
+    hidden_size=32,
+    num_hidden_layers=2,
+    ffn_dim=64,
+    num_attention_heads=2,
+    max_position_embeddings=40,
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return write_random_checkpoint(tmp_path_factory.mktemp("checkpoint"), CONFIG)
+
+
+@pytest.fixture(scope="module")
+def export(checkpoint, tmp_path_factory) -> Path:
+    return export_savedmodel(checkpoint, tmp_path_factory.mktemp("out"))
+
+
+@pytest.fixture(scope="module")
+def int8(checkpoint, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("int8")
+    return export_savedmodel(checkpoint, out, weights="int8", cache="int8")
+
+
+def test_a_right_export_passes(export, checkpoint):
+    report = verify_export(export.parent, checkpoint=checkpoint)
+    assert report.ok, (report.files, report.problems)
+    judged = {o.signature for o in report.outputs}
+    assert {"serving_default", "prefill", "decode", "score", "embed"} <= judged
+    assert max(o.max_error for o in report.outputs) < 1e-4
+    assert report.agreement == 1.0
+    assert report.scores
+
+
+def test_one_changed_weight_is_seen(export, checkpoint, tmp_path):
+    weights = {name: np.array(w) for name, w in open_weights(checkpoint).items()}
+    weights["decoder.layers.1.self_attn.v_proj.bias"][3] += 0.05
+    CONFIG.save_pretrained(tmp_path)
+    save_weights(tmp_path, weights.items())
+    report = verify_export(export, checkpoint=tmp_path)
+    assert not report.ok
+    wrong = {o.signature for o in report.outputs if not o.ok}
+    assert {"prefill", "decode", "serving_default"} <= wrong
+
+
+def test_two_exports_compare(export, int8, capsys):
+    assert main(["verify", str(int8), "--against", str(export.parent)]) == 0
+    table = capsys.readouterr().out
+    assert "int8 weights" in table and "same choice" in table and "verified" in table
+    report = compare_exports(int8, export)
+    assert report.ok
+    assert report.agreement is not None and report.agreement > 0.8
+    assert 1e-5 < max(o.max_error for o in report.outputs) < 0.2
+
+
+def test_tampering_is_caught(export, tmp_path, capsys):
+    folder = shutil.copytree(export, tmp_path / "1")
+    (data,) = folder.glob("variables/variables.data-*")
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    assert main(["verify", str(folder), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert not report["ok"]
+    assert report["files"][0].startswith("variables/variables.data-")
+
+
+def test_a_manifest_that_is_not_the_graphs_is_caught(export, tmp_path):
+    folder = shutil.copytree(export, tmp_path / "1")
+    path = folder / "assets.extra" / "optserve_manifest.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "eos_token_id": 5}))
+    report = verify_export(folder)
+    assert not report.ok
+    assert any("eos_token_id" in problem for problem in report.problems)
+
+
+def test_reports_and_baselines(export, tmp_path, capsys):
+    path = tmp_path / "report.json"
+    command = ["verify", str(export), "--max-length", "12"]
+    assert main([*command, "--report", str(path)]) == 0
+    before = json.loads(path.read_text())
+    assert before["ok"] and before["scores"]
+    assert main([*command, "--baseline", str(path)]) == 0
+    label = next(iter(before["scores"]))
+    before["scores"][label] += 1
+    path.write_text(json.dumps(before))
+    assert main([*command, "--baseline", str(path)]) == 1
+    assert "drift" in capsys.readouterr().out
+
+
+def test_what_is_no_export_is_explained(tmp_path, capsys):
+    assert main(["verify", str(tmp_path)]) == 1
+    assert "no numbered version" in capsys.readouterr().err
+    assert main(["verify", str(tmp_path), "--max-length", "0"]) == 1
+    assert main(["verify", str(tmp_path), "--baseline", str(tmp_path / "no")]) == 1
