@@ -282,3 +282,18 @@ def test_the_command_runs_without_tensorflow_or_grpc_calls():
     with Client(exported()) as client:
         (generation,) = client.generate("Hello", max_new_tokens=5)
     assert generation.text in done.stdout
+
+
+def test_the_minimal_example_writes_the_same_text():
+    example = Path(__file__).parents[2] / "export" / "examples" / "litert_minimal.py"
+    prompt = "Hello, how are you"  # more than one piece of the largest bucket
+    done = subprocess.run(
+        [sys.executable, str(example), str(exported()), prompt, "12"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    with Client(exported()) as client:
+        (generation,) = client.generate(prompt, max_new_tokens=12)
+    assert done.stdout.rstrip("\n") == (prompt + generation.text).rstrip("\n")
+    assert len(example.read_text().splitlines()) < 60
