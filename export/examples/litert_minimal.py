@@ -1,4 +1,4 @@
-"""Greedy text from a TFLite export: ai-edge-litert, numpy and tokenizers, nothing else."""
+"""Greedy text from a TFLite export: ai-edge-litert, numpy, tokenizers and no more."""
 
 import sys
 from pathlib import Path
