@@ -33,8 +33,12 @@ def import_tensorflow() -> None:
 
 @contextlib.contextmanager
 def _stderr_filtered() -> Iterator[None]:
+    try:
+        saved = os.dup(2)
+    except OSError:  # the process has no standard error
+        yield
+        return
     sys.stderr.flush()
-    saved = os.dup(2)
     try:
         with tempfile.TemporaryFile() as aside:
             os.dup2(aside.fileno(), 2)
