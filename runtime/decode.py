@@ -68,6 +68,8 @@ def run_step(step: Step, catalog: Catalog) -> Work[list[tuple[Row, np.ndarray | 
     """
     try:
         reply = yield Ask(step.call, step.deadline)
+        if reply.version not in catalog.versions:
+            yield from asked(catalog.learn(reply.version), step.deadline)
     except VersionGone:
         if max(row.counters.rebuilds for row in step.rows) >= _MOST_REBUILDS:
             raise
@@ -77,8 +79,6 @@ def run_step(step: Step, catalog: Catalog) -> Work[list[tuple[Row, np.ndarray | 
             counters.rebuilds += 1
         yield from asked(catalog.learn(), step.deadline)
         return []
-    if reply.version not in catalog.versions:
-        yield from asked(catalog.learn(reply.version), step.deadline)
     return apply(step, reply, catalog.of(reply.version))
 
 

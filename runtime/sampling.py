@@ -105,14 +105,20 @@ def threefry2x32(
     return x0, x1
 
 
-def gumbel(key: np.ndarray, position: int, vocab_size: int) -> np.ndarray:
-    """Noise ``[V]`` for the token at slot ``position``; −log(−log u), u in (0, 1).
+def gumbel(key: np.ndarray, position: int, ids: int | np.ndarray) -> np.ndarray:
+    """Noise for tokens at slot ``position``; −log(−log u), u in (0, 1).
 
     The counter is (position, token id); u takes the upper 23 bits of the first word,
     centred, which float32 represents exactly.
+
+    Args:
+        key: the seed, ``Sampling.key``.
+        position: the new token's slot.
+        ids: the token ids wanted, or a number V for all of 0 to V − 1.
     """
-    ids = np.arange(vocab_size, dtype=np.uint32)
-    word, _ = threefry2x32(key, np.full_like(ids, position), ids)
+    ids = np.arange(ids) if isinstance(ids, int) else ids
+    counter = ids.astype(np.uint32)
+    word, _ = threefry2x32(key, np.full_like(counter, position), counter)
     u = ((word >> np.uint32(9)).astype(np.float32) + np.float32(0.5)) * np.float32(
         2.0**-23
     )
@@ -163,7 +169,8 @@ def draw(logits: np.ndarray, sampling: Sampling, position: int) -> int:
         return int(np.argmax(logits))
     x = logits.astype(np.float32) / np.float32(sampling.temperature)
     x = keep_top_p(keep_top_k(x, sampling.top_k), sampling.top_p)
-    return int(np.argmax(x + gumbel(sampling.key(), position, logits.size)))
+    kept = np.flatnonzero(x > -np.inf)
+    return int(kept[np.argmax(x[kept] + gumbel(sampling.key(), position, kept))])
 
 
 def choose(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from .decode import Ask, Work, asked
+from .decode import Ask, Work
 from .errors import InvalidRequest, MalformedReply
 from .model import MESSAGE_LIMIT, Catalog, ServedModel
 from .results import Score
@@ -62,8 +62,6 @@ def _run(
             lengths[b] = len(row)
         inputs = {"input_ids": ids, "input_length": lengths}
         reply: Reply = yield Ask(Call(signature, inputs, (output,)), deadline)
-        if reply.version not in catalog.versions:
-            yield from asked(catalog.learn(reply.version), deadline)
         array = reply.outputs.get(output)
         if array is None or array.shape[:2] != (count, size):
             raise MalformedReply(
