@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -28,9 +29,12 @@ def ctranslate2_engine(compute_type: str, checkpoint: Path, cache: Path, threads
 
     folder = cache / f"ctranslate2-{compute_type}"
     if not folder.exists():
-        converter = ctranslate2.converters.TransformersConverter(str(checkpoint))
-        quantization = None if compute_type == "float32" else compute_type
-        converter.convert(str(folder), quantization=quantization)
+        # In a process of its own, so that its memory isn't counted here.
+        tool = [sys.executable, "-m", "ctranslate2.converters.transformers"]
+        command = [*tool, "--model", str(checkpoint), "--output_dir", str(folder)]
+        if compute_type != "float32":
+            command += ["--quantization", compute_type]
+        subprocess.run(command, check=True, stdout=sys.stderr)
     model = ctranslate2.Generator(
         str(folder), device="cpu", compute_type=compute_type, intra_threads=threads
     )
@@ -84,8 +88,12 @@ def onnxruntime_engine(dtype: str, checkpoint: Path, cache: Path, threads: int):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     if not folder.exists():
-        model = ORTModelForCausalLM.from_pretrained(checkpoint, export=True)
-        model.save_pretrained(folder)
+        convert = (
+            "import sys; from optimum.onnxruntime import ORTModelForCausalLM as Model; "
+            "Model.from_pretrained(sys.argv[1], export=True).save_pretrained(sys.argv[2])"
+        )
+        command = [sys.executable, "-c", convert, str(checkpoint), str(folder)]
+        subprocess.run(command, check=True, stdout=sys.stderr)
     model = ORTModelForCausalLM.from_pretrained(folder, session_options=options)
 
     def generate(prompts: list[list[int]], tokens: int) -> None:

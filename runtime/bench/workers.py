@@ -16,6 +16,7 @@ import sys
 import time
 
 from ..client import Client
+from ..memory import keep_freed_memory
 from .peers import prompts_of
 
 
@@ -24,6 +25,7 @@ def main() -> None:
     mode, target, threads = sys.argv[1:]
     say = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not mix with the answers
+    keep_freed_memory()
     options = {} if mode == "grpc" else {"threads": int(threads)}
     with Client(target, **options) as client:
         about = client.describe()
