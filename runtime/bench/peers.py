@@ -89,8 +89,9 @@ def onnxruntime_engine(dtype: str, checkpoint: Path, cache: Path, threads: int):
     options.intra_op_num_threads = threads
     if not folder.exists():
         convert = (
-            "import sys; from optimum.onnxruntime import ORTModelForCausalLM as Model; "
-            "Model.from_pretrained(sys.argv[1], export=True).save_pretrained(sys.argv[2])"
+            "import sys; from optimum.onnxruntime import ORTModelForCausalLM as Model\n"
+            "model = Model.from_pretrained(sys.argv[1], export=True)\n"
+            "model.save_pretrained(sys.argv[2])"
         )
         command = [sys.executable, "-c", convert, str(checkpoint), str(folder)]
         subprocess.run(command, check=True, stdout=sys.stderr)
