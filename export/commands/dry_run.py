@@ -6,11 +6,11 @@ import argparse
 import json
 from pathlib import Path
 
+from ..contract import generate_name
 from ..errors import ExportError
 from ..estimate import Estimate, estimate, read_config
 from ..layout import next_version, refuse_existing
-
-_SIGNATURES = ("serving_default", "prefill", "decode", "score", "embed")
+from ..savedmodel import GENERATE, SIGNATURES
 
 
 def dry_run(args: argparse.Namespace) -> int:
@@ -18,7 +18,7 @@ def dry_run(args: argparse.Namespace) -> int:
     if args.target != "savedmodel":
         raise ExportError("--dry-run is for --target savedmodel")
     refuse_existing(args.out, args.version)
-    names = [*_SIGNATURES, *_generate_names(args)]
+    names = [*SIGNATURES, *map(generate_name, getattr(args, "generate", GENERATE))]
     found = estimate(
         read_config(args.checkpoint), names, weights=args.weights, cache=args.cache
     )
@@ -29,12 +29,6 @@ def dry_run(args: argparse.Namespace) -> int:
     else:
         _show(folder, found)
     return 0
-
-
-def _generate_names(args: argparse.Namespace) -> list[str]:
-    from ..contract import generate_name
-
-    return [generate_name(n) for n in getattr(args, "generate", None) or ()]
 
 
 def _show(folder: Path, found: Estimate) -> None:

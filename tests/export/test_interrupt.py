@@ -1,0 +1,54 @@
+"""An export killed at any moment leaves no version behind, and the next one tidies up."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from optserve.export.digest import check_files
+from optserve.export.layout import read_manifest, versions
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "pre_ln"
+KILLS = 10
+
+
+def start(out: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "optserve.runtime.cli", "export", str(GOLDEN)]
+    return subprocess.Popen(
+        [*command, str(out), "--no-verify"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tmp_path):
+    begin = time.monotonic()
+    assert start(tmp_path / "whole").wait() == 0
+    whole = time.monotonic() - begin
+    random.seed(0)
+    out = tmp_path / "out"
+    left_over = 0
+    for moment in [random.uniform(0.1, 1.0) for _ in range(KILLS)]:
+        export = start(out)
+        try:
+            export.wait(timeout=moment * whole)
+        except subprocess.TimeoutExpired:
+            export.kill()
+            export.wait()
+        # Whatever is there under a number is whole.
+        for version in versions(out):
+            folder = out / str(version)
+            assert check_files(folder, read_manifest(folder)) == []
+        left_over += len(list(out.glob(".staging-*")))
+    assert left_over  # some were killed in the midst of writing
+    before = versions(out)
+    assert start(out).wait() == 0
+    assert len(versions(out)) == len(before) + 1
+    assert not list(out.glob(".staging-*"))
