@@ -16,6 +16,7 @@ from .row import Row
 from .transport import Call, Reply, RowBlocks, Tensor
 
 _QUICK = 8  # up to so many tokens in one call still give a quick first one
+_WASTE = 4  # the graph stops in time, but its reply has a cache row for each of N
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _tokens_per_call(rows: Sequence[Row], model: ServedModel) -> int:
             return 0
         growth = max(2 * min(streams), sizes[0])
         sizes = tuple(size for size in sizes if size <= growth)
-    enough = [size for size in sizes if remaining <= size <= 1.5 * remaining]
+    enough = [size for size in sizes if remaining <= size <= _WASTE * remaining]
     below = [size for size in sizes if size <= remaining]
     return min(enough) if enough else max(below, default=sizes[0])
 
