@@ -1,0 +1,78 @@
+"""What the four classes do, as one table: cells are tests, lines are for the README.
+
+    python -m tests.models.conformance      prints the table as Markdown
+
+A feature's checks are in ``features_*.py``; a class without a check for a feature does
+not have that feature, and its cell says why it cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from .kinds import KINDS
+
+Check = Callable[..., None]
+
+
+@dataclass
+class Feature:
+    """A line of the table: which classes it is for, and the check of each."""
+
+    group: str
+    text: str
+    checks: dict[str, Check] = field(default_factory=dict)
+
+
+FEATURES: dict[str, Feature] = {}
+
+NOT_APPLICABLE = "·"
+
+
+def feature(group: str, text: str, framework: str = "", head: bool | None = None):
+    """Declare the decorated function as the check of a feature.
+
+    It is called as ``check(kind, tmp_path)`` for every class, or those of one
+    framework, or those with (without) a head. Several checks may share a ``text``.
+    """
+
+    def declare(check: Check) -> Check:
+        line = FEATURES.setdefault(text, Feature(group, text))
+        for kind in KINDS.values():
+            if framework in ("", kind.framework) and head in (None, kind.head):
+                assert kind.name not in line.checks, f"{text}: two checks"
+                line.checks[kind.name] = check
+        return check
+
+    return declare
+
+
+def load() -> dict[str, Feature]:
+    """All features, by text."""
+    from . import features_calls, features_files, features_training
+
+    del features_calls, features_files, features_training
+    return FEATURES
+
+
+def markdown() -> str:
+    """The table for the README."""
+    lines = [
+        "| | " + " | ".join(f"`{name}`" for name in KINDS) + " |",
+        "|---|" + ":-:|" * len(KINDS),
+    ]
+    group = ""
+    for line in load().values():
+        if line.group != group:
+            group = line.group
+            lines.append(f"| **{group}** |" + " |" * len(KINDS))
+        marks = ("✓" if name in line.checks else NOT_APPLICABLE for name in KINDS)
+        lines.append(f"| {line.text} | " + " | ".join(marks) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    from tests.models import conformance
+
+    print(conformance.markdown())

@@ -1,0 +1,121 @@
+"""The configuration: defaults, presets, unknown keys, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+
+import pytest
+from optserve.models.config import PRESETS, ConfigError, OPTConfig
+from optserve.models.weights import WeightsError, check_weights, parameter_count
+
+PARAMETERS = {
+    "125m": 125_239_296,
+    "350m": 331_196_416,
+    "1.3b": 1_315_758_080,
+    "2.7b": 2_651_596_800,
+    "6.7b": 6_658_473_984,
+    "13b": 12_853_473_280,
+    "30b": 29_974_540_288,
+    "66b": 65_719_701_504,
+    "175b": 174_604_468_224,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_presets(name):
+    config = OPTConfig.preset(name)
+    assert parameter_count(config) == PARAMETERS[name]
+    assert config.ffn_dim == 4 * config.hidden_size
+    assert set(PRESETS) == set(PARAMETERS)
+
+
+def test_preset_names_and_changes():
+    assert OPTConfig.preset("facebook/opt-125m") == OPTConfig()
+    assert OPTConfig.preset("350M", dropout=0.0).dropout == 0.0
+    with pytest.raises(ConfigError, match="there are 125m"):
+        OPTConfig.preset("126m")
+
+
+def test_defaults():
+    config = OPTConfig()
+    assert (config.vocab_size, config.hidden_size, config.ffn_dim) == (50272, 768, 3072)
+    assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (1, 2, 2)
+    assert config.word_embed_proj_dim == 768 and config.max_position_embeddings == 2048
+    assert config.dropout == 0.1 and config.layerdrop == 0.0
+    assert config.do_layer_norm_before and config.tie_word_embeddings
+    assert OPTConfig(hidden_size=96, word_embed_proj_dim=None).embed_dim == 96
+
+
+def test_golden_configs_survive(data_dir, tmp_path):
+    for path in sorted((data_dir / "golden").glob("*/config.json")):
+        config = OPTConfig.from_pretrained(path.parent)
+        assert config == OPTConfig.from_pretrained(path)
+        config.save_pretrained(tmp_path)
+        assert OPTConfig.from_pretrained(tmp_path) == config
+        written = json.loads((tmp_path / "config.json").read_text())
+        assert written.items() >= json.loads(path.read_text()).items()
+
+
+def test_unknown_keys():
+    config = OPTConfig.from_dict({"torch_dtype": "float16", "model_type": "opt"})
+    assert config.torch_dtype == "float16"
+    assert config.to_dict()["torch_dtype"] == "float16"
+    for again in (copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
+        assert again == config and hash(again) == hash(config)
+    with pytest.raises(AttributeError, match="no field 'nothing'"):
+        _ = config.nothing
+
+
+def test_hash_follows_changes():
+    config = OPTConfig()
+    before = hash(config)
+    config.dropout = 0.3
+    assert hash(config) != before and config != OPTConfig()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"hidden_size": 770}, "no multiple of num_attention_heads 12"),
+        ({"vocab_size": "50272"}, "vocab_size should be a positive integer"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers"),
+        ({"num_hidden_layers": True}, "num_hidden_layers"),
+        ({"dropout": 1.0}, r"dropout should be in \[0, 1\), got 1.0"),
+        ({"layerdrop": -0.1}, "layerdrop"),
+        ({"init_std": float("nan")}, "init_std"),
+        ({"activation_function": "swish"}, "one of relu, gelu"),
+        ({"enable_bias": 1}, "true or false"),
+        ({"pad_token_id": 60000}, "below vocab_size 50272"),
+        ({"eos_token_id": 2.5}, "an integer or null"),
+        ({"model_type": "bert"}, "'bert'"),
+        ([], "JSON object"),
+    ],
+)
+def test_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        OPTConfig.from_dict(values)
+
+
+@pytest.mark.parametrize("text", [b"{", b"\xff\xfe", b"[" * 100_000, b'"x"'])
+def test_broken_files(tmp_path, text):
+    (tmp_path / "config.json").write_bytes(text)
+    with pytest.raises(ConfigError):
+        OPTConfig.from_pretrained(tmp_path)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"holds no config\.json"):
+        OPTConfig.from_pretrained(tmp_path)
+
+
+def test_check_weights():
+    wanted = {"a": (2, 3), "b": (4,)}
+    good = {**wanted, "lm_head.weight": (9, 9)}
+    assert check_weights(wanted, good, source="x") == {"a", "b"}
+    bad = {"a": (3, 2), "c": (1,)}
+    with pytest.raises(WeightsError) as caught:
+        check_weights(wanted, bad, source="x")
+    for part in ("1 missing: b", "1 extra: c", "a (expected (2, 3), got (3, 2))"):
+        assert part in str(caught.value)

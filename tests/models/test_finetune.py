@@ -1,0 +1,48 @@
+"""The fine-tuning example: lower loss, and the same curve in both frameworks."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from optserve.models import finetune
+from optserve.models.config import OPTConfig
+
+from .kinds import small_config, write_checkpoint
+
+
+def test_both_frameworks_learn_the_same(tmp_path):
+    config = small_config(init_std=0.1, num_hidden_layers=1)
+    checkpoint = write_checkpoint(tmp_path / "in", config)
+    ids = np.tile(np.arange(3, 20), 60).astype(np.int32)  # easily learned
+    plan = finetune.Plan(steps=12, batch=4, length=16, learning_rate=1e-2)
+    curves = {}
+    for name, tune in finetune.TUNE.items():
+        _, (before, after), losses = tune(checkpoint, ids, plan.held_out(ids), plan)
+        assert after < before - 1
+        curves[name] = [before, *losses, after]
+    np.testing.assert_allclose(curves["tf"], curves["jax"], rtol=1e-2)
+
+
+@pytest.mark.parametrize("framework", finetune.TUNE)
+def test_command(tmp_path, data_dir, framework, monkeypatch, capsys):
+    source = tmp_path / "in"
+    config = small_config(vocab_size=50265, hidden_size=12, num_hidden_layers=1)
+    write_checkpoint(source, config)
+    for name in ("vocab.json", "merges.txt"):
+        data = (data_dir / "opt-tokenizer" / name).read_bytes()
+        (source / name).write_bytes(data)
+    text = tmp_path / "text.txt"
+    corpus = (data_dir / "tinyshakespeare.txt").read_text()
+    text.write_text(corpus[:2000])
+    out = tmp_path / "out"
+    options = f"--framework {framework} --steps 2 --batch 2 --length 16".split()
+    monkeypatch.setattr(
+        sys, "argv", ["finetune", *map(str, (source, text, out)), *options]
+    )
+    assert finetune.main() == 0
+    assert json.loads(capsys.readouterr().out)["before"] > 0
+    assert OPTConfig.from_pretrained(out).vocab_size == 50265
+    assert (out / "merges.txt").exists() and (out / "model.safetensors").exists()

@@ -1,0 +1,95 @@
+"""Both frameworks against the reference package itself, beyond what golden/ holds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from .features_files import named
+from .features_training import gradients
+from .kinds import CONFIGS, KINDS, close, padded, small_config, tokens, write_checkpoint
+
+pytestmark = pytest.mark.reference
+
+HEADS = [KINDS["TFOPTForCausalLM"], KINDS["FlaxOPTForCausalLM"]]
+
+
+def torch_model(directory):
+    """The reference's PyTorch class with a checkpoint of ours."""
+    transformers = pytest.importorskip("transformers")
+    return transformers.OPTForCausalLM.from_pretrained(
+        directory, attn_implementation="eager"
+    )
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def pair(request, tmp_path_factory):
+    """A checkpoint of ours and the reference's model of it."""
+    directory = tmp_path_factory.mktemp("checkpoint")
+    write_checkpoint(directory, small_config(request.param))
+    return directory, torch_model(directory).eval()
+
+
+@pytest.mark.parametrize("kind", HEADS, ids=lambda kind: kind.framework)
+@pytest.mark.parametrize("side", ["left", "right", "middle", "scattered"])
+def test_outputs(pair, kind, side):
+    import torch
+
+    directory, reference = pair
+    model = kind.cls.from_pretrained(directory)
+    ids, mask = tokens(model.config, 4, 10), padded([10, 7, 3, 1], 10, side)
+    options = {"output_hidden_states": True, "output_attentions": True}
+    with torch.no_grad():
+        wanted = reference(torch.tensor(ids), torch.tensor(mask), **options)
+    found = kind.call(model, ids, attention_mask=mask, **options)
+    keep = mask.astype(bool)
+    close(found["logits"], wanted.logits, keep)
+    pairs = zip(found["hidden_states"], wanted.hidden_states, strict=True)
+    for states, right_ones in pairs:
+        close(states, right_ones, keep)
+    pairs = zip(found["attentions"], wanted.attentions, strict=True)
+    for probs, right_ones in pairs:
+        close(probs.swapaxes(1, 2), right_ones.numpy().swapaxes(1, 2), keep)
+
+
+@pytest.mark.parametrize("kind", HEADS, ids=lambda kind: kind.framework)
+def test_gradients(pair, kind):
+    import torch
+
+    directory, reference = pair
+    model = kind.cls.from_pretrained(directory)
+    ids, mask = tokens(model.config, 3, 7), padded([7, 4, 2], 7, "left")
+    found = gradients(kind, model, ids, mask)
+    reference.zero_grad()
+    logits = reference(torch.tensor(ids), torch.tensor(mask)).logits
+    (torch.sin(logits) * torch.tensor(mask)[..., None]).sum().backward()
+    wanted = {
+        name.removeprefix("model."): weight.grad.numpy()
+        for name, weight in reference.named_parameters()
+    }
+    scale = max(np.abs(grad).max() for grad in wanted.values())
+    assert found.keys() == wanted.keys()
+    pad = model.config.pad_token_id
+    for name, grad in found.items():
+        if name == "decoder.embed_tokens.weight" and pad is not None:
+            # PyTorch keeps gradients out of the padding row; masked, it has none here.
+            grad, wanted[name] = (np.delete(g, pad, 0) for g in (grad, wanted[name]))
+        assert np.abs(grad - wanted[name]).max() <= 3e-5 * scale, name
+
+
+@pytest.mark.parametrize("kind", HEADS, ids=lambda kind: kind.framework)
+def test_the_reference_reads_ours_and_we_read_its(pair, kind, tmp_path):
+    import torch
+
+    directory, reference = pair
+    ours = kind.cls.from_pretrained(directory)
+    ours.save_pretrained(tmp_path / "ours")
+    ids = tokens(ours.config, 2, 6)
+    with torch.no_grad():
+        found = torch_model(tmp_path / "ours").eval()(torch.tensor(ids)).logits
+    close(found, kind.value(ours, ids))
+    reference.save_pretrained(tmp_path / "theirs")
+    again = kind.cls.from_pretrained(tmp_path / "theirs")
+    mine = named(kind, ours)
+    for name, value in named(kind, again).items():
+        assert (value == mine[name]).all()
