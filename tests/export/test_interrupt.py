@@ -1,4 +1,4 @@
-"""An export killed at any moment leaves no version behind, and the next one tidies up."""
+"""An export killed at any moment leaves no version; the next one tidies up."""
 
 from __future__ import annotations
 
