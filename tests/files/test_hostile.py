@@ -280,6 +280,6 @@ if __name__ == "__main__":
     generator = random.Random()
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / source.name
-        for _ in range(5000):
+        for _ in range(2000):
             target.write_bytes(damaged(source.read_bytes(), generator))
             check(target)
