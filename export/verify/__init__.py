@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from ..digest import check_files, export_digest
+from ..errors import ExportError
 from ..layout import read_manifest, version_folder
 from .plan import make_plan
 from .report import Report, measure, tolerance
@@ -34,6 +35,8 @@ def verify_export(
         checkpoint: the local directory that it was exported from.
         max_length: longest sequence tried; the model's positions if None.
 
+    A TFLite export's files are checked alone.
+
     Raises:
         LayoutError: not an export.
     """
@@ -48,7 +51,10 @@ def verify_export(
         kind=describe_kind(manifest),
         files=problems,
     )
-    if problems:
+    servable = (folder / "saved_model.pb").is_file()
+    if not servable:
+        report.notes.append("not a SavedModel: its files were checked, not its numbers")
+    if problems or not servable:
         # What is not the export that was written is not worth calling.
         report.seconds = time.monotonic() - begin
         return report
@@ -79,6 +85,9 @@ def compare_exports(
 
     Questions fit the first one's buckets. Signatures that one of them lacks are left
     out.
+
+    Raises:
+        ExportError: one of them is not a SavedModel of this project.
     """
     from .subject import ExportedModel
 
@@ -88,6 +97,9 @@ def compare_exports(
     plan = make_plan(manifest, other_manifest, max_length=max_length)
     observed, expected = [], []
     problems = []
+    for path in (folder, other_folder):
+        if not (path / "saved_model.pb").is_file():
+            raise ExportError(f"{path} is not a SavedModel: only those are compared")
     for path, its, answers in (
         (folder, manifest, observed),
         (other_folder, other_manifest, expected),

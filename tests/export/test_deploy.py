@@ -439,3 +439,14 @@ def test_the_workflow_fits_its_schema(data_dir):
         "--against",
     ):
         assert any(command in line for line in commands)
+
+
+def test_the_embedded_server_reads_the_same_files(tmp_path, options, made_of):
+    config = pytest.importorskip("optserve.runtime.server.config")
+    write_deployment(made_of, tmp_path, options)
+    models = config.read_models_file(str(tmp_path / serving.MODELS_CONFIG))
+    assert models[options.name].policy.versions == options.versions
+    assert models[options.name].labels["stable"] == options.stable
+    batching = tmp_path / serving.BATCHING_FILE
+    if batching.exists():
+        assert config.read_batching_file(str(batching)).pad_variable_length_inputs

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from optserve.export.digest import folder_digests
+from optserve.export.errors import ExportError
+from optserve.export.layout import MANIFEST_PATH, read_manifest
 from optserve.export.savedmodel import export_savedmodel
 from optserve.export.verify import compare_exports, verify_export
 from optserve.export.verify.report import show
@@ -112,6 +116,20 @@ def test_reports_and_baselines(export, tmp_path, capsys):
     path.write_text(json.dumps(before))
     assert main([*command, "--baseline", str(path)]) == 1
     assert "drift" in capsys.readouterr().out
+
+
+def test_other_kinds_of_export_have_their_files_checked(export, tmp_path):
+    folder = tmp_path / "1"
+    (folder / "assets.extra").mkdir(parents=True)
+    (folder / "model.tflite").write_bytes(b"TFL3")
+    manifest = replace(read_manifest(export), files=folder_digests(folder))
+    (folder / MANIFEST_PATH).write_text(manifest.to_json())
+    report = verify_export(folder)
+    assert report.ok and report.notes
+    with pytest.raises(ExportError, match="not a SavedModel"):
+        compare_exports(folder, export)
+    (folder / "model.tflite").write_bytes(b"TFL4")
+    assert not verify_export(folder).ok
 
 
 def test_what_is_no_export_is_explained(tmp_path, capsys):
