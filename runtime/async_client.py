@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -29,7 +28,7 @@ from ..export.contract import Manifest, tokens_per_call
 from ..models.tokenizer import Tokenizer
 from .connect import Target, open_async_transport, open_tokenizer
 from .conversation import AsyncConversation
-from .core import Core, open_core, several
+from .core import Core, moment, open_core, several
 from .decode import Work
 from .driver import run_async
 from .errors import Cancelled, InvalidRequest, OptserveError
@@ -54,8 +53,8 @@ class AsyncClient:
     and a stream goes on only as its pieces are taken: memory is bounded.
 
     Args:
-        target, model, tokenizer, connect_timeout, telemetry, transport, options: as of
-            ``Client``.
+        target, model, tokenizer, connect_timeout, wait, telemetry, transport, options:
+            as of ``Client``.
         max_rows: most rows of a joined call; by default what the export was made for.
         max_active: most generations under way.
         in_flight: joined calls under way at a time; 2 for each address by default.
@@ -73,6 +72,7 @@ class AsyncClient:
         max_active: int = 64,
         in_flight: int | None = None,
         connect_timeout: float | None = 30.0,
+        wait: float | None = None,
         telemetry: bool | None = None,
         transport: AsyncTransport | None = None,
         **options: Any,
@@ -82,7 +82,7 @@ class AsyncClient:
         self._tokenizer = open_tokenizer(tokenizer)
         self._telemetry = open_telemetry(telemetry, model)
         self._max_rows = max_rows
-        self._connect_timeout = connect_timeout
+        self._connect_timeout, self._wait = connect_timeout, wait
         self._open = lambda: transport or open_async_transport(target, model, options)
         addresses = len(target) if isinstance(target, list | tuple) else 1
         self._in_flight = in_flight or 2 * max(1, addresses)
@@ -189,9 +189,11 @@ class AsyncClient:
 
     async def _connect(self) -> Core:
         transport = self._open()
-        timeout = self._connect_timeout
-        deadline = None if timeout is None else time.monotonic() + timeout
         try:
+            until_ready = getattr(transport, "wait_until_ready", None)
+            if self._wait is not None and until_ready:
+                await until_ready(self._wait)
+            deadline = moment(self._connect_timeout)
             work = open_core(self._tokenizer, self._max_rows, deadline)
             core = await run_async(work, transport)
         except BaseException:

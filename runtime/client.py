@@ -9,7 +9,6 @@ with Client("127.0.0.1:8500", model="opt") as client:
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from types import TracebackType
@@ -21,7 +20,7 @@ from ..export.contract import Manifest
 from ..models.tokenizer import Tokenizer
 from .connect import Target, open_tokenizer, open_transport
 from .conversation import Conversation
-from .core import open_core
+from .core import moment, open_core
 from .decode import Work
 from .driver import drive, run
 from .errors import Cancelled, OptserveError
@@ -48,6 +47,8 @@ class Client:
         tokenizer: a tokenizer, or its directory; by default the export's own.
         max_rows: most rows of one call; by default what the export was made for.
         connect_timeout: seconds for learning what is served.
+        wait: seconds to wait first for a server that has the model ready (by its
+            model status); None asks once.
         telemetry: OpenTelemetry spans and metrics; None: where the program uses it.
         transport: a transport of your own instead of what ``target`` means.
         options: the transport's options (``grpc_transport``, ``local_transport``).
@@ -66,6 +67,7 @@ class Client:
         tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
         max_rows: int | None = None,
         connect_timeout: float | None = 30.0,
+        wait: float | None = None,
         telemetry: bool | None = None,
         transport: Transport | None = None,
         **options: Any,
@@ -74,10 +76,11 @@ class Client:
         self._telemetry = open_telemetry(telemetry, model)
         self._transport = transport or open_transport(target, model, options)
         self._closed = False
-        deadline = (
-            None if connect_timeout is None else time.monotonic() + connect_timeout
-        )
         try:
+            until_ready = getattr(self._transport, "wait_until_ready", None)
+            if wait is not None and until_ready:
+                until_ready(wait)
+            deadline = moment(connect_timeout)
             self._core = run(open_core(given, max_rows, deadline), self._transport)
         except BaseException:
             self._transport.close()

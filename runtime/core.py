@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -13,12 +14,19 @@ from . import scoring
 from .beams import beam_search
 from .cache import RowCache
 from .decode import Ask, Work, asked, generate_rows, generate_samples
-from .errors import InvalidRequest, MalformedReply, PromptTooLong
-from .model import Catalog, connect
+from .errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    MalformedReply,
+    PromptTooLong,
+)
+from .model import Catalog, ServedModel, connect
 from .options import Options, Prompt
 from .results import Generation, Score
 from .row import Row
 from .transport import Call
+
+_PROBE_SECONDS = 5.0
 
 DEFAULT_ROWS = 8
 """Rows of one call where the export names no batch sizes."""
@@ -192,8 +200,7 @@ class Core:
         return scoring.embed(self._whole(texts), *self._limits(timeout))
 
     def _limits(self, timeout: float | None) -> tuple[Catalog, int, float | None]:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        return self.catalog, self.capacity, deadline
+        return self.catalog, self.capacity, moment(timeout)
 
     def _whole(self, texts: Iterable[Prompt]) -> list[list[int]]:
         limit = self.catalog.current.manifest.max_positions
@@ -243,6 +250,8 @@ def open_core(
     """Learn what is served and fetch its tokenizer, where it travels along."""
     catalog = yield from asked(connect(), deadline)
     model = catalog.current
+    if model.manifest.compiler == "xla":
+        yield from _probe(model, deadline)
     if tokenizer is None and "tokenizer" in model.manifest.signatures:
         row = np.zeros(1, np.int32)
         call = Call("tokenizer", {"row": row}, ("tokenizer",), model.version or None)
@@ -255,6 +264,20 @@ def open_core(
                 f"the model's tokenizer is unusable: {error}"
             ) from None
     return Core(catalog, tokenizer, max_rows)
+
+
+def _probe(model: ServedModel, deadline: float | None) -> Work[None]:
+    """Feed one token: a server with XLA switched off loads the model and runs nothing.
+
+    A first call that has to be compiled may take longer than one wants to wait here.
+    """
+    rows = model.batch_size(1)
+    ids = np.full((rows, model.prompt_size(1)), model.manifest.pad_token_id, np.int32)
+    inputs = {"input_ids": ids, "input_length": np.ones(rows, np.int32)}
+    patience = time.monotonic() + _PROBE_SECONDS
+    call = Call("prefill", inputs, ("logits",), model.version or None)
+    with suppress(DeadlineExceeded):
+        yield Ask(call, patience if deadline is None else min(deadline, patience))
 
 
 def unpadded(input_ids: np.ndarray, attention_mask: np.ndarray) -> list[list[int]]:
@@ -272,6 +295,11 @@ def unpadded(input_ids: np.ndarray, attention_mask: np.ndarray) -> list[list[int
     return [
         [int(i) for i in row[keep != 0]] for row, keep in zip(ids, mask, strict=True)
     ]
+
+
+def moment(seconds: float | None) -> float | None:
+    """The deadline in so many seconds; None is none."""
+    return None if seconds is None else time.monotonic() + seconds
 
 
 def several(prompts: Iterable[Prompt]) -> list[Prompt]:

@@ -37,6 +37,7 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--name", default="opt", help="the model's name on the server (opt)")
     add("--tokenizer", metavar="DIR", help="tokenizer, where the export holds none")
+    add("--wait", type=float, metavar="S", help="wait for the model to become ready")
     add("--max-rows", type=int, metavar="B", help="most rows of one call")
     add("--tls-ca", metavar="PEM", help="encrypt, and trust these certificates")
     add("--tls-cert", metavar="PEM", help="the client's certificate (mTLS)")
@@ -93,7 +94,8 @@ def opened_client(args: argparse.Namespace) -> Iterator[Client]:
         "max_rows": args.max_rows,
     }
     if args.target:
-        with Client(args.target, **common, **_connection(args)) as client:
+        options = _connection(args)
+        with Client(args.target, wait=args.wait, **common, **options) as client:
             yield client
         return
     path = Path(args.model)

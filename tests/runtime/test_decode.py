@@ -388,6 +388,32 @@ def test_models_that_are_not_ours_are_refused_with_the_reason():
             Client(transport=transport)
 
 
+def test_a_compiled_model_is_tried_at_connect():
+    transport = NumpyTransport()
+    transport.manifest = replace(transport.manifest, compiler="xla")
+
+    def switched_off(call: Call) -> None:
+        if call.signature != "describe":
+            raise IncompatibleModel("start it with --xla_cpu_compilation_enabled=true")
+
+    transport.before = switched_off
+    with pytest.raises(IncompatibleModel, match="xla_cpu_compilation_enabled"):
+        Client(transport=transport)
+    transport.before = None
+    with Client(transport=transport) as client:
+        assert [c.signature for c in transport.calls[-2:]] == ["describe", "prefill"]
+        assert client.describe().compiler == "xla"
+
+
+def test_readiness_is_waited_for_where_asked():
+    transport = NumpyTransport()
+    waited = []
+    transport.wait_until_ready = waited.append
+    Client(transport=transport)
+    Client(transport=transport, wait=4.0)
+    assert waited == [4.0]
+
+
 def test_what_was_asked_is_checked_before_anything_is_sent():
     transport = NumpyTransport()
     with Client(transport=transport) as client:
