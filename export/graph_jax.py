@@ -6,7 +6,7 @@ explicitly. Reads side by side with ``graph_tf.py``.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,31 @@ from jax import lax
 from ..models import flax_opt as opt
 from ..models.config import OPTConfig
 from ..models.weights import PackedWeight
+from .sampling_jax import Wanted, choose
 
 
 class Matrix(PackedWeight):
-    """A stored matrix [out, in] of any of the weight dtypes, multiplied in float32."""
+    """A stored matrix [out, in] of any of the weight dtypes, multiplied in float32.
 
-    def __init__(self, values: Any, scale: Any = None) -> None:
-        self.values, self.scale = values, scale
+    One row times a matrix is read at the memory's speed, whatever it is stored as, if
+    XLA makes one loop of the conversion and the product, and of nothing else. ``step``
+    is for that: a number that is never negative, which XLA doesn't know. Without it
+    XLA would convert the weights once ahead of the loop and so stream four times as
+    much, compute what precedes the product again for each output, and give the product
+    up for what follows it.
+    """
+
+    def __init__(self, values: Any, scale: Any = None, step: Any = None) -> None:
+        self.values, self.scale, self.step = values, scale, step
 
     def matmul(self, x):
-        y = x @ self.values.astype(jnp.float32).T
+        if self.step is None:
+            y = x @ self.values.astype(jnp.float32).T
+        else:
+            # XLA doesn't move a division into another operation's inner loop.
+            ones = jnp.where(jnp.arange(x.shape[1]) < -1 - self.step, 2.0, 1.0)
+            values, _ = lax.optimization_barrier((self.values, self.step))
+            y = lax.optimization_barrier((x / ones) @ values.astype(jnp.float32).T)
         return y if self.scale is None else y * self.scale
 
     def take(self, rows):
@@ -43,10 +58,17 @@ def pack(x, dtype: str):
         pairs = x.astype(jnp.bfloat16).reshape(*lead, D // 2, 2)
         return lax.bitcast_convert_type(pairs, jnp.float32)
     largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
-    scale = jnp.where(largest > 0, largest / 127.0, 1.0)
+    scale = jnp.where(largest > 0, _coarse(largest / 127.0), 1.0)
     fours = jnp.round(x / scale).astype(jnp.int8).reshape(*lead, D // 4, 4)
     wire = lax.bitcast_convert_type(fours, jnp.float32)
     return jnp.concatenate([wire, scale], axis=-1)
+
+
+def _coarse(scale):
+    """``scale`` with 16 significant bits, rounded up: 127 · scale is then exact, so
+    that packing what was unpacked changes nothing."""
+    bits = lax.bitcast_convert_type(scale, jnp.int32)
+    return lax.bitcast_convert_type((bits + 0xFF) & ~0xFF, jnp.float32)
 
 
 def unpack(wire, dtype: str):
@@ -88,6 +110,105 @@ def extend(config: OPTConfig, params, cache_dtype: str, ids, past, cache_length)
 
     done = opt.decoder(config, params, hidden, mask, past=list(past), store=store)
     return done.last_hidden_state, jnp.stack([jnp.stack(wire) for wire in done.cache])
+
+
+class Request(NamedTuple):
+    """What :func:`generate` starts from.
+
+    ``token`` [B] is fed first, to slot ``length`` [B]; a row makes up to ``limit`` [B]
+    tokens and ends after one that ``stops`` [B,V] marks; all end after ``steps``.
+    """
+
+    token: Any
+    past: Any
+    length: Any
+    limit: Any
+    stops: Any
+    seen: Any
+    steps: Any
+    wanted: Wanted
+
+
+class _State(NamedTuple):
+    step: Any
+    token: Any  # [B], fed next
+    alive: Any  # [B]
+    tokens: Any  # [B,N], −1 where there is none
+    logprobs: Any  # [B,N]
+    seen: Any  # [B,V]
+    cache: list[Any]  # L of (keys, values), each [B,H,C+N,D]
+
+
+def generate(config: OPTConfig, params_at, cache_dtype: str, N: int, request: Request):
+    """Feed a token, choose the next, up to ``steps`` ≤ N times, while a row goes on.
+
+    ``params_at(step)`` are the weights inside the loop. New rows stand behind the C
+    slots of ``past``, at C + step for every row. Returns tokens [B,N], logprobs [B,N],
+    count [B], and wire rows [L,2,B,H,N,·].
+    """
+    B, C = request.token.shape[0], request.past.shape[4]
+    slots = jnp.arange(C + N)
+
+    def buffer(old):
+        return jnp.concatenate([old, jnp.zeros((*old.shape[:2], N, old.shape[3]))], 2)
+
+    def body(state: _State) -> _State:
+        params, step = params_at(state.step), state.step
+        at = jnp.minimum(request.length + step, config.max_position_embeddings - 1)
+        embeds = opt.take(params["embed_tokens"], state.token)[:, None]
+        new = (slots >= C) & (slots <= C + step)
+        mask = ((slots < request.length[:, None]) | new)[:, None, None, :]
+
+        def store(old, k, v):
+            kv = (unpack(pack(x, cache_dtype), cache_dtype) for x in (k, v))
+            at = (0, 0, C + step, 0)
+            present = tuple(
+                lax.dynamic_update_slice(*pair, at)
+                for pair in zip(old, kv, strict=True)
+            )
+            return *present, present
+
+        done = opt.decoder(
+            config,
+            params,
+            opt.embed(config, params, embeds, at[:, None]),
+            mask,
+            past=state.cache,
+            store=store,
+        )
+        logits = opt.lm_logits(config, params, done.last_hidden_state[:, 0])
+        position = request.length + step + 1
+        token, logprob = choose(logits, request.wanted, position, state.seen)
+        alive = state.alive
+        tokens = jnp.where(alive, token, -1)
+        stop = jnp.take_along_axis(request.stops, token[:, None], 1, mode="clip")[:, 0]
+        return _State(
+            step + 1,
+            jnp.where(alive, token, state.token),
+            alive & ~stop & (step + 1 < request.limit),
+            lax.dynamic_update_slice(state.tokens, tokens[:, None], (0, step)),
+            lax.dynamic_update_slice(
+                state.logprobs, jnp.where(alive, logprob, 0)[:, None], (0, step)
+            ),
+            state.seen.at[jnp.arange(B), token].set(True),
+            done.cache,
+        )
+
+    start = _State(
+        jnp.int32(0),
+        request.token,
+        request.limit > 0,
+        jnp.full((B, N), -1, jnp.int32),
+        jnp.zeros((B, N)),
+        request.seen,
+        [(buffer(layer[0]), buffer(layer[1])) for layer in request.past],
+    )
+    end = lax.while_loop(
+        lambda state: (state.step < request.steps) & jnp.any(state.alive), body, start
+    )
+    made = jnp.stack([jnp.stack([x[:, :, C:] for x in layer]) for layer in end.cache])
+    count = jnp.sum(end.tokens >= 0, axis=1, dtype=jnp.int32)
+    return end.tokens, end.logprobs, count, pack(made, cache_dtype)
 
 
 def full_logits(config: OPTConfig, params, ids, mask):

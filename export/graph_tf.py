@@ -6,29 +6,46 @@ out explicitly. Reads side by side with ``graph_jax.py``.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.python import xla
 
 from ..models import tf_opt as opt
 from ..models.config import OPTConfig
 from ..models.weights import PackedWeight
+from .sampling_tf import Wanted, choose
 
 
 class Matrix(PackedWeight):
     """A stored matrix [out, in] of any of the weight dtypes, multiplied as bfloat16
-    where it is that or int8 (whose integers bfloat16 holds exactly)."""
+    where it is that or int8 (whose integers bfloat16 holds exactly).
 
-    def __init__(self, values: Any, scale: Any = None) -> None:
-        self.values, self.scale = values, scale
+    With ``step`` it is one row that XLA multiplies, in float32; ``graph_jax.Matrix``
+    tells why that looks as it does.
+    """
+
+    def __init__(self, values: Any, scale: Any = None, step: Any = None) -> None:
+        self.values, self.scale, self.step = values, scale, step
 
     def matmul(self, x):
+        y = self._many_rows(x) if self.step is None else self._one_row(x)
+        return y if self.scale is None else y * self.scale
+
+    def _one_row(self, x):
+        ones = tf.where(tf.range(opt.shape(x)[1]) < -1 - self.step, 2.0, 1.0)
+        values, _ = xla.optimization_barrier(
+            tf.convert_to_tensor(self.values), self.step
+        )
+        y = tf.matmul(x / ones, tf.cast(values, tf.float32), transpose_b=True)
+        return xla.optimization_barrier(y)[0]
+
+    def _many_rows(self, x):
         dtype = self.values.dtype
         run = tf.bfloat16 if dtype in (tf.int8, tf.bfloat16) else tf.float32
         values = tf.cast(self.values, run)
         y = tf.matmul(tf.cast(x, run), values, transpose_b=True)
-        y = tf.cast(y, tf.float32)
-        return y if self.scale is None else y * self.scale
+        return tf.cast(y, tf.float32)
 
     def take(self, rows):
         found = tf.cast(tf.gather(self.values, rows), tf.float32)
@@ -46,9 +63,16 @@ def pack(x, dtype: str):
         pairs = tf.reshape(tf.cast(x, tf.bfloat16), [*lead, D // 2, 2])
         return tf.bitcast(pairs, tf.float32)
     largest = tf.reduce_max(tf.abs(x), axis=-1, keepdims=True)
-    scale = tf.where(largest > 0, largest / 127.0, 1.0)
+    scale = tf.where(largest > 0, _coarse(largest / 127.0), 1.0)
     fours = tf.reshape(tf.cast(tf.round(x / scale), tf.int8), [*lead, D // 4, 4])
     return tf.concat([tf.bitcast(fours, tf.float32), scale], axis=-1)
+
+
+def _coarse(scale):
+    """``scale`` with 16 significant bits, rounded up: 127 · scale is then exact, so
+    that packing what was unpacked changes nothing."""
+    bits = tf.bitcast(scale, tf.int32)
+    return tf.bitcast((bits + 0xFF) & ~0xFF, tf.float32)
 
 
 def unpack(wire, dtype: str):
@@ -90,6 +114,130 @@ def extend(config: OPTConfig, params, cache_dtype: str, ids, past, cache_length)
     layers = [tf.unstack(layer) for layer in tf.unstack(past)]
     done = opt.decoder(config, params, hidden, mask, past=layers, store=store)
     return done.last_hidden_state, tf.stack([tf.stack(wire) for wire in done.cache])
+
+
+class Request(NamedTuple):
+    """What :func:`generate` starts from.
+
+    ``token`` [B] is fed first, to slot ``length`` [B]; a row makes up to ``limit`` [B]
+    tokens and ends after one that ``stops`` [B,V] marks; all end after ``steps``.
+    """
+
+    token: Any
+    past: Any
+    length: Any
+    limit: Any
+    stops: Any
+    seen: Any
+    steps: Any
+    wanted: Wanted
+
+
+class _State(NamedTuple):
+    step: Any
+    token: Any  # [B], fed next
+    alive: Any  # [B]
+    tokens: Any  # [B,N], −1 where there is none
+    logprobs: Any  # [B,N]
+    seen: Any  # [B,V]
+    cache: list[Any]  # L of (keys, values), each [B,H,C+N,D]
+
+
+def generate(
+    config: OPTConfig, params_at, cache_dtype: str, N: int, request: Request, write
+):
+    """Feed a token, choose the next, up to ``steps`` ≤ N times, while a row goes on.
+
+    ``params_at(step)`` are the weights inside the loop. New rows stand behind the C
+    slots of ``past``, at C + step for every row; ``write(buffer, rows, slot)`` puts
+    them there. Returns tokens [B,N], logprobs [B,N], count [B], and wire rows
+    [L,2,B,H,N,·].
+    """
+    B, C = opt.shape(request.token)[0], opt.shape(request.past)[4]
+    slots = tf.range(C + N)
+
+    def buffer(old):
+        return tf.pad(old, [[0, 0], [0, 0], [0, N], [0, 0]])
+
+    def body(*state) -> tuple[_State]:
+        state = _State(*state)
+        params, step = params_at(state.step), state.step
+        at = tf.minimum(request.length + step, config.max_position_embeddings - 1)
+        embeds = opt.take(params["embed_tokens"], state.token)[:, None]
+        new = (slots >= C) & (slots <= C + step)
+        mask = ((slots < request.length[:, None]) | new)[:, None, None, :]
+
+        def store(old, k, v):
+            kv = (unpack(pack(x, cache_dtype), cache_dtype) for x in (k, v))
+            present = tuple(
+                write(buffer, rows, C + step)
+                for buffer, rows in zip(old, kv, strict=True)
+            )
+            return *present, present
+
+        done = opt.decoder(
+            config,
+            params,
+            opt.embed(config, params, embeds, at[:, None]),
+            mask,
+            past=state.cache,
+            store=store,
+        )
+        logits = opt.lm_logits(config, params, done.last_hidden_state[:, 0])
+        position = request.length + step + 1
+        token, logprob = choose(logits, request.wanted, position, state.seen)
+        alive, now = state.alive, tf.range(N) == step
+        tokens = tf.where(alive, token, -1)[:, None]
+        logprob = tf.where(alive, logprob, 0.0)[:, None]
+        stop = tf.gather(request.stops, token, axis=1, batch_dims=1)
+        marks = tf.stack([tf.range(B), token], axis=1)
+        return _State(
+            step + 1,
+            tf.where(alive, token, state.token),
+            alive & ~stop & (step + 1 < request.limit),
+            tf.where(now, tokens, state.tokens),
+            tf.where(now, logprob, state.logprobs),
+            tf.tensor_scatter_nd_update(state.seen, marks, tf.fill([B], True)),
+            done.cache,
+        )
+
+    start = _State(
+        tf.constant(0),
+        request.token,
+        request.limit > 0,
+        tf.fill([B, N], -1),
+        tf.zeros([B, N]),
+        request.seen,
+        [
+            tuple(buffer(x) for x in tf.unstack(layer))
+            for layer in tf.unstack(request.past)
+        ],
+    )
+    end = _State(
+        *tf.while_loop(
+            lambda *state: (state[0] < request.steps) & tf.reduce_any(state[2]),
+            body,
+            start,
+            parallel_iterations=1,
+        )
+    )
+    made = tf.stack([tf.stack([x[:, :, C:] for x in layer]) for layer in end.cache])
+    count = tf.reduce_sum(tf.cast(end.tokens >= 0, tf.int32), axis=1)
+    return end.tokens, end.logprobs, count, pack(made, cache_dtype)
+
+
+def write_slot(buffer, rows, slot):
+    """``rows`` [B,H,1,D] into ``buffer`` [B,H,T,D] at ``slot``; in place in a loop."""
+    B, H, T, D = opt.shape(buffer)
+    at = tf.range(B * H)[:, None] * T + slot
+    flat = tf.reshape(buffer, [B * H * T, D])
+    flat = tf.tensor_scatter_nd_update(flat, at, tf.reshape(rows, [B * H, D]))
+    return tf.reshape(flat, [B, H, T, D])
+
+
+def write_slot_compiled(buffer, rows, slot):
+    """The same for XLA."""
+    return xla.dynamic_update_slice(buffer, rows, tf.stack([0, 0, slot, 0]))
 
 
 def full_logits(config: OPTConfig, params, ids, mask):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -15,15 +16,23 @@ from ..models.config import OPTConfig
 from ..models.files import open_weights, resolve
 from ..models.tokenizer import Tokenizer
 from ..models.weights import check_weights, weight_shapes
-from .contract import CACHE_DTYPES, WEIGHT_DTYPES, CacheLayout, Manifest
+from .contract import (
+    CACHE_DTYPES,
+    WEIGHT_DTYPES,
+    CacheLayout,
+    Manifest,
+    generate_name,
+)
 from .digest import folder_digests
 from .errors import ExportError
 from .layout import MANIFEST_PATH, refuse_existing, staging
 from .packing import packed_weights, weights_digest
+from .reproducible import settle_fingerprint, without_locations
 from .sizing import Sizes, chosen_sizes
 
 FRAMEWORKS = ("tf", "jax")
 COMPILERS = ("none", "xla")
+GENERATE = (1, 8, 32)
 SIGNATURES = ("serving_default", "prefill", "decode", "score", "embed")
 
 _TOOLS = {"tf": ("tensorflow",), "jax": ("tensorflow", "jax", "jaxlib")}
@@ -39,6 +48,7 @@ def export_savedmodel(
     compiler: str | None = None,
     weights: str = "float32",
     cache: str = "float32",
+    generate: Sequence[int] = GENERATE,
     prompt_buckets: Sequence[int] | None = None,
     cache_buckets: Sequence[int] | None = None,
     batch_sizes: Sequence[int] | None = None,
@@ -57,6 +67,7 @@ def export_savedmodel(
             server (``none`` for tf; jax always needs XLA).
         weights: dtype of the stored matrices, one of ``WEIGHT_DTYPES``.
         cache: dtype of the cache's numbers, one of ``CACHE_DTYPES``.
+        generate: the N of the ``generate_{N}`` signatures, ascending; may be empty.
         prompt_buckets: sizes of S to compile for, None for a sensible choice. The
             graph rounds up to them by itself, so that clients need not.
         cache_buckets: sizes of C likewise.
@@ -75,6 +86,10 @@ def export_savedmodel(
         LayoutError: the version exists.
     """
     compiler = _checked(framework, compiler, weights, cache)
+    if list(generate) != sorted(set(generate)) or min(generate, default=1) < 1:
+        raise ExportError(
+            f"--generate should be ascending numbers from 1 on, got {list(generate)}"
+        )
     refuse_existing(out, version)
     source = resolve(checkpoint, revision=revision)
     config = OPTConfig.from_pretrained(source)
@@ -102,7 +117,8 @@ def export_savedmodel(
         compiler=compiler,
         weights_dtype=weights,
         cache_dtype=cache,
-        signatures=[*SIGNATURES, "describe", *texts],
+        signatures=[*SIGNATURES, *map(generate_name, generate), "describe", *texts],
+        generate=list(generate),
         max_positions=config.max_position_embeddings,
         vocab_size=config.vocab_size,
         **special_ids(config),
@@ -144,11 +160,18 @@ def _write(
         for name, array in packed_weights(config, weights, manifest.weights_dtype)
     }
     backend = {"tf": TFBackend, "jax": JaxBackend}[manifest.framework]
-    module = Signatures(
-        config, backend(config, stored, layout.dtype), stored, layout, texts, sizes
+    computing = backend(
+        config,
+        stored,
+        layout.dtype,
+        compiler=manifest.compiler,
+        tokens=max(manifest.generate, default=1),
+        sizes=sizes,
     )
+    module = Signatures(config, computing, stored, layout, texts, manifest.generate)
     progress("tracing the signatures")
-    concrete = module.concrete()
+    with without_locations() if manifest.framework == "jax" else nullcontext():
+        concrete = module.concrete()
     progress("writing the SavedModel")
     tf.saved_model.save(
         module,
@@ -156,6 +179,7 @@ def _write(
         concrete,
         tf.saved_model.SaveOptions(save_debug_info=False),
     )
+    settle_fingerprint(folder)
 
 
 def _checked(framework: str, compiler: str | None, weights: str, cache: str) -> str:

@@ -7,17 +7,19 @@ token-major rows again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
 
 from ..models.config import OPTConfig
 from . import graph_tf
-from .contract import CacheLayout, signature
-from .sizing import Sizes
+from .contract import CacheLayout, generate_name, signature
 
 Backend = Any
+TOKEN_MAJOR = (2, 4, 0, 1, 3, 5)
+"""From [L,2,B,H,S,D] to the contract's [B,S,L,2,H,D]."""
 
 
 class Signatures(tf.Module):
@@ -30,11 +32,11 @@ class Signatures(tf.Module):
         stored: Mapping[str, tf.Variable],
         layout: CacheLayout,
         texts: Mapping[str, str],
-        sizes: Sizes,
+        generate: Sequence[int],
     ) -> None:
         super().__init__(name="optserve")
         self._config, self._backend, self._layout = config, backend, layout
-        self._sizes = sizes
+        self._sizes, self._loop_sizes = backend.sizes, backend.loop_sizes
         self.stored = dict(stored)
         bodies: dict[str, Callable[..., dict[str, Any]]] = {
             "serving_default": self._serving_default,
@@ -43,6 +45,8 @@ class Signatures(tf.Module):
             "score": self._score,
             "embed": self._embed,
         }
+        for n in generate:
+            bodies[generate_name(n)] = partial(self._generate, n)
         for name, text in texts.items():
             bodies[name] = _constant(name, text)
         self.functions = {
@@ -86,7 +90,7 @@ class Signatures(tf.Module):
         length = _fit(input_length, [_sizes(hidden)[0]])
         last = tf.gather(hidden, tf.maximum(length - 1, 0), axis=1, batch_dims=1)
         logits = self._backend.logits(last)
-        new_cache = tf.transpose(wire[:, :, :B, :, :S], [2, 4, 0, 1, 3, 5])
+        new_cache = tf.transpose(wire[:, :, :B, :, :S], TOKEN_MAJOR)
         return {"logits": logits[:B], "new_cache": new_cache}
 
     def _score(self, input_ids, input_length):
@@ -106,6 +110,54 @@ class Signatures(tf.Module):
         ids, mask = _fit(input_ids, size), _fit(attention_mask, size)
         return {"logits": self._backend.full_logits(ids, mask)[:B, :S]}
 
+    def _generate(
+        self,
+        N,
+        input_ids,
+        input_length,
+        cache,
+        cache_length,
+        max_new_tokens,
+        history,
+        stop_ids,
+        *sampling,
+    ):
+        """All of the prompt but its last token is fed at once; the loop starts there."""
+        B, S = _sizes(input_ids)
+        before = tf.maximum(input_length - 1, 0)
+
+        def feed():
+            _, wire = self._extend(input_ids, cache, cache_length)
+            new = tf.transpose(wire[:, :, :B, :, :S], TOKEN_MAJOR)
+            return new, _joined(cache, new, cache_length)
+
+        new, cached = tf.cond(
+            S > 1,
+            feed,
+            lambda: (tf.zeros([B, S, *self._layout.row_shape]), cache),
+        )
+        last = tf.gather(input_ids, before, axis=1, batch_dims=1)
+        length = cache_length + before
+        rows = _round_up(B, self._loop_sizes.rows)
+        vectors = [last, length, tf.minimum(max_new_tokens, N)]
+        flags = [_marked(ids, self._config.vocab_size) for ids in (stop_ids, history)]
+        last, length, limit, *rest = (
+            _fit(x, [rows, *_sizes(x)[1:]]) for x in (*vectors, *flags, *sampling)
+        )
+        past = self._past(cached, length, rows, self._loop_sizes)
+        tokens, logprobs, count, wire = self._backend.generate(
+            [last, past, length, limit, *rest[:2], tf.reduce_max(limit), *rest[2:]]
+        )
+        made = tf.transpose(wire[:, :, :B, :, :N], TOKEN_MAJOR)
+        return {
+            "tokens": tokens[:B, :N],
+            "logprobs": logprobs[:B, :N],
+            "count": count[:B],
+            "new_cache": tf.cond(
+                S > 1, lambda: _joined(new, made, before)[:, :-1], lambda: made
+            ),
+        }
+
     # --- pieces ---------------------------------------------------------------------
 
     def _no_cache(self, input_ids):
@@ -118,13 +170,13 @@ class Signatures(tf.Module):
         rows = _round_up(B, self._sizes.rows)
         ids = _fit(input_ids, [rows, _round_up(S, self._sizes.prompt)])
         cache_length = _fit(cache_length, [rows])
-        past = self._past(cache, cache_length, rows)
+        past = self._past(cache, cache_length, rows, self._sizes)
         return self._backend.extend(ids, past, cache_length)
 
-    def _past(self, cache, cache_length, rows):
+    def _past(self, cache, cache_length, rows, sizes):
         """The wire's cache as [L,2,B,H,C,D], at least one slot, zero where unused."""
         slots = tf.maximum(tf.shape(cache)[1], 1)
-        slots = _round_up(slots, self._sizes.cache)
+        slots = _round_up(slots, sizes.cache)
         wire = tf.transpose(cache, [2, 3, 0, 4, 1, 5])
         L, two, _, H, _, width = wire.shape
         wire = _fit(wire, [L, two, rows, H, slots, width])
@@ -149,6 +201,27 @@ def _fit(tensor, sizes):
     """``tensor`` with zeros behind, up to ``sizes``."""
     missing = [want - have for want, have in zip(sizes, _sizes(tensor), strict=True)]
     return tf.pad(tensor, [[0, more] for more in missing])
+
+
+def _joined(rows, more, length):
+    """Each row's first ``length`` slots of ``rows`` [B,C,…], then ``more`` [B,S,…]."""
+    C, S = _sizes(rows)[1], _sizes(more)[1]
+    slot, end = tf.range(C + S), length[:, None]
+    source = tf.where(slot < end, slot, tf.minimum(C + slot - end, C + S - 1))
+    return tf.gather(tf.concat([rows, more], axis=1), source, axis=1, batch_dims=1)
+
+
+def _marked(ids, V: int):
+    """Which of the vocabulary's ids stand in each row of ``ids`` [B,K]: boolean [B,V].
+
+    Negative ids, and those that are none, mark nothing.
+    """
+    B, K = _sizes(ids)
+    column = tf.reshape(tf.where((ids < 0) | (ids >= V), V, ids), [-1])
+    at = tf.stack([tf.repeat(tf.range(B), K), column], axis=1)
+    nothing = tf.zeros([B, V + 1], tf.bool)
+    marks = tf.tensor_scatter_nd_update(nothing, at, tf.fill([B * K], True))
+    return tf.ensure_shape(marks[:, :V], [None, V])
 
 
 def _constant(output: str, text: str):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from optserve.export.layout import read_manifest
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 CASES = ("pre_ln", "post_ln_proj", "untied_head", "no_final_ln", "bias_free_gelu")
@@ -23,6 +24,7 @@ class Served:
 
         self.path = path
         self._model = tf.saved_model.load(str(path))
+        self.width = read_manifest(path).cache_layout.row_shape[-1]
 
     def __call__(self, name: str, **inputs: Any) -> dict[str, np.ndarray]:
         import tensorflow as tf

@@ -1,0 +1,158 @@
+"""Choosing tokens inside the JAX graph, for all rows at once.
+
+The order of the steps, and what they mean, is that of the numpy reference,
+``runtime/sampling.py``. Reads side by side with ``sampling_tf.py``. Nothing is
+sorted: thresholds come from a binary search over the bits of float32.
+
+    B rows   V vocabulary
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.special import logsumexp
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = 0x1BD11BDA
+_LOWEST = -(2**31)
+
+
+class Wanted(NamedTuple):
+    """How each row's tokens are chosen; the contract's inputs, [B] (``seed`` [B,2])."""
+
+    seed: Any
+    temperature: Any
+    top_k: Any
+    top_p: Any
+    repetition_penalty: Any
+
+
+def choose(logits, wanted: Wanted, position, seen):
+    """Tokens [B] int32 and their log-probabilities [B] from raw ``logits`` [B,V].
+
+    ``position`` [B] is the new tokens' slot; ``seen`` [B,V] boolean are the ids that
+    the repetition penalty looks at.
+    """
+    x = lax.cond(
+        jnp.any(wanted.repetition_penalty != 1),
+        lambda: penalize(logits, wanted.repetition_penalty[:, None], seen),
+        lambda: logits,
+    )
+    best = first_argmax(x)
+    token = lax.cond(
+        jnp.any(wanted.temperature != 0),
+        lambda: jnp.where(wanted.temperature == 0, best, draw(x, wanted, position)),
+        lambda: best,
+    )
+    chosen = jnp.take_along_axis(logits, token[:, None], axis=1, mode="clip")[:, 0]
+    return token, chosen - logsumexp(logits, axis=1)
+
+
+def penalize(x, penalty, seen):
+    """The repetition penalty over the ids ``seen``."""
+    return jnp.where(seen, jnp.where(x > 0, x / penalty, x * penalty), x)
+
+
+def first_argmax(x):
+    """The largest value's index [B] int32; the lowest one among equals.
+
+    Two plain reductions, which XLA vectorises; its argmax it does not.
+    """
+    best = jnp.max(x, axis=1, keepdims=True)
+    ids = jnp.arange(x.shape[1], dtype=jnp.int32)
+    return jnp.min(jnp.where(x == best, ids, x.shape[1] - 1), axis=1)
+
+
+def draw(x, wanted: Wanted, position):
+    """One token of each row [B], as if its temperature were not 0."""
+    x = x / jnp.where(wanted.temperature == 0, 1.0, wanted.temperature)[:, None]
+    keys = ordered_bits(x)
+    least = lax.cond(
+        jnp.any(wanted.top_k > 0),
+        lambda: top_k_threshold(keys, wanted.top_k),
+        lambda: jnp.full(x.shape[:1], _LOWEST, jnp.int32),
+    )
+    least = lax.cond(
+        jnp.any(wanted.top_p < 1),
+        lambda: top_p_threshold(x, keys, least, wanted.top_p),
+        lambda: least,
+    )
+    noise = gumbel(wanted.seed, position, x.shape[1])
+    return first_argmax(jnp.where(keys >= least[:, None], x + noise, -jnp.inf))
+
+
+def ordered_bits(x):
+    """int32 in the same order as the float32 ``x`` (−0 made 0 first)."""
+    bits = lax.bitcast_convert_type(x + 0.0, jnp.int32)
+    return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+def top_k_threshold(keys, k):
+    """The k-th largest of each row's ``keys`` [B]; the least number where k is off."""
+    k = jnp.where(k > 0, k, keys.shape[1])
+
+    def enough(least):
+        return jnp.sum(keys >= least[:, None], axis=1, dtype=jnp.int32) >= k
+
+    return _largest(enough, keys.shape[0])
+
+
+def top_p_threshold(x, keys, least, p):
+    """The smallest key [B], at least ``least``, above which a mass below p lies."""
+    top = jnp.max(x, axis=1, keepdims=True)
+    weights = jnp.where(keys >= least[:, None], jnp.exp(x - top), 0.0)
+    limit = p * jnp.sum(weights, axis=1)
+
+    def too_low(at):
+        return jnp.sum(jnp.where(keys > at[:, None], weights, 0.0), axis=1) >= limit
+
+    found = _largest(too_low, keys.shape[0])
+    # `found` is the last key that still has p above it: the next one is kept.
+    found = jnp.where(too_low(found), found + 1, found)
+    return jnp.where(p < 1, jnp.maximum(found, least), least)
+
+
+def _largest(holds, B):
+    """For each row the largest int32 for which ``holds``, true up to some number.
+
+    The number's bits are settled from the highest, which is the sign.
+    """
+
+    def settle(bit, least):
+        higher = least + jnp.left_shift(jnp.int32(1), 31 - bit)
+        return jnp.where(holds(higher), higher, least)
+
+    return lax.fori_loop(0, 32, settle, jnp.full((B,), _LOWEST, jnp.int32))
+
+
+def gumbel(seed, position, V):
+    """Noise [B,V]: −log(−log u), u from Threefry with counter (position, token id)."""
+    ids = jnp.arange(V, dtype=jnp.uint32)[None, :]
+    key = lax.bitcast_convert_type(seed, jnp.uint32)
+    at = position.astype(jnp.uint32)[:, None]
+    zeros = jnp.zeros((seed.shape[0], V), jnp.uint32)
+    word = threefry2x32(key[:, :1], key[:, 1:], at + zeros, ids + zeros)
+    u = ((word >> 9).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-23)
+    return -jnp.log(-jnp.log(u))
+
+
+def threefry2x32(k0, k1, x0, x1):
+    """First word of Threefry-2x32 with 20 rounds (Random123), uint32."""
+    schedule = jnp.stack([k0, k1, k0 ^ k1 ^ jnp.uint32(_PARITY)])
+    rotations = jnp.array(_ROTATIONS, jnp.uint32)
+
+    def four_rounds(group, words):
+        x0, x1 = words
+        for turn in rotations[group % 2]:
+            x0 = x0 + x1
+            x1 = (x1 << turn) | (x1 >> (32 - turn))
+            x1 = x1 ^ x0
+        x0 = x0 + schedule[(group + 1) % 3]
+        last = (group + 1).astype(jnp.uint32)
+        return x0, x1 + schedule[(group + 2) % 3] + last
+
+    # A loop, since XLA takes minutes to compile the rounds in one piece.
+    return lax.fori_loop(0, 5, four_rounds, (x0 + k0, x1 + k1))[0]

@@ -1,0 +1,152 @@
+"""Generation inside the graph: against the reference's tokens and the numpy sampler."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from exports import expected, int32, served
+from optserve.runtime.sampling import Sampling, choose
+
+ROUTES = [("tf", "none"), ("tf", "xla"), ("jax", "xla")]
+CASE = "pre_ln"
+SEED = 7 + (9 << 32)
+MIXED = {  # one row of each kind
+    "temperature": [0.7, 0.0, 1.3],
+    "top_k": [5, 0, 0],
+    "top_p": [0.9, 1.0, 0.8],
+    "repetition_penalty": [1.2, 1.3, 1.0],
+}
+
+
+@pytest.fixture(scope="module", params=ROUTES, ids="-".join)
+def model(request):
+    framework, compiler = request.param
+    return served(CASE, framework=framework, compiler=compiler, generate=(8, 24))
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    golden = expected(CASE)
+    mask = golden["left_mask"].astype(bool)
+    return [golden["ids_left"][b, mask[b]].tolist() for b in range(3)]
+
+
+def ragged(rows, fill: int = -1) -> np.ndarray:
+    out = np.full((len(rows), max(map(len, rows))), fill, np.int32)
+    for b, row in enumerate(rows):
+        out[b, : len(row)] = row
+    return out
+
+
+def generate(model, n: int, fed, *, cache=None, cached=None, **wanted):
+    B = len(fed)
+    if cache is None:
+        cache = np.zeros((B, 0, 3, 2, 4, model.width), np.float32)
+        cached = np.zeros(B, np.int32)
+    rest = {
+        "max_new_tokens": [n] * B,
+        "history": [[-1]] * B,
+        "stop_ids": [[-1]] * B,
+        "seed": [[7, 9]] * B,
+        "temperature": [0.0] * B,
+        "top_k": [0] * B,
+        "top_p": [1.0] * B,
+        "repetition_penalty": [1.0] * B,
+    } | wanted
+    real = {"temperature", "top_p", "repetition_penalty"}
+    return model(
+        f"generate_{n}",
+        input_ids=ragged(fed, 1),
+        input_length=int32(*map(len, fed)),
+        cache=cache,
+        cache_length=cached,
+        **{
+            k: np.array(v, np.float32 if k in real else np.int32)
+            for k, v in rest.items()
+        },
+    )
+
+
+def test_greedy_equals_the_reference(model, prompts):
+    golden = expected(CASE)["greedy"]
+    reply = generate(model, 24, prompts)
+    np.testing.assert_array_equal(reply["tokens"], golden)
+    assert reply["count"].tolist() == [24, 24, 24]
+    alone = generate(model, 24, prompts[:1])
+    np.testing.assert_array_equal(alone["tokens"], golden[:1])
+
+
+def test_tokens_do_not_depend_on_calls_or_neighbours(model, prompts):
+    """Three calls of 8 with the cache carried, and single rows, give one call's 24."""
+    whole = generate(model, 24, prompts, history=ragged(prompts), **MIXED)["tokens"]
+    cache = np.full((3, 48, 3, 2, 4, 8), np.nan, np.float32)
+    cached, seen, fed = np.zeros(3, np.int32), [list(p) for p in prompts], prompts
+    for _ in range(3):
+        history = ragged(seen)
+        reply = generate(
+            model, 8, fed, cache=cache, cached=cached, history=history, **MIXED
+        )
+        for b in range(3):
+            new = len(fed[b]) + reply["count"][b] - 1
+            cache[b, cached[b] : cached[b] + new] = reply["new_cache"][b, :new]
+            cached[b] += new
+            seen[b] += reply["tokens"][b].tolist()
+        fed = [row[-1:] for row in seen]
+    made = [row[len(p) :] for row, p in zip(seen, prompts, strict=True)]
+    np.testing.assert_array_equal(made, whole)
+    for b, prompt in enumerate(prompts):
+        mine = {key: value[b : b + 1] for key, value in MIXED.items()}
+        alone = generate(model, 24, [prompt], history=[prompt], **mine)
+        np.testing.assert_array_equal(alone["tokens"][0], whole[b])
+
+
+def test_sampling_equals_numpy(model, prompts):
+    reply = generate(model, 24, prompts, history=ragged(prompts), **MIXED)
+    for b, prompt in enumerate(prompts):
+        sampling = Sampling(seed=SEED, **{key: MIXED[key][b] for key in MIXED})
+        row = prompt + reply["tokens"][b].tolist()
+        ids = ragged([row + [1] * (40 - len(row))])
+        mask = (np.arange(40) < len(row)).astype(np.int32)[None]
+        logits = model("serving_default", input_ids=ids, attention_mask=mask)["logits"]
+        for i in range(24):
+            n = len(prompt) + i
+            token, logprob = choose(
+                logits[0, n - 1], sampling, position=n, seen=row[:n]
+            )
+            assert token == reply["tokens"][b, i]
+            assert logprob == pytest.approx(float(reply["logprobs"][b, i]), abs=1e-4)
+
+
+def test_rows_end_by_themselves(model, prompts):
+    greedy = expected(CASE)["greedy"]
+    stop = int(greedy[2, 1])
+    reply = generate(
+        model,
+        24,
+        prompts,
+        max_new_tokens=[0, 5, 24],
+        stop_ids=[[-1, -1], [-1, 127], [stop, -1]],
+    )
+    assert reply["count"].tolist() == [0, 5, 2]
+    for b, count in enumerate(reply["count"]):
+        assert reply["tokens"][b, :count].tolist() == greedy[b, :count].tolist()
+        assert (reply["tokens"][b, count:] == -1).all()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_a_smaller_cache_gives_the_same_tokens_in_any_split(prompts, dtype):
+    model = served(CASE, cache=dtype, generate=(4, 8))
+    whole = generate(model, 8, prompts)
+    half = generate(model, 4, prompts)
+    width = half["new_cache"].shape[-1]
+    assert width == {"bfloat16": 4, "int8": 3}[dtype]
+    cached = int32(*[len(p) + 3 for p in prompts])
+    last = half["tokens"][:, -1:].tolist()
+    rest = generate(model, 4, last, cache=half["new_cache"], cached=cached)
+    made = np.concatenate([half["tokens"], rest["tokens"]], axis=1)
+    np.testing.assert_array_equal(made, whole["tokens"])
