@@ -38,14 +38,39 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="none runs on a stock server; xla is faster and needs "
         "--xla_cpu_compilation_enabled there (default: none, xla for jax)",
     )
-    parser.add_argument("--weights", default="float32", choices=WEIGHT_DTYPES)
+    parser.add_argument(
+        "--weights",
+        default="float32",
+        choices=(*WEIGHT_DTYPES, "int4"),
+        help="int4 is for --target tflite, bfloat16 for a savedmodel",
+    )
     parser.add_argument("--cache", default="float32", choices=CACHE_DTYPES)
+    parser.add_argument(
+        "--generate",
+        type=_sizes,
+        metavar="N[,N…]",
+        default=[1, 8, 32],
+        help="tokens that one call makes, a signature for each (default: 1,8,32)",
+    )
     parser.add_argument(
         "--prompt-buckets",
         type=_sizes,
         metavar="S[,S…]",
-        help="tflite: prompt tokens that one call takes; each size has a signature "
-        "and a copy of the weights in memory (default: 128)",
+        help="prompt sizes to compile for (xla), up to the model's positions by "
+        "default; tflite: prompt tokens that one call takes, each size with a "
+        "signature and a copy of the weights in memory (default: 128)",
+    )
+    parser.add_argument(
+        "--cache-buckets",
+        type=_sizes,
+        metavar="C[,C…]",
+        help="xla: cache sizes to compile for; the graph rounds up to them",
+    )
+    parser.add_argument(
+        "--batch-sizes",
+        type=_sizes,
+        metavar="B[,B…]",
+        help="xla: numbers of rows to compile for; the graph rounds up to them",
     )
     parser.add_argument(
         "--cache-size",
@@ -117,6 +142,10 @@ def _export(args: argparse.Namespace) -> int:
             args.out,
             compiler=args.compiler,
             cache=args.cache,
+            generate=args.generate,
+            prompt_buckets=args.prompt_buckets,
+            cache_buckets=args.cache_buckets,
+            batch_sizes=args.batch_sizes,
             inspect=inspect,
             **common,
         )
