@@ -106,7 +106,7 @@ def test_a_batch_goes_on_where_it_was_interrupted(transport, capsys, tmp_path):
     arguments = ["--jsonl", batch(tmp_path, lines), "--output", str(out), "--quiet"]
 
     def fail_later(call: Call) -> None:
-        if len(transport.calls) > 6:
+        if len(transport.calls) > 4:
             raise ServerError("out of paper", "INTERNAL")
 
     transport.before = fail_later
