@@ -47,7 +47,7 @@ class Tokenizer:
                 f"{type(core.decoder).__name__}"
             )
         self._core = core
-        self._prefix = core.encode("").ids
+        self._prefix = _probe(core)
         self.eos_token_id = self._required(END)
         self.bos_token_id = self._prefix[0] if self._prefix else self.eos_token_id
         self.pad_token_id = self._required(PAD)
@@ -68,7 +68,7 @@ class Tokenizer:
         add_bos = _parse(settings).get("add_bos_token") if settings.is_file() else None
         if add_bos is False:
             core.post_processor = processors.ByteLevel(trim_offsets=False)
-        elif not core.encode("").ids:
+        elif not _probe(core):
             _put_end_first(core)
         return cls(core)
 
@@ -189,6 +189,21 @@ class Detokenizer:
         return self._decoder.decode(b"", final=True)
 
 
+def _probe(core: tokenizers.Tokenizer) -> list[int]:
+    """What is put before a prompt. Shows up a tokenizer that cannot encode: a wrong
+    post-processor is noticed by its first use only, and then as a Rust panic."""
+    try:
+        prefix = core.encode("").ids
+        ids = [*core.get_vocab(with_added_tokens=True).values(), *prefix]
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # pyo3's PanicException is no Exception
+        raise TokenizerError(f"the tokenizer cannot encode: {_brief(error)}") from None
+    if max(ids, default=0) >= 2**31:
+        raise TokenizerError("the tokenizer has ids beyond 31 bits")
+    return prefix
+
+
 def _core_from_json(text: str) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(text)
@@ -282,7 +297,7 @@ def _check_text(text: str) -> None:
         ) from None
 
 
-def _brief(error: Exception) -> str:
+def _brief(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 

@@ -115,6 +115,17 @@ def test_broken_files_are_named(tmp_path: Path, files: dict[str, bytes], fault: 
         Tokenizer.from_directory(tmp_path)
 
 
+def test_a_json_that_cannot_encode_is_refused():
+    document = json.loads(SHARED.to_json())
+    wrong = json.loads(json.dumps(document))
+    wrong["post_processor"]["special_tokens"] = {}
+    with pytest.raises(TokenizerError):
+        Tokenizer.from_json(json.dumps(wrong))
+    document["model"]["vocab"]["</s>"] = 2**31
+    with pytest.raises(TokenizerError, match="31 bits"):
+        Tokenizer.from_json(json.dumps(document))
+
+
 def test_half_a_surrogate_pair_is_refused():
     with pytest.raises(TokenizerError, match="surrogate"):
         SHARED.encode("a\ud800")
