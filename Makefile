@@ -41,7 +41,7 @@ test-full-size: $(VENV)/ready
 test-reference: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-reference
 	$(VENV)-reference/bin/python -m pip install --quiet torch==2.13.0
-	$(VENV)-reference/bin/python -m pip install --quiet -e '.[all,dev]' 'transformers<5'
+	$(VENV)-reference/bin/python -m pip install --quiet -e '.[all,dev]' 'transformers<5' tf-keras
 	$(VENV)-reference/bin/python -m pytest -m reference
 
 lint: $(VENV)/ready
