@@ -56,8 +56,9 @@ def plan(rows: Sequence[Row], model: ServedModel, *, keep: int = 0) -> Step:
     chosen = [row for row in rows if _kind(row, model, keep) == kind]
     fed = max(min(row.pending - keep, model.largest_piece) for row in chosen)
     cached = max(row.cached for row in chosen)
-    chosen = chosen[: model.rows_that_fit(model.prompt_size(fed), cached)]
     partial = keep > 0 or lead.pending > model.largest_piece
+    made = 0 if partial else _tokens_per_call(chosen, model)
+    chosen = chosen[: model.rows_that_fit(model.prompt_size(fed) + made, cached)]
     return _step(chosen, model, partial=partial, keep=keep)
 
 
