@@ -11,10 +11,9 @@ The manifest also travels inside the file, as the metadata entry ``optserve_mani
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,15 +24,12 @@ from .contract import Manifest
 from .digest import folder_digests
 from .errors import ExportError
 from .layout import MANIFEST_PATH, refuse_existing, staging
-from .packing import quantize, weights_digest
+from .packing import weights_digest
 from .savedmodel import Progress, special_ids, tokenizer_text, tool_versions
-
-if TYPE_CHECKING:
-    from .tflite_file import Constant
 
 MODEL_FILE = "model.tflite"
 MANIFEST_KEY = "optserve_manifest"
-WEIGHTS = ("float32", "float16", "int8")
+WEIGHTS = ("float32", "float16", "int8", "int4")
 
 PROMPT_BUCKET = 128
 CACHE_SIZE = 512
@@ -57,7 +53,8 @@ def export_tflite(
         checkpoint: a directory in Hugging Face's layout, or a hub id.
         out: the model's base folder; made if needed.
         framework: whose math is converted, ``"tf"`` or ``"jax"``.
-        weights: dtype of the stored matrices, one of ``WEIGHTS``.
+        weights: dtype of the stored matrices, one of ``WEIGHTS`` (``tflite_weights.py``
+            says what each stands for).
         prompt_buckets: S of the ``prefill_{S}`` signatures. The runtime packs the
             weights in memory once for each of them. None means 128.
         cache_size: C, the tokens that the cache holds; a sequence has at most C + 1.
@@ -126,6 +123,7 @@ def _write_model(
 ) -> None:
     from . import tflite_graph as graph
     from .tflite_file import write
+    from .tflite_weights import constants
 
     dtype = manifest.weights_dtype
     C = manifest.cache_buckets[0]
@@ -138,34 +136,7 @@ def _write_model(
     metadata = {MANIFEST_KEY: manifest.to_json().encode()}
     arguments = graph.arguments(config, dtype)
     with path.open("xb") as file:
-        write(
-            file, graphs, arguments, dict(_constants(config, stored, dtype)), metadata
-        )
-
-
-def _constants(
-    config: OPTConfig, stored: Mapping[str, np.ndarray], dtype: str
-) -> Iterator[tuple[str, Constant]]:
-    from .tflite_file import Constant
-    from .tflite_graph import SCALE, is_matrix
-
-    for name, shape in weight_shapes(config).items():
-        count = int(np.prod(shape))
-
-        def as_float(name=name, kind="float32") -> np.ndarray:
-            return np.asarray(stored[name]).astype(kind, copy=False)
-
-        if not is_matrix(name, shape) or dtype == "float32":
-            yield name, Constant("float32", 4 * count, as_float)
-        elif dtype == "float16":
-            yield name, Constant(dtype, 2 * count, lambda f=as_float: f(kind="float16"))
-        else:
-            # Made twice, here and while writing, for memory to stay at one weight.
-            scale = quantize(stored[name])[1]
-            read = lambda name=name: quantize(stored[name])[0]  # noqa: E731
-            yield name, Constant(dtype, count, read, scale)
-            if name == "decoder.embed_tokens.weight":
-                yield name + SCALE, Constant("float32", scale.nbytes, scale.copy)
+        write(file, graphs, arguments, dict(constants(config, stored, dtype)), metadata)
 
 
 def _checked(

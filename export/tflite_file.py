@@ -19,16 +19,16 @@ import flatbuffers
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
-from .tflite_graph import Argument
+from .tflite_graph import SCALE, Argument
 
 _ALIGNMENT = 64
 _INLINE_LIMIT = 2**31 - 1
-_HYBRID_FULLY_CONNECTED = 12  # op version: int8 weights with a scale for each row
+_HYBRID_VERSION = {"int8": 12, "int4": 13}  # of FULLY_CONNECTED: by row, by block
 _TYPES = {
     "float32": schema.TensorType.FLOAT32,
     "float16": schema.TensorType.FLOAT16,
     "int8": schema.TensorType.INT8,
-    "int16": schema.TensorType.INT16,
+    "int4": schema.TensorType.INT4,
 }
 _Op = schema.BuiltinOperator
 
@@ -214,12 +214,31 @@ class _Joined:
             self._widen(subgraph, index)
             return
         assert constant.scale is not None
-        tensor.quantization = schema.QuantizationParametersT()
-        tensor.quantization.scale = constant.scale
-        tensor.quantization.zeroPoint = np.zeros(len(constant.scale), np.int64)
+        if constant.dtype == "int8":
+            tensor.quantization = _scaled_rows(constant.scale)
+        else:
+            tensor.quantization = self._scaled_blocks(subgraph, argument, constant)
         for op in _consumers(subgraph, index):
-            op.opcodeIndex = self._code(_Op.FULLY_CONNECTED, _HYBRID_FULLY_CONNECTED)
+            version = _HYBRID_VERSION[constant.dtype]
+            op.opcodeIndex = self._code(_Op.FULLY_CONNECTED, version)
             op.builtinOptions.asymmetricQuantizeInputs = True
+
+    def _scaled_blocks(
+        self, subgraph: Any, argument: Argument, constant: Constant
+    ) -> Any:
+        assert constant.scale is not None
+        scale = schema.TensorT()
+        scale.name = (argument.name + SCALE).encode()
+        scale.shape = np.array(constant.scale.shape, np.int32)
+        scale.type = schema.TensorType.FLOAT16
+        scale.buffer = self.buffers[argument.name + SCALE]
+        subgraph.tensors.append(scale)
+        quantization = schema.QuantizationParametersT()
+        quantization.detailsType = schema.QuantizationDetails.BlockwiseQuantization
+        details = quantization.details = schema.BlockwiseQuantizationT()
+        details.scales, details.zeroPoints = len(subgraph.tensors) - 1, -1
+        details.blockSize = argument.shape[1] // constant.scale.shape[1]
+        return quantization
 
     def _widen(self, subgraph: Any, index: int) -> None:
         """float16 weights to float32, which the delegate does once, when it loads."""
@@ -239,6 +258,13 @@ class _Joined:
         op.builtinOptions = schema.DequantizeOptionsT()
         op.inputs, op.outputs = [index], [len(subgraph.tensors) - 1]
         subgraph.operators.insert(0, op)
+
+
+def _scaled_rows(scale: np.ndarray) -> Any:
+    quantization = schema.QuantizationParametersT()
+    quantization.scale = scale
+    quantization.zeroPoint = np.zeros(len(scale), np.int64)
+    return quantization
 
 
 def _consumers(subgraph: Any, tensor: int) -> list[Any]:

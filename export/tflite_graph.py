@@ -62,9 +62,9 @@ def arguments(config: OPTConfig, dtype: str) -> list[Argument]:
             continue
         if name == "decoder.embed_tokens.weight":
             # float16 rows travel as integers: the gather op knows no half floats.
-            stored = {"float16": "int16"}.get(dtype, dtype)
+            stored = {"float16": "int16", "int4": "int8"}.get(dtype, dtype)
             found.append(Argument(name, "table", shape, stored))
-            if dtype == "int8":
+            if stored == "int8":
                 found.append(Argument(name + SCALE, "vector", shape[:1]))
             if not config.tie_word_embeddings:
                 continue

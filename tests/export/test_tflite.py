@@ -13,7 +13,10 @@ from optserve.export.errors import ExportError
 from optserve.export.layout import LayoutError
 from optserve.export.packing import quantize
 from optserve.export.tflite import export_tflite
+from optserve.export.tflite_weights import quantize_blocks
+from optserve.models.config import OPTConfig
 from optserve.models.files import open_weights
+from optserve.models.random_checkpoint import write_random_checkpoint
 from optserve.runtime.litert_transport import LiteRTTransport
 from optserve.runtime.transport import Call
 
@@ -82,7 +85,9 @@ def test_several_tokens_continue_a_cache():
     np.testing.assert_allclose(logits, wanted["logits"][0, -1], atol=2e-4)
 
 
-@pytest.mark.parametrize(("weights", "worst"), [("float16", 2e-3), ("int8", 0.05)])
+@pytest.mark.parametrize(
+    ("weights", "worst"), [("float16", 2e-3), ("int8", 0.05), ("int4", 0.3)]
+)
 def test_smaller_weights_stay_close(weights, worst):
     wanted = expected("pre_ln")
     transport = LiteRTTransport(exported("pre_ln", weights=weights), threads=1)
@@ -106,6 +111,27 @@ def test_every_matrix_is_in_the_file_once(weights):
                 matrix = quantize(matrix)[0]
             matrix = matrix.astype(weights)
         assert data.count(matrix.tobytes()) == 1, name
+
+
+def test_int4_rounds_to_the_nearest_of_sixteen():
+    matrix = np.random.default_rng(0).standard_normal((5, 96)).astype(np.float32)
+    matrix[2, 32:64] = 0
+    values, scales = quantize_blocks(matrix)
+    assert values.min() >= -8 and values.max() <= 7 and scales.min() > 0
+    wide = scales.astype(np.float32).repeat(32, axis=1)
+    error = np.abs(values * wide - matrix)
+    assert (error <= 1.51 * wide).all()
+    assert error.mean() < 0.27 * wide.mean()
+    assert not values[2, 32:64].any()
+
+
+def test_int4_says_what_it_cannot_divide(tmp_path):
+    config = OPTConfig.from_pretrained(GOLDEN / "pre_ln", hidden_size=24, ffn_dim=64)
+    config.word_embed_proj_dim = 24
+    write_random_checkpoint(tmp_path / "in", config)
+    with pytest.raises(ExportError, match=r"multiples of 32 long.*q_proj.*has 24"):
+        export_tflite(tmp_path / "in", tmp_path / "out", weights="int4")
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_both_frameworks_store_the_same_bytes():
@@ -156,7 +182,7 @@ def test_weights_beyond_the_format_s_two_gibibytes(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"weights": "bfloat16"}, "float32, float16, int8"),
+        ({"weights": "bfloat16"}, "float32, float16, int8, int4"),
         ({"framework": "torch"}, "tf, jax"),
         ({"cache_size": 4000}, "the model's positions"),
         ({"cache_size": 8, "prompt_buckets": [16]}, "to the cache's 8, got 16"),
