@@ -56,10 +56,9 @@ class Plan:
 
 
 def tune_tf(checkpoint: Path, train: np.ndarray, test: np.ndarray, plan: Plan):
-    """Keras: ``compile`` without a loss, then ``fit``. Model, losses before and after
-    on ``test``, losses on the way."""
+    """Keras: ``compile`` without a loss, then batch by batch. Model, losses before and
+    after on ``test``, losses on the way."""
     import keras
-    import tensorflow as tf
 
     from .tf_classes import TFOPTForCausalLM
 
@@ -71,12 +70,8 @@ def tune_tf(checkpoint: Path, train: np.ndarray, test: np.ndarray, plan: Plan):
     rows = {"input_ids": test, "labels": test}
     before = model.evaluate(rows, batch_size=len(test), verbose=0)
     losses: list[float] = []
-    batches = np.stack(list(plan.windows(train)))
-    dataset = tf.data.Dataset.from_tensor_slices(
-        {"input_ids": batches, "labels": batches}
-    )
-    for batch in dataset:
-        losses.append(float(model.train_on_batch(batch)))
+    for ids in plan.windows(train):
+        losses.append(float(model.train_on_batch({"input_ids": ids, "labels": ids})))
         model.reset_metrics()
     after = model.evaluate(rows, batch_size=len(test), verbose=0)
     return model, (before, after), losses

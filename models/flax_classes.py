@@ -317,7 +317,7 @@ class _FlaxOPT:
         seed: int = 0,
         remat: bool = False,
         **options: Any,
-    ):
+    ) -> Any:
         """A model with a checkpoint's weights; ``(model, params)`` with
         ``_do_init=False``.
 

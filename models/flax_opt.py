@@ -161,7 +161,8 @@ def attend(config: OPTConfig, q, keys, values, bias, *, head_mask=None, rng=None
     if isinstance(values, tuple):
         ends = np.cumsum([v.shape[2] for v in values])[:-1]
         parts = zip(jnp.split(kept, ends, -1), values, strict=True)
-        return sum(jnp.einsum("bhst,bhtd->bhsd", p, v) for p, v in parts), probs
+        context: Any = sum(jnp.einsum("bhst,bhtd->bhsd", p, v) for p, v in parts)
+        return context, probs
     return jnp.einsum("bhst,bhtd->bhsd", kept, values), probs
 
 

@@ -19,7 +19,15 @@ from .config import OPTConfig
 from .files import save_weights
 from .outputs import ModelOutput, TFBaseModelOutputWithPast, TFCausalLMOutputWithPast
 from .pretrained import Pretrained
-from .tf_inputs import check_ids, check_mask, check_positions, pairs, unpack
+from .tf_inputs import (
+    check_head_mask,
+    check_ids,
+    check_mask,
+    check_positions,
+    is_token_list,
+    pairs,
+    unpack,
+)
 from .weights import Shape, params_from_weights, weight_shapes
 
 Initial = Callable[[str, Shape], Any]
@@ -222,6 +230,14 @@ class _TFOPT(keras.Model):
 
     # --- the call -------------------------------------------------------------------
 
+    def __call__(self, *args, **kwargs):
+        """Keras's call, which knows neither a tokenizer's mapping nor plain lists."""
+        if args and isinstance(args[0], Mapping):
+            args = (dict(args[0]), *args[1:])
+        elif args and is_token_list(args[0]):
+            args = (tf.constant(args[0], tf.int32), *args[1:])
+        return super().__call__(*args, **kwargs)
+
     def _decode(self, given: dict[str, Any], training: Any) -> tuple[Any, Any]:
         """Weights, and hidden states of the inputs in ``given``."""
         config, params = self.config, self.params()
@@ -247,7 +263,7 @@ class _TFOPT(keras.Model):
             past=past,
             position_ids=positions,
             inputs_embeds=embeds,
-            head_mask=given["head_mask"],
+            head_mask=check_head_mask(config, given["head_mask"]),
             rng=self._rng(training),
             output_hidden_states=given["output_hidden_states"],
             output_attentions=given["output_attentions"],
@@ -275,7 +291,7 @@ class _TFOPT(keras.Model):
         return self(x, training=False, use_cache=False)
 
     def compute_loss(
-        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+        self, x=None, y=None, y_pred: Any = None, sample_weight=None, training=True
     ):
         """Keras's hook: the compiled loss sees logits (or hidden states) alone."""
         return super().compute_loss(
@@ -396,7 +412,7 @@ class TFOPTForCausalLM(_TFOPT):
         return output if given["return_dict"] else output.to_tuple()
 
     def compute_loss(
-        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+        self, x=None, y=None, y_pred: Any = None, sample_weight=None, training=True
     ):
         """Keras's hook: the model's own loss unless one was compiled.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -20,7 +20,7 @@ def unpack(given: dict[str, Any]) -> dict[str, Any]:
     first = given[names[0]]
     if isinstance(first, Mapping):
         found = dict(first)
-    elif isinstance(first, list | tuple) and _is_collection(first):
+    elif isinstance(first, list | tuple) and not is_token_list(first):
         order = list(names)
         if len(first) > 1 and len(getattr(first[1], "shape", ())) == 2:
             order = [name for name in names if name != "past_key_values"]
@@ -39,9 +39,9 @@ def unpack(given: dict[str, Any]) -> dict[str, Any]:
     return {**given, names[0]: None} | found
 
 
-def _is_collection(first: Sequence[Any]) -> bool:
-    """Whether a list is one of inputs, and not token ids as nested lists."""
-    return bool(first) and not isinstance(first[0], int | list | tuple)
+def is_token_list(x: Any) -> bool:
+    """Whether ``x`` is token ids as nested lists, and not a list of inputs."""
+    return isinstance(x, list | tuple) and bool(x) and isinstance(x[0], int | list)
 
 
 def refuse(x: Any, bad: Any, message: str) -> Any:
@@ -99,6 +99,17 @@ def check_positions(config: OPTConfig, position_ids: Any) -> Any:
         f"position_ids should be from -1 (padding) to {limit - 1} "
         f"(max_position_embeddings {limit})",
     )
+
+
+def check_head_mask(config: OPTConfig, head_mask: Any) -> Any:
+    """``head_mask`` as a tensor [L,H], or None."""
+    if head_mask is None:
+        return None
+    head_mask = tf.convert_to_tensor(head_mask)
+    wanted = (config.num_hidden_layers, config.num_attention_heads)
+    if not head_mask.shape.is_compatible_with(wanted):
+        raise ValueError(f"head_mask should have shape {wanted}, got {head_mask.shape}")
+    return head_mask
 
 
 def pairs(

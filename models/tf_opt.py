@@ -41,9 +41,9 @@ def layer_norm(x, weight: Any = None, bias: Any = None):
     """Over the last axis, in float32; without ``weight`` and ``bias`` affine-free."""
     x32 = tf.cast(x, tf.float32)
     mean, variance = tf.nn.moments(x32, [-1], keepdims=True)
-    if weight is not None:
-        weight, bias = tf.cast(weight, tf.float32), tf.cast(bias, tf.float32)
-    y = tf.nn.batch_normalization(x32, mean, variance, bias, weight, NORM_EPSILON)
+    scale: Any = None if weight is None else tf.cast(weight, tf.float32)
+    offset: Any = None if bias is None else tf.cast(bias, tf.float32)
+    y = tf.nn.batch_normalization(x32, mean, variance, offset, scale, NORM_EPSILON)
     return tf.cast(y, x.dtype)
 
 
@@ -158,9 +158,10 @@ def attend(config: OPTConfig, q, keys, values, bias, *, head_mask=None, rng=None
     probs = tf.cast(tf.nn.softmax(scores), q.dtype)
     if head_mask is not None:
         probs *= tf.cast(head_mask, q.dtype)[:, None, None]
-    kept = dropout(probs, config.attention_dropout, rng, 0)
+    kept: Any = dropout(probs, config.attention_dropout, rng, 0)
     if isinstance(values, tuple):
-        context, start = 0.0, 0
+        context: Any = 0.0
+        start: Any = 0
         for part in values:
             end = start + shape(part)[2]
             context += tf.matmul(kept[..., start:end], part)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import UserDict
+
 import numpy as np
 import pytest
 
@@ -137,6 +139,10 @@ def forms(kind, base):
         close(model(form)[0], wanted)
     close(model([i])[0], kind.value(model, ids))
     close(model({"input_ids": ids})[0], kind.value(model, ids))
+    mapping = UserDict(input_ids=i, attention_mask=m)  # as tokenizers return
+    close(model(mapping)[0], wanted)
+    close(model(ids.tolist())[0], kind.value(model, ids))
+    close(model(input_ids=ids.tolist())[0], kind.value(model, ids))
     in_order = [i, None, m] if kind.head else [i, m, None]
     close(model(in_order)[0], wanted)
 
@@ -557,6 +563,7 @@ def wrong_shapes(kind, base):
         bad = [np.zeros([2, 2, 1, 4, 8], np.float32)] * 2
         _raises(lambda: model(ids, past_key_values=bad), "(B, 3, T, 8)")
         _raises(lambda: model({"ids": ids}), "unknown input 'ids'")
+        _raises(lambda: model(ids, head_mask=np.ones([3, 2])), "(2, 3)")
         _raises(lambda: model(attention_mask=np.ones([2, 4])), "input_ids")
         _raises(
             lambda: model(ids, inputs_embeds=np.ones([2, 4, 24], np.float32)),
