@@ -29,6 +29,7 @@ from .layout import MANIFEST_PATH, refuse_existing, staging
 from .packing import packed_weights, weights_digest
 from .reproducible import settle_fingerprint, without_locations
 from .sizing import Sizes, chosen_sizes
+from .warmup import write_warmup
 
 FRAMEWORKS = ("tf", "jax")
 COMPILERS = ("none", "xla")
@@ -119,6 +120,7 @@ def export_savedmodel(
         cache_dtype=cache,
         signatures=[*SIGNATURES, *map(generate_name, generate), "describe", *texts],
         generate=list(generate),
+        batch_sizes=list(sizes.rows),
         max_positions=config.max_position_embeddings,
         vocab_size=config.vocab_size,
         **special_ids(config),
@@ -179,6 +181,7 @@ def _write(
         concrete,
         tf.saved_model.SaveOptions(save_debug_info=False),
     )
+    write_warmup(folder, manifest, computing.sizes, computing.loop_sizes)
     settle_fingerprint(folder)
 
 

@@ -27,17 +27,20 @@ def chosen_sizes(
     cache: Sequence[int] | None,
     rows: Sequence[int] | None,
 ) -> Sizes:
-    """Sizes as given, or by default powers of two up to the model's ``positions``.
+    """Sizes as given, or a few up to the model's ``positions``.
+
+    Each combination is compiled before a server is ready, so the default steps are
+    wide; what is computed in vain by rounding up is little beside the weights.
 
     Raises:
         ExportError: sizes that are not ascending numbers within the model.
     """
     if prompt is None:
-        prompt = [1, *_doubling(16, positions)]
+        prompt = [1, *_steps(32, positions, 4)]
     if cache is None:
-        cache = _doubling(64, positions)
+        cache = _steps(128, positions, 2)
     if rows is None:
-        rows = _doubling(1, 32)
+        rows = [1, 8, 32]
     return Sizes(
         rows=_checked("--batch-sizes", rows, None),
         prompt=_checked("--prompt-buckets", prompt, positions),
@@ -45,10 +48,10 @@ def chosen_sizes(
     )
 
 
-def _doubling(first: int, last: int) -> list[int]:
+def _steps(first: int, last: int, factor: int) -> list[int]:
     sizes = [min(first, last)]
     while sizes[-1] < last:
-        sizes.append(min(2 * sizes[-1], last))
+        sizes.append(min(factor * sizes[-1], last))
     return sizes
 
 
@@ -59,6 +62,7 @@ def _checked(option: str, sizes: Sequence[int], limit: int | None) -> tuple[int,
         )
     if limit is not None and sizes[-1] > limit:
         raise ExportError(
-            f"{option} should stay within the model's {limit} positions, got {sizes[-1]}"
+            f"{option} should stay within the model's {limit} positions, "
+            f"got {sizes[-1]}"
         )
     return tuple(sizes)

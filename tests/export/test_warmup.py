@@ -1,0 +1,87 @@
+"""The warm-up file, read with the server's own message types."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from exports import served
+from optserve.export.contract import signature
+from optserve.export.errors import ExportError
+from optserve.export.layout import read_manifest
+from optserve.export.sizing import Sizes, chosen_sizes
+from optserve.export.warmup import WARMUP_PATH, warmup_calls, write_warmup
+
+
+@pytest.fixture(scope="module")
+def model():
+    return served("pre_ln")
+
+
+def test_the_records_are_requests_that_the_export_answers(model):
+    import tensorflow as tf
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    layout = read_manifest(model.path).cache_layout
+    records = list(
+        tf.data.TFRecordDataset(str(model.path / WARMUP_PATH)).as_numpy_iterator()
+    )
+    seen = set()
+    for record in records:
+        entry = prediction_log_pb2.PredictionLog.FromString(record)
+        request = entry.predict_log.request
+        name = request.model_spec.signature_name
+        inputs = {k: tf.make_ndarray(v) for k, v in request.inputs.items()}
+        assert set(inputs) == {spec.name for spec in signature(name, layout).inputs}
+        for value in model(name, **inputs).values():
+            assert np.isfinite(value).all()
+        seen.add(name)
+    assert seen == {
+        "score",
+        "embed",
+        "serving_default",
+        "prefill",
+        "decode",
+        "generate_1",
+        "generate_8",
+        "generate_32",
+    }
+    assert len(b"".join(records)) < 10_000
+
+
+def test_every_size_is_covered_once(model):
+    manifest = read_manifest(model.path)
+    sizes = Sizes(rows=(1, 4), prompt=(1, 16), cache=(32, 64))
+    calls = [
+        (name, *dims.values()) for name, dims in warmup_calls(manifest, sizes, sizes)
+    ]
+    for rows in (1, 4):
+        for prompt in (1, 16):
+            assert calls.count(("prefill", rows, prompt, 0)) == 1
+        for slots in (32, 64):
+            assert calls.count(("decode", rows, 1, slots)) == 1
+            assert calls.count(("generate_1", rows, 1, slots)) == 1
+
+
+def test_more_than_a_server_replays_is_refused(model, tmp_path):
+    manifest = dataclasses.replace(read_manifest(model.path), max_positions=10_000)
+    sizes = Sizes(rows=tuple(range(1, 40)), prompt=tuple(range(1, 40)))
+    with pytest.raises(ExportError, match="a server replays 1000"):
+        write_warmup(tmp_path, manifest, sizes, sizes)
+
+
+def test_default_sizes_reach_the_models_positions():
+    sizes = chosen_sizes(2048, None, None, None)
+    assert sizes.prompt[-1] == sizes.cache[-1] == 2048
+    assert sizes.prompt[0] == 1
+    small = chosen_sizes(40, None, None, None)
+    assert small.cache == (40,)
+    with pytest.raises(ExportError, match="--cache-buckets should stay within"):
+        chosen_sizes(40, None, [64], None)
+    with pytest.raises(ExportError, match="--batch-sizes should be ascending"):
+        chosen_sizes(40, None, None, [4, 1])
