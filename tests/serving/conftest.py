@@ -17,18 +17,17 @@ MODEL = os.environ.get("OPTSERVE_MODEL", "opt")
 
 
 @pytest.fixture(scope="session")
-def target(tmp_path_factory, data_dir) -> Iterator[list[str]]:
+def target() -> Iterator[list[str]]:
     """Addresses of a server that serves one of our exports."""
     if given := os.environ.get("OPTSERVE_TARGET"):
         yield given.split(",")
         return
     pytest.importorskip("tensorflow")
-    from optserve.export.savedmodel import export_savedmodel
     from optserve.runtime.server import EmbeddedServer
 
-    out = tmp_path_factory.mktemp("served") / MODEL
-    export_savedmodel(data_dir / "golden" / "pre_ln", out)
-    with EmbeddedServer(out, name=MODEL) as server:
+    from tests.export.exports import served
+
+    with EmbeddedServer(served("pre_ln").path.parent, name=MODEL) as server:
         yield [server.target]
 
 

@@ -1,0 +1,97 @@
+"""A SavedModel in this process, and behind the command line's own server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import numpy as np
+import pytest
+from optserve.runtime import (
+    AsyncClient,
+    Cancelled,
+    Client,
+    InvalidRequest,
+    Sampling,
+    cli,
+)
+from optserve.runtime.errors import ServerError, VersionGone
+from optserve.runtime.local_transport import LocalTransport
+from optserve.runtime.transport import Call
+
+from tests.export.exports import served
+
+from .numpy_model import NumpyTransport
+from .test_golden import expected, prompts, until_end
+
+pytest.importorskip("tensorflow")
+
+
+@pytest.fixture(scope="module")
+def export():
+    return served("pre_ln").path.parent
+
+
+def test_a_path_as_target_gives_the_references_tokens(export):
+    with Client(export) as client:
+        found = client.generate(prompts("pre_ln"), max_new_tokens=24)
+        assert client.model_version == 1
+    for row, tokens in zip(found, expected("pre_ln")["greedy"], strict=True):
+        assert row.tokens == until_end(tokens)
+
+
+def test_sampling_in_the_graph_equals_sampling_in_the_client(export):
+    warm = Sampling(
+        temperature=1.3, top_k=40, top_p=0.9, repetition_penalty=1.2, seed=21
+    )
+    options = {"max_new_tokens": 24, "sampling": warm}
+    with Client(export / "1") as client:
+        found = client.generate(prompts("pre_ln"), **options)
+    with Client(transport=NumpyTransport()) as client:
+        wanted = client.generate(prompts("pre_ln"), **options)
+    assert [g.tokens for g in found] == [g.tokens for g in wanted]
+    np.testing.assert_allclose(found[0].logprobs, wanted[0].logprobs, atol=1e-4)
+
+
+def test_asyncio_runs_it_in_threads(export):
+    async def go():
+        async with AsyncClient(export) as client:
+            return await client.generate(prompts("pre_ln"), max_new_tokens=24)
+
+    for row, tokens in zip(
+        asyncio.run(go()), expected("pre_ln")["greedy"], strict=True
+    ):
+        assert row.tokens == until_end(tokens)
+
+
+def test_refusals(export, tmp_path):
+    transport = LocalTransport(export)
+    row = {"row": np.zeros(1, np.int32)}
+    with pytest.raises(ServerError, match="not found"):
+        transport.call(Call("nosig", row))
+    with pytest.raises(VersionGone):
+        transport.call(Call("describe", row, version=4))
+    with pytest.raises(ServerError):
+        transport.call(Call("describe", {"x": row["row"]}))
+    transport.close()
+    with pytest.raises(Cancelled):
+        transport.call(Call("describe", row))
+    with pytest.raises(InvalidRequest, match="no exported model"):
+        Client(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidRequest, match=r"no \.tflite"):
+        Client(tmp_path / "file")
+    with pytest.raises(InvalidRequest, match="no such file or folder"):
+        Client(os.fspath(tmp_path / "nothing"))
+
+
+def test_the_command_starts_and_stops_its_own_server(export, tmp_path, capfd):
+    arguments = ["--model", str(export), "--max-new-tokens", "4", "--quiet", "--json"]
+    (tmp_path / "batch").write_text('{"id": 1, "prompt": [2, 5, 6]}\n')
+    batch = ["--jsonl", str(tmp_path / "batch")]
+    assert cli.main(["generate", *arguments, *batch]) == 0
+    out, err = capfd.readouterr()
+    assert '"finish_reason": "length"' in out and err == ""
+    assert cli.main(["generate", "--model", str(tmp_path), "hello"]) == 1
+    err = capfd.readouterr().err
+    assert err.startswith("optserve: ") and err.count("\n") == 1
