@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -209,13 +210,17 @@ class _FlaxOPT:
         self.input_shape = input_shape
         self.key = jax.random.PRNGKey(seed)
         self._params: Tree | None = None
-        self._module = self.module_class(config, dtype=self.dtype, remat=remat)
+        self._module = self.module_class(deepcopy(config), self.dtype, remat)
         if _do_init:
             self._params = self.init_weights(self.key, input_shape)
 
     @property
-    def module(self) -> nn.Module:
+    def module(self) -> Any:
         """The linen module; ``module.apply({"params": params}, input_ids, …)``."""
+        # Compiled programs are found again by their module, so its configuration is a
+        # copy that nobody changes; the model's own may have been.
+        if self._module.config != self.config:
+            self._module = self._module.clone(config=deepcopy(self.config))
         return self._module
 
     @property
@@ -400,15 +405,16 @@ class _FlaxOPT:
         ``deterministic=False`` needs a ``dropout_rng``. Raises ValueError for shapes,
         ids and positions out of range (inside ``jax.jit``, when it runs).
         """
+        module = self.module
+        config = module.config
         ids, mask, positions = check_inputs(
-            self.config, input_ids, attention_mask, position_ids, past_key_values
+            config, input_ids, attention_mask, position_ids, past_key_values
         )
         if not deterministic and dropout_rng is None:
             raise ValueError("deterministic=False needs a dropout_rng")
         variables = {"params": unfreeze(self.params if params is None else params)}
         if past_key_values is not None:
             variables["cache"] = dict(past_key_values)
-        config = self.config
         asked = (output_attentions, output_hidden_states, return_dict)
         options = {
             name: getattr(config, name) if value is None else value
@@ -416,7 +422,7 @@ class _FlaxOPT:
         }
         as_dict = options.pop("return_dict")
         output, changed = _run(
-            self._module,
+            module,
             variables,
             ids,
             mask,

@@ -5,6 +5,7 @@ model/decoder/layers/0/self_attn/q_proj/kernel      (no ``model`` without a head
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -47,12 +48,16 @@ def random_params(config: OPTConfig, rng: Any, *, head: bool) -> Tree:
         elif path[-1] == "scale":
             value = jnp.ones(shape)
         else:
-            key = jax.random.fold_in(rng, i)
-            value = config.init_std * jax.random.normal(key, tree_shape(name, shape))
+            value = _normal(rng, i, config.init_std, tree_shape(name, shape))
         if name == "decoder.embed_tokens.weight" and config.pad_token_id is not None:
             value = value.at[config.pad_token_id].set(0)
         tree[path] = value
     return unflatten_dict(tree)
+
+
+@partial(jax.jit, static_argnums=3)
+def _normal(rng: Any, i: int, std: float, shape: Shape) -> Any:
+    return std * jax.random.normal(jax.random.fold_in(rng, i), shape)
 
 
 def cast_floating(params: Tree, dtype: Any, mask: Any = None) -> Tree:

@@ -98,7 +98,7 @@ def half(kind, base):
     for dtype, tolerance in (("bfloat16", 4e-2), ("float16", 6e-3)):
         for name in ("pre-LN", "post-LN, projections"):
             model, config = loaded(kind, base, name, dtype=dtype)
-            ids = tokens(config, 2, 8)
+            ids = tokens(config, 2, 6)
             found = kind.call(model, ids)[kind.main]
             assert str(found.dtype) == dtype
             wanted = expected(config, ids, name=name)[kind.main]
@@ -111,7 +111,7 @@ def half(kind, base):
 @feature(INPUTS, "token ids as int32 and int64, from numpy and from the framework")
 def ids_types(kind, base):
     model, config = loaded(kind, base)
-    ids = tokens(config, 2, 5)
+    ids = tokens(config, 2, 6)
     wanted = expected(config, ids)[kind.main]
     close(kind.value(model, ids.astype(np.int32)), wanted)
     close(kind.value(model, ids.astype(np.int64)), wanted)
@@ -277,7 +277,7 @@ def chunks(kind, base):
 @feature(INPUTS, "`params` other than the model's own", "flax")
 def other_params(kind, base):
     model, config = loaded(kind, base)
-    ids = tokens(config, 2, 4)
+    ids = tokens(config, 2, 6)
     other = kind.cls(config, seed=5)
     close(kind.value(model, ids, params=other.params), kind.value(other, ids))
 
@@ -327,7 +327,7 @@ def cache_layout(kind, base):
 @feature(OUTPUTS, "by attribute, key, index, slice and as a tuple")
 def access(kind, base):
     model, config = loaded(kind, base)
-    output = model(tokens(config, 2, 4), output_hidden_states=True)
+    output = model(tokens(config, 2, 6), output_hidden_states=True)
     name = kind.main
     assert output[0] is output[name] is getattr(output, name)
     assert output[:1][0] is output[0] and output.to_tuple()[0] is output[0]
@@ -343,7 +343,7 @@ def access(kind, base):
 @feature(OUTPUTS, "`return_dict=False` gives a tuple without absent fields")
 def tuples(kind, base):
     model, config = loaded(kind, base)
-    ids = tokens(config, 2, 4)
+    ids = tokens(config, 2, 6)
     options = {"output_hidden_states": True, "output_attentions": True}
     found = model(ids, return_dict=False, **options)
     wanted = model(ids, **options)
@@ -355,12 +355,12 @@ def tuples(kind, base):
 def defaults(kind, base):
     options = {"output_hidden_states": True, "output_attentions": True}
     model, config = loaded(kind, base, use_cache=False, **options)
-    output = model(tokens(config, 2, 4))
+    output = model(tokens(config, 2, 6))
     assert list(output) == [kind.main, "hidden_states", "attentions"]
-    output = model(tokens(config, 2, 4), output_attentions=False)
+    output = model(tokens(config, 2, 6), output_attentions=False)
     assert list(output) == [kind.main, "hidden_states"]
     model, config = loaded(kind, base, return_dict=False)
-    assert isinstance(model(tokens(config, 2, 4)), tuple)
+    assert isinstance(model(tokens(config, 2, 6)), tuple)
 
 
 # --- compiled -----------------------------------------------------------------------
@@ -465,7 +465,7 @@ def module(kind, base):
 
     model, config = loaded(kind, base)
     assert isinstance(model.module, nn.Module)
-    ids = tokens(config, 2, 5)
+    ids = tokens(config, 2, 6)
     found = model.module.apply({"params": model.params}, ids)
     close(found[0], kind.value(model, ids))
     fresh = model.module.init(jax.random.PRNGKey(0), ids)["params"]

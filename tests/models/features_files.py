@@ -13,6 +13,7 @@ from .conformance import feature
 from .features_calls import loaded
 from .kinds import (
     CONFIGS,
+    FEW,
     KINDS,
     checkpoint,
     close,
@@ -96,8 +97,8 @@ def lazy(kind, base):
     import jax
 
     params = model.init_weights(jax.random.PRNGKey(0), (1, 1))
-    ids = tokens(model.config, 2, 3)
-    assert model(ids, params=params)[0].shape[:2] == (2, 3)
+    ids = tokens(model.config, 2, 6)
+    assert model(ids, params=params)[0].shape[:2] == (2, 6)
     path = checkpoint(base, "pre-LN")
     empty, loaded_params = kind.cls.from_pretrained(path, _do_init=False)
     full = kind.cls.from_pretrained(path)
@@ -127,15 +128,15 @@ def conversions(kind, base):
         for path, x in jax.tree_util.tree_leaves_with_path(mixed)
     }
     assert dtypes["scale"] == "float32" and dtypes["kernel"] == "bfloat16"
-    assert model(tokens(model.config, 1, 3), params=mixed)[0].dtype == jnp.float32
+    assert model(tokens(model.config, 2, 6), params=mixed)[0].dtype == jnp.float32
 
 
 @feature(WEIGHTS, "`resize_token_embeddings`: old rows stay, the head follows")
 def resize(kind, base):
-    for name in ("pre-LN", "post-LN, projections", "untied, projections"):
-        for size in (70, 61, 40):
+    for name in ("pre-LN", "untied, projections"):
+        for size in (70, 40):
             model, config = loaded(kind, base, name)
-            ids = tokens(config, 2, 5) % 40
+            ids = tokens(config, 2, 6) % 40
             before = kind.value(model, ids)
             model.resize_token_embeddings(size)
             assert model.config.vocab_size == size
@@ -156,12 +157,12 @@ def resize(kind, base):
 
 @feature(FILES, "`save_pretrained` and `from_pretrained` give the same model back")
 def round_trip(kind, base, tmp_path):
-    for name in CONFIGS:
+    for name in FEW:
         model, config = loaded(kind, base, name)
         model.save_pretrained(tmp_path / name)
         again = kind.cls.from_pretrained(tmp_path / name)
         assert again.config == config
-        ids = tokens(config, 2, 4)
+        ids = tokens(config, 2, 6)
         assert (kind.value(again, ids) == kind.value(model, ids)).all()
 
 
@@ -241,7 +242,7 @@ def halves(kind, base, tmp_path):
             wanted = np.float32 if kind.framework == "tf" else dtype
             assert value.dtype == wanted
             assert (value == weights[name]).all()
-        assert kind.value(model, tokens(config, 1, 4)).dtype == np.float32
+        assert kind.value(model, tokens(config, 2, 6)).dtype == np.float32
 
 
 @feature(FILES, "a checkpoint without `lm_head` for a tied model, and with one")
@@ -251,7 +252,7 @@ def heads(kind, base, tmp_path):
     weights["lm_head.weight"] = weights["decoder.embed_tokens.weight"]
     write_checkpoint(tmp_path, config, weights)
     model, _ = loaded(kind, base)
-    ids = tokens(config, 2, 4)
+    ids = tokens(config, 2, 6)
     close(kind.value(kind.cls.from_pretrained(tmp_path), ids), kind.value(model, ids))
 
 
@@ -261,7 +262,7 @@ def keras_files(kind, base, tmp_path):
 
     for name in ("pre-LN", "untied, projections"):
         model, config = loaded(kind, base, name)
-        ids = tokens(config, 2, 4)
+        ids = tokens(config, 2, 6)
         model.save_weights(tmp_path / "m.weights.h5")
         again = kind.cls(config)
         again.load_weights(tmp_path / "m.weights.h5")
