@@ -227,3 +227,20 @@ def test_joining_pads_each_input_with_what_is_never_read():
     np.testing.assert_array_equal(
         np.asarray(both.inputs["cache"])[:, :3, 0].sum(1), [2, 2, 2, 0]
     )
+
+
+def test_a_version_swap_in_the_middle_costs_rebuilds_and_no_token():
+    async def go():
+        transport = AsyncNumpy(0.001)
+        async with AsyncClient(transport=transport) as client:
+            work = asyncio.create_task(
+                client.generate(PROMPTS, max_new_tokens=9, sampling=WARM)
+            )
+            await asyncio.sleep(0.02)
+            transport.inner.versions = {2: transport.inner.model}
+            return await work
+
+    found = asyncio.run(go())
+    assert [g.tokens for g in found] == alone(sampling=WARM)
+    assert all(g.model_version == 2 for g in found)
+    assert sum(g.rebuilds for g in found) > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -496,3 +497,16 @@ def test_counters_count():
     assert 0 < first.counters.first_token_seconds < first.counters.seconds
     assert first.bytes_sent == second.bytes_sent > 0
     assert first.tokens_per_second > 0 and first.bytes_received > 0
+
+
+def test_one_client_serves_several_threads():
+    with Client(transport=NumpyTransport(generate=(2, 4))) as client:
+
+        def work(i: int) -> list[int]:
+            options = {"max_new_tokens": 12, "sampling": WARM}
+            return client.generate([MIXED[i % len(MIXED)]], **options)[0].tokens
+
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(work, range(24)))
+    expected = one_by_one(max_new_tokens=12, sampling=WARM)
+    assert found == [expected[i % len(MIXED)] for i in range(24)]
