@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from ..models.config import OPTConfig
-from .packing import assemble
+from .packing import assemble, is_matrix
 from .sizing import Sizes
 
 PAST = 1
@@ -23,7 +23,8 @@ seed, temperature, top_k, top_p, repetition_penalty."""
 class TFBackend:
     """TensorFlow ops; with ``compiler="xla"`` the loop of a single row is compiled.
 
-    Everything else is quicker as plain ops, whose matrix products are oneDNN's.
+    Everything else is quicker as plain ops, whose matrix products are oneDNN's; for
+    these a server holds int8 weights as bfloat16, too (float16 as float32).
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class TFBackend:
         compiler: str,
         tokens: int,
         sizes: Sizes,
+        digest: str,
     ) -> None:
         from . import graph_tf
 
@@ -43,17 +45,63 @@ class TFBackend:
         self._stored, self._compiler, self._tokens = stored, compiler, tokens
         self.sizes = Sizes()
         self.loop_sizes = Sizes(cache=sizes.cache)
+        self.resources = {
+            name: graph_tf.Widened(variable, f"{digest}/{name}")
+            for name, variable in stored.items()
+            if is_matrix(name) and variable.dtype in (tf.int8, tf.float16)
+        }
         self._one_row = tf.function(
             lambda *request: self._loop(self._request(request), compiled=True),
             autograph=False,
             jit_compile=True,
         )
+        self._one_row_logits = tf.function(
+            lambda step, hidden: graph_tf.opt.lm_logits(
+                config, self._params(step), hidden
+            ),
+            autograph=False,
+            jit_compile=True,
+        )
 
     def _params(self, step=None) -> dict[str, Any]:
-        def pack(values, scale):
-            return self._graph.Matrix(values, scale, step)
+        def pack(name, values, scale):
+            if step is not None:
+                return self._graph.Matrix(values, scale, step=step)
+            held = self.resources.get(name)
+            wide = held.read() if held else tf.convert_to_tensor(values)
+            return self._graph.Matrix(values, scale, wide=wide)
 
         return assemble(self._config, self._stored, pack)
+
+    def extend(self, ids, past, cache_length):
+        """Hidden states [B,S,W] and wire rows [L,2,B,H,S,·] of new tokens."""
+        return self._graph.extend(
+            self._config, self._params(), self._cache_dtype, ids, past, cache_length
+        )
+
+    def logits(self, hidden):
+        """Hidden states [B,W] → [B,V]."""
+
+        def plain():
+            return self._graph.opt.lm_logits(self._config, self._params(), hidden)
+
+        if self._compiler == "none":
+            return plain()
+        return tf.cond(
+            tf.shape(hidden)[0] == 1,
+            lambda: self._one_row_logits(
+                tf.zeros([], tf.int32), _fixed_to_one_row(hidden, 0)
+            ),
+            plain,
+        )
+
+    def full_logits(self, ids, mask):
+        """Logits [B,S,V] of padded rows."""
+        return self._graph.full_logits(self._config, self._params(), ids, mask)
+
+    def token_logprobs(self, ids, hidden):
+        """Log-probabilities [B,S] of given tokens."""
+        return self._graph.token_logprobs(self._config, self._params(), ids, hidden)
 
     def generate(self, request: Sequence[Any]):
         """Tokens [B,N], logprobs [B,N], count [B], wire rows [L,2,B,H,N,·]."""
@@ -76,32 +124,15 @@ class TFBackend:
 
     def _loop(self, request, *, compiled: bool):
         graph = self._graph
+        fixed = None if compiled else self._params()
         return graph.generate(
             self._config,
-            self._params if compiled else lambda step: self._params(),
+            lambda step: fixed or self._params(step),
             self._cache_dtype,
             self._tokens,
             request,
             graph.write_slot_compiled if compiled else graph.write_slot,
         )
-
-    def extend(self, ids, past, cache_length):
-        """Hidden states [B,S,W] and wire rows [L,2,B,H,S,·] of new tokens."""
-        return self._graph.extend(
-            self._config, self._params(), self._cache_dtype, ids, past, cache_length
-        )
-
-    def logits(self, hidden):
-        """Hidden states [B,W] → [B,V]."""
-        return self._graph.opt.lm_logits(self._config, self._params(), hidden)
-
-    def full_logits(self, ids, mask):
-        """Logits [B,S,V] of padded rows."""
-        return self._graph.full_logits(self._config, self._params(), ids, mask)
-
-    def token_logprobs(self, ids, hidden):
-        """Log-probabilities [B,S] of given tokens."""
-        return self._graph.token_logprobs(self._config, self._params(), ids, hidden)
 
 
 def _fixed_to_one_row(tensor, index: int):
@@ -127,18 +158,20 @@ class JaxBackend:
         compiler: str,
         tokens: int,
         sizes: Sizes,
+        digest: str,
     ) -> None:
         from jax.experimental import jax2tf
 
         from . import graph_jax
 
         self._stored = dict(stored)
+        self.resources: dict[str, Any] = {}
         self.sizes = self.loop_sizes = sizes
 
         def module(function, *shapes):
             def run(stored, *inputs):
                 def params(step=None):
-                    def pack(values, scale):
+                    def pack(name, values, scale):
                         return graph_jax.Matrix(values, scale, step)
 
                     return assemble(config, stored, pack)

@@ -91,7 +91,7 @@ def positions(config: OPTConfig, start, S):
 
 
 def extend(config: OPTConfig, params, cache_dtype: str, ids, past, cache_length):
-    """Feed ``ids`` [B,S] behind the cache: hidden [B,S,W] and wire rows [L,2,B,H,S,·]."""
+    """Feed ``ids`` [B,S] behind the cache: hidden [B,S,W], wire rows [L,2,B,H,S,·]."""
     B, S = ids.shape
     C = past.shape[4]
     at = positions(config, cache_length, S)

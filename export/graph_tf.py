@@ -17,16 +17,47 @@ from ..models.weights import PackedWeight
 from .sampling_tf import Wanted, choose
 
 
-class Matrix(PackedWeight):
-    """A stored matrix [out, in] of any of the weight dtypes, multiplied as bfloat16
-    where it is that or int8 (whose integers bfloat16 holds exactly).
+class Widened(tf.saved_model.experimental.TrackableResource):
+    """A stored matrix as products want it, made once when a model is loaded.
 
-    With ``step`` it is one row that XLA multiplies, in float32; ``graph_jax.Matrix``
-    tells why that looks as it does.
+    int8 becomes bfloat16, which holds its integers exactly, float16 becomes float32.
+    ``name`` must say which weights these are: in one process it is one resource.
     """
 
-    def __init__(self, values: Any, scale: Any = None, step: Any = None) -> None:
-        self.values, self.scale, self.step = values, scale, step
+    def __init__(self, stored: tf.Variable, name: str) -> None:
+        super().__init__()
+        self._stored, self._name = stored, name
+        self.dtype = tf.bfloat16 if stored.dtype == tf.int8 else tf.float32
+
+    def _create_resource(self):
+        return tf.raw_ops.VarHandleOp(
+            dtype=self.dtype, shape=self._stored.shape, shared_name=self._name
+        )
+
+    def _initialize(self):
+        tf.raw_ops.AssignVariableOp(
+            resource=self.resource_handle, value=tf.cast(self._stored, self.dtype)
+        )
+
+    def read(self):
+        """The matrix [out, in]."""
+        found = tf.raw_ops.ReadVariableOp(
+            resource=self.resource_handle, dtype=self.dtype
+        )
+        return tf.ensure_shape(found, self._stored.shape)
+
+
+class Matrix(PackedWeight):
+    """A stored matrix [out, in] of any of the weight dtypes.
+
+    ``wide`` is what is multiplied, in its own dtype. With ``step`` instead it is one
+    row that XLA multiplies, in float32, with the values as they are stored;
+    ``graph_jax.Matrix`` tells why that looks as it does.
+    """
+
+    def __init__(self, values, scale=None, *, wide=None, step=None) -> None:
+        self.values, self.scale = values, scale
+        self.wide, self.step = wide, step
 
     def matmul(self, x):
         y = self._many_rows(x) if self.step is None else self._one_row(x)
@@ -41,10 +72,7 @@ class Matrix(PackedWeight):
         return xla.optimization_barrier(y)[0]
 
     def _many_rows(self, x):
-        dtype = self.values.dtype
-        run = tf.bfloat16 if dtype in (tf.int8, tf.bfloat16) else tf.float32
-        values = tf.cast(self.values, run)
-        y = tf.matmul(tf.cast(x, run), values, transpose_b=True)
+        y = tf.matmul(tf.cast(x, self.wide.dtype), self.wide, transpose_b=True)
         return tf.cast(y, tf.float32)
 
     def take(self, rows):
@@ -95,7 +123,7 @@ def positions(config: OPTConfig, start, S):
 
 
 def extend(config: OPTConfig, params, cache_dtype: str, ids, past, cache_length):
-    """Feed ``ids`` [B,S] behind the cache: hidden [B,S,W] and wire rows [L,2,B,H,S,·]."""
+    """Feed ``ids`` [B,S] behind the cache: hidden [B,S,W], wire rows [L,2,B,H,S,·]."""
     B, S = opt.shape(ids)
     C = opt.shape(past)[4]
     at = positions(config, cache_length, S)

@@ -83,17 +83,17 @@ def quantize(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def assemble(
-    config: OPTConfig, stored: Mapping[str, Any], pack: Callable[[Any, Any], Any]
+    config: OPTConfig, stored: Mapping[str, Any], pack: Callable[[str, Any, Any], Any]
 ) -> dict:
     """The params of the pure functions from stored tensors of either framework.
 
     Args:
         stored: tensors by the names of :func:`packed_weights`.
         pack: makes a matrix's :class:`PackedWeight` (or leaves it as it is) from its
-            values and its scales, None without.
+            name, its values and its scales, None without.
     """
     leaves = {
-        name: pack(value, stored.get(name + SCALE)) if _is_matrix(name) else value
+        name: pack(name, value, stored.get(name + SCALE)) if is_matrix(name) else value
         for name, value in stored.items()
         if not name.endswith(SCALE)
     }
@@ -118,7 +118,8 @@ def _fused(
     return np.concatenate(parts)
 
 
-def _is_matrix(name: str) -> bool:
+def is_matrix(name: str) -> bool:
+    """Whether a stored tensor is a matrix, of the chosen weight dtype."""
     return (
         name.endswith(".weight")
         and "layer_norm" not in name

@@ -37,7 +37,7 @@ class Signatures(tf.Module):
         super().__init__(name="optserve")
         self._config, self._backend, self._layout = config, backend, layout
         self._sizes, self._loop_sizes = backend.sizes, backend.loop_sizes
-        self.stored = dict(stored)
+        self.stored, self.resources = dict(stored), dict(backend.resources)
         bodies: dict[str, Callable[..., dict[str, Any]]] = {
             "serving_default": self._serving_default,
             "prefill": self._prefill,
