@@ -28,7 +28,7 @@ from .transport import Call
 
 _PROBE_SECONDS = 5.0
 
-DEFAULT_ROWS = 8
+DEFAULT_ROWS = 32
 """Rows of one call where the export names no batch sizes."""
 
 

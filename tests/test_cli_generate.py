@@ -104,6 +104,7 @@ def test_a_batch_goes_on_where_it_was_interrupted(transport, capsys, tmp_path):
     out = tmp_path / "out.jsonl"
     lines = [json.dumps({"id": i, "prompt": [2, 5 + i]}) for i in range(30)]
     arguments = ["--jsonl", batch(tmp_path, lines), "--output", str(out), "--quiet"]
+    arguments += ["--max-rows", "8"]
 
     def fail_later(call: Call) -> None:
         if len(transport.calls) > 4:
