@@ -110,6 +110,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
+    from ...models.quiet import import_tensorflow
+
+    import_tensorflow()
     from ..savedmodel import export_savedmodel
     from ..tflite import export_tflite
 

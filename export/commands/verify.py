@@ -53,9 +53,12 @@ def run(args: argparse.Namespace) -> int:
     """Verify. Returns 0 if all is well, 1 if not."""
     from rich.console import Console
 
+    from ...models.quiet import import_tensorflow
+
     if args.max_length is not None and args.max_length < 1:
         raise ExportError(f"--max-length is 1 or more, got {args.max_length}")
     baseline = None if args.baseline is None else read_baseline(args.baseline)
+    import_tensorflow()
     if args.against is not None:
         report = compare_exports(args.export, args.against, max_length=args.max_length)
     else:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,23 +109,9 @@ def opened_client(args: argparse.Namespace) -> Iterator[Client]:
 
 
 def _embedded(path: Path, name: str) -> EmbeddedServer:
-    """The server, without what TensorFlow's libraries print while they load."""
-    if os.environ.get("OPTSERVE_TRACEBACK"):
-        from ..server import EmbeddedServer
+    from ..server import EmbeddedServer
 
-        return EmbeddedServer(path, name=name)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    sys.stderr.flush()
-    standard_error, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        from ..server import EmbeddedServer
-
-        return EmbeddedServer(path, name=name)
-    finally:
-        os.dup2(standard_error, 2)
-        os.close(standard_error)
-        os.close(nowhere)
+    return EmbeddedServer(path, name=name)
 
 
 def generation_keywords(args: argparse.Namespace) -> OptionKeywords:

@@ -128,7 +128,7 @@ def _from_files(args: argparse.Namespace) -> dict[str, Any]:
     )
     if not any(files):
         return {}
-    from ..server.quiet import import_tensorflow
+    from ...models.quiet import import_tensorflow
 
     import_tensorflow()  # the official messages' package imports it
     from ..server import config

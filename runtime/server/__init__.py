@@ -31,7 +31,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "EmbeddedServer":
-        from .quiet import import_tensorflow
+        from ...models.quiet import import_tensorflow
 
         import_tensorflow()
         from .embedded import EmbeddedServer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from optserve.runtime.server.quiet import _stderr_filtered
+from optserve.models.quiet import _stderr_filtered
 
 LINES = [
     (b"WARNING: All log messages before absl::InitializeLog() is called", False),
