@@ -83,10 +83,9 @@ def _metadata(path: Path, data: mmap.mmap) -> bytes:
             for entry in entries
             if end <= len(data) and entry.Name() == MANIFEST_KEY
         }
-    except Exception as error:  # whatever an index out of the file leads to
+    except Exception:  # whatever an index out of the file leads to
         raise IncompatibleModel(
-            f"{path} is damaged or incomplete ({type(error).__name__}): copy or export "
-            "it again"
+            f"{path} is damaged or incomplete: copy or export it again"
         ) from None
     if end > len(data):
         raise IncompatibleModel(
