@@ -70,7 +70,7 @@ def weights_digest(config: OPTConfig, weights: Mapping[str, np.ndarray]) -> str:
 
 
 def quantize(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric int8 by row: values [out, in] and scales [out] with w ≈ value · scale."""
+    """Symmetric int8 by row: values [out, in], scales [out]; w ≈ value · scale."""
     values = np.empty(matrix.shape, np.int8)
     scales = np.empty(matrix.shape[0], np.float32)
     for start in range(0, len(matrix), _ROWS):

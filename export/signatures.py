@@ -70,14 +70,41 @@ class Signatures(tf.Module):
             )
             for tensor in spec.inputs
         ]
+        names = [tensor.name for tensor in spec.inputs]
         outputs = [tensor.name for tensor in spec.outputs]
 
         def run(*tensors):
-            found = body(*tensors)
+            checks = self._checks(dict(zip(names, tensors, strict=True)))
+            with tf.control_dependencies(checks):
+                found = body(tf.identity(tensors[0]), *tensors[1:])
             return {key: tf.identity(found[key], name=key) for key in outputs}
 
         run.__name__ = name
         return tf.function(run, input_signature=inputs, autograph=False)
+
+    def _checks(self, inputs: Mapping[str, Any]) -> list[Any]:
+        """Ids and lengths beyond the model are an error, never a wrong answer."""
+        if "input_ids" not in inputs:
+            return []
+        V, most = self._config.vocab_size, self._config.max_position_embeddings
+        ids = inputs["input_ids"]
+        rules = {f"input_ids should be from 0 to {V - 1}": (ids >= 0) & (ids < V)}
+        if "input_length" in inputs:
+            length, cached = inputs["input_length"], inputs.get("cache_length", 0)
+            slots = tf.shape(inputs["cache"])[1] if "cache" in inputs else 0
+            rules |= {
+                "input_length should be from 0 to input_ids' size": (length >= 0)
+                & (length <= tf.shape(ids)[1]),
+                "cache_length should be from 0 to the cache's size": (cached >= 0)
+                & (cached <= slots),
+                f"cache_length + input_length should be at most {most} positions": (
+                    cached + length <= most
+                ),
+            }
+        return [
+            tf.debugging.Assert(tf.reduce_all(holds), [rule])
+            for rule, holds in rules.items()
+        ]
 
     # --- bodies ---------------------------------------------------------------------
 
@@ -122,7 +149,7 @@ class Signatures(tf.Module):
         stop_ids,
         *sampling,
     ):
-        """All of the prompt but its last token is fed at once; the loop starts there."""
+        """The prompt but its last token is fed at once; the loop starts there."""
         B, S = _sizes(input_ids)
         before = tf.maximum(input_length - 1, 0)
 

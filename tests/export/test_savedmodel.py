@@ -175,6 +175,24 @@ def test_weights_are_stored_once(tmp_path):
     assert stored < 1.1 * checkpoint + 10_000
 
 
+@pytest.mark.parametrize("framework", ROUTES)
+@pytest.mark.parametrize(
+    ("ids", "length", "wanted"),
+    [
+        ([[5, 128]], [2], "input_ids should be from 0 to 127"),
+        ([[-1, 5]], [2], "input_ids should be from 0 to 127"),
+        ([[5, 5]], [3], "input_length should be from 0"),
+        ([[5] * 65], [65], "should be at most 64 positions"),
+    ],
+)
+def test_what_is_out_of_range_is_refused(framework, ids, length, wanted):
+    import tensorflow as tf
+
+    model = served("pre_ln", framework=framework)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=wanted):
+        model("prefill", input_ids=int32(*ids), input_length=int32(*length))
+
+
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
