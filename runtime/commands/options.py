@@ -37,6 +37,7 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
     add("--tokenizer", metavar="DIR", help="tokenizer, where the export holds none")
     add("--wait", type=float, metavar="S", help="wait for the model to become ready")
     add("--max-rows", type=int, metavar="B", help="most rows of one call")
+    add("--threads", type=int, metavar="T", help="of a .tflite model (up to 4)")
     add("--tls-ca", metavar="PEM", help="encrypt, and trust these certificates")
     add("--tls-cert", metavar="PEM", help="the client's certificate (mTLS)")
     add("--tls-key", metavar="PEM", help="and its key")
@@ -98,7 +99,7 @@ def opened_client(args: argparse.Namespace) -> Iterator[Client]:
         return
     path = Path(args.model)
     if _is_tflite(path):
-        with Client(path, **common) as client:
+        with Client(path, threads=args.threads, **common) as client:
             yield client
         return
     with (
