@@ -1,6 +1,7 @@
 """What smaller weights cost: held-out loss of the shipped checkpoint on LiteRT."""
 
-from __future__ import annotations
+from __future__ from itertools import pairwise
+import annotations
 
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def loss(folder: Path, windows: list[list[int]]) -> float:
     losses = []
     for ids in windows:
         cache = None
-        for slot, (token, following) in enumerate(zip(ids, ids[1:], strict=False)):
+        for slot, (token, following) in enumerate(pairwise(ids)):
             inputs = {
                 "input_ids": np.array([[token]], np.int32),
                 "input_length": np.ones(1, np.int32),
