@@ -1,8 +1,8 @@
 """What smaller weights cost: held-out loss of the shipped checkpoint on LiteRT."""
 
-from __future__ from itertools import pairwise
-import annotations
+from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
