@@ -401,7 +401,8 @@ class TFOPTForCausalLM(_TFOPT):
         logits = tf_opt.lm_logits(self.config, params, decoded.last_hidden_state)
         loss = None
         if given["labels"] is not None:
-            loss = tf.boolean_mask(*tf_opt.token_losses(logits, given["labels"]))
+            labels = tf.convert_to_tensor(given["labels"])
+            loss = tf.boolean_mask(*tf_opt.token_losses(logits, labels))
         output = TFCausalLMOutputWithPast(
             loss=loss,
             logits=logits,

@@ -208,6 +208,7 @@ def labels(kind, base):
     wanted[0, :3] = wanted[1, 4:] = wanted[2, 2] = -100
     loss = model(ids, labels=wanted).loss.numpy()
     assert loss.shape == ((wanted[:, 1:] != -100).sum(),)
+    close(model(ids.tolist(), labels=wanted.tolist()).loss, loss)
     right_one = numpy_opt.loss(expected(config, ids)["logits"], wanted)
     assert loss.mean() == pytest.approx(right_one, rel=2e-5)
 
