@@ -46,7 +46,7 @@ class TFBackend:
         self.sizes = Sizes()
         self.loop_sizes = Sizes(cache=sizes.cache)
         self.resources = {
-            name: graph_tf.Widened(variable, f"{digest}/{name}")
+            name: graph_tf.Widened(variable, f"{digest}/{variable.dtype.name}/{name}")
             for name, variable in stored.items()
             if is_matrix(name) and variable.dtype in (tf.int8, tf.float16)
         }
