@@ -116,7 +116,7 @@ def test_estimates_follow_the_options():
     int8 = estimate(config, ["decode"], weights="int8", cache="int8")
     assert 3.9 < float32.artefact / int8.artefact < 4.0
     assert int8.cache_row < float32.cache_row / 3
-    assert float32.export_memory > 2 * float32.artefact
+    assert float32.artefact < float32.export_memory < 1.4 * float32.artefact
     # A full sequence's cache is more than one message may carry.
     assert float32.message_tokens < 2048 < 4 * int8.message_tokens
     assert float32.full_cache == 2048 * float32.cache_row
