@@ -44,6 +44,13 @@ def exported(case: str = "pre_ln", framework: str = "tf") -> Path:
     )
 
 
+@functools.cache
+def saved() -> Path:
+    from optserve.export.savedmodel import export_savedmodel
+
+    return export_savedmodel(GOLDEN / "pre_ln", Path(_FOLDER.name) / "saved")
+
+
 def greedy_case(case: str):
     expected = np.load(GOLDEN / case / "expected.npz")
     masked = zip(expected["ids_left"], expected["left_mask"], strict=True)
@@ -64,14 +71,11 @@ def test_greedy_tokens_are_the_references(case, framework):
 @pytest.mark.parametrize(
     "sampling", [Sampling(temperature=0), Sampling(temperature=1, seed=3)]
 )
-def test_same_tokens_as_the_savedmodel(sampling, tmp_path):
-    from optserve.export.savedmodel import export_savedmodel
-
-    saved = export_savedmodel(GOLDEN / "pre_ln", tmp_path)
+def test_same_tokens_as_the_savedmodel(sampling):
     prompts, _ = greedy_case("pre_ln")
     options = {"max_new_tokens": 20, "sampling": sampling, "stop_token_ids": []}
     results = []
-    for path in (exported(), saved):
+    for path in (exported(), saved()):
         with Client(path) as client:
             results.append([g.tokens for g in client.generate(prompts, **options)])
     assert results[0] == results[1]
