@@ -28,7 +28,8 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -m "not slow and not reference and not full_size"
+	$(BIN)/python -m pytest -n 2 --dist loadfile \
+	    -m "not slow and not reference and not full_size"
 
 test-slow: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow

@@ -310,7 +310,7 @@ def _prediction(y: Any, y_pred: Any) -> Any:
     """The part of an output that targets ``y`` are compared with."""
     if not isinstance(y_pred, ModelOutput):
         return y_pred[0] if isinstance(y_pred, tuple) else y_pred
-    if isinstance(y, Mapping):
+    if isinstance(y, Mapping) and all(name in y_pred for name in y):
         return {name: y_pred[name] for name in y}
     return y_pred["logits" if "logits" in y_pred else "last_hidden_state"]
 

@@ -172,7 +172,7 @@ def _engine(name: str, args: argparse.Namespace, checkpoint: Path, progress) -> 
         if not out.exists():
             progress(f"exporting {out}")
             command = [sys.executable, "-m", "optserve.runtime.cli", "export"]
-            _run([*command, checkpoint, out, *options.split()])
+            _run([*command, checkpoint, out, *options.split(), "--no-verify"])
         engine = our_engine(
             name, mode, "{target}" if mode == "grpc" else str(out), args.threads
         )

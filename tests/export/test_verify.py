@@ -75,7 +75,7 @@ def test_one_changed_weight_is_seen(export, checkpoint, tmp_path):
 
 def test_two_exports_compare(export, int8, capsys):
     report = compare_exports(int8, export.parent, max_length=12)
-    show(report, Console())
+    show(report, Console(width=120))
     table = capsys.readouterr().out
     assert "int8 weights" in table and "same choice" in table and "verified" in table
     assert report.ok

@@ -53,7 +53,7 @@ def gradients(kind, model, ids, mask) -> dict:
 @feature(TRAINING, "gradients, equal in both frameworks")
 def same_gradients(kind, base):
     other = KINDS[
-        kind.name.replace("TF", "Flax")
+        kind.name.replace("TF", "Flax", 1)
         if kind.framework == "tf"
         else kind.name.replace("Flax", "TF")
     ]
