@@ -45,6 +45,17 @@ test-reference: pyproject.toml
 	$(VENV)-reference/bin/python -m pip install --quiet -e '.[all,dev]' 'transformers<5' tf-keras
 	$(VENV)-reference/bin/python -m pytest -m reference
 
+# Ours against the peers that can be installed, which need an environment of their own.
+bench: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet 'matplotlib>=3.8'
+	$(PYTHON) -m venv $(VENV)-peers
+	$(VENV)-peers/bin/python -m pip install --quiet torch==2.13.0
+	$(VENV)-peers/bin/python -m pip install --quiet ctranslate2 'transformers<5' \
+	    onnxruntime optimum-onnx
+	$(BIN)/optserve bench --peer-python $(VENV)-peers/bin/python --prompts 128 \
+	    --batches 1,8 --json bench-work/figures.json --plot bench-work/figures.svg \
+	    --engines optserve-int8,optserve-float32,ctranslate2-int8,ctranslate2-float32,torch-bfloat16,torch-float32,onnxruntime-float32
+
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -55,4 +66,4 @@ format: $(VENV)/ready
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-reference $(OUT) build *.egg-info
+	rm -rf $(VENV) $(VENV)-reference $(VENV)-peers bench-work $(OUT) build *.egg-info
