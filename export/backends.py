@@ -120,7 +120,7 @@ class TFBackend:
 
     def _request(self, flat: Sequence[Any]):
         *start, steps = flat[:7]
-        return self._graph.Request(*start, steps, self._graph.Wanted(*flat[7:]))
+        return self._graph.Request(*start, steps, self._graph.Wanted(*flat[7:]))  # pyright: ignore[reportCallIssue]
 
     def _loop(self, request, *, compiled: bool):
         graph = self._graph
@@ -201,7 +201,7 @@ class JaxBackend:
         def loop(params, *flat):
             *start, steps = flat[:7]
             wanted = graph_jax.Wanted(*flat[7:])
-            request = graph_jax.Request(*start, steps, wanted)
+            request = graph_jax.Request(*start, steps, wanted)  # pyright: ignore[reportCallIssue]
             one_row = flat[0].shape[0] == 1
             return graph_jax.generate(
                 config,

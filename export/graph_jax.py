@@ -174,7 +174,7 @@ def generate(config: OPTConfig, params_at, cache_dtype: str, N: int, request: Re
             opt.embed(config, params, embeds, at[:, None]),
             mask,
             past=state.cache,
-            store=store,
+            store=store,  # pyright: ignore[reportArgumentType]
         )
         logits = opt.lm_logits(config, params, done.last_hidden_state[:, 0])
         position = request.length + step + 1

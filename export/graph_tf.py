@@ -55,7 +55,9 @@ class Matrix(PackedWeight):
     ``graph_jax.Matrix`` tells why that looks as it does.
     """
 
-    def __init__(self, values, scale=None, *, wide=None, step=None) -> None:
+    def __init__(
+        self, values: Any, scale: Any = None, *, wide: Any = None, step: Any = None
+    ) -> None:
         self.values, self.scale = values, scale
         self.wide, self.step = wide, step
 
@@ -187,7 +189,7 @@ def generate(
     def buffer(old):
         return tf.pad(old, [[0, 0], [0, 0], [0, N], [0, 0]])
 
-    def body(*state) -> tuple[_State]:
+    def body(*state) -> Any:
         state = _State(*state)
         params, step = params_at(state.step), state.step
         at = tf.minimum(request.length + step, config.max_position_embeddings - 1)

@@ -40,7 +40,7 @@ def settle_fingerprint(folder: Path) -> None:
 
     path = folder / "fingerprint.pb"
     fingerprint = fingerprint_pb2.FingerprintDef.FromString(path.read_bytes())
-    fingerprint.ClearField("uuid")
+    fingerprint.ClearField("uuid")  # pyright: ignore[reportArgumentType]
     content = fingerprint.SerializeToString(deterministic=True)
-    fingerprint.uuid = str(int.from_bytes(hashlib.sha256(content).digest()[:16], "big"))
+    fingerprint.uuid = str(int.from_bytes(hashlib.sha256(content).digest()[:16], "big"))  # pyright: ignore[reportAttributeAccessIssue]
     path.write_bytes(fingerprint.SerializeToString(deterministic=True))

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -91,7 +91,7 @@ def export_savedmodel(
         raise ExportError(
             f"--generate should be ascending numbers from 1 on, got {list(generate)}"
         )
-    refuse_existing(out, version)
+    refuse_existing(Path(out), version)
     source = resolve(checkpoint, revision=revision)
     config = OPTConfig.from_pretrained(source)
     stored = open_weights(source)
@@ -129,7 +129,7 @@ def export_savedmodel(
         tool_versions=tool_versions(framework),
     )
     texts["describe"] = manifest.to_json()
-    with staging(out, version) as folder:
+    with staging(Path(out), version) as folder:
         identity = folder.stat().st_ino
         _write(folder, config, stored, layout, manifest, texts, sizes, progress)
         progress("writing the manifest")
@@ -158,7 +158,7 @@ def _write(
 
     progress(f"packing the weights as {manifest.weights_dtype}")
     stored = {
-        name: tf.Variable(array, trainable=False, name=name)
+        name: tf.Variable(cast(Any, array), trainable=False, name=name)
         for name, array in packed_weights(config, weights, manifest.weights_dtype)
     }
     backend = {"tf": TFBackend, "jax": JaxBackend}[manifest.framework]

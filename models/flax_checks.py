@@ -65,7 +65,7 @@ def check_inputs(
         jnp.max(positions, initial=0),
         end,
     )
-    if any(isinstance(x, jax.core.Tracer) for x in extremes):
+    if any(isinstance(x, jax.core.Tracer) for x in extremes):  # pyright: ignore[reportAttributeAccessIssue]
         found = jnp.stack([jnp.asarray(x, jnp.int32) for x in extremes])
         ids += _check.bind(found, config=config, T=T).astype(ids.dtype)
     else:
@@ -123,7 +123,7 @@ def _batch(found, axes, **static):
 
 _check.def_impl(_on_host)
 _check.def_abstract_eval(
-    lambda found, **_: jax.core.ShapedArray((), jnp.dtype(jnp.int32))
+    lambda found, **_: jax.core.ShapedArray((), jnp.dtype(jnp.int32))  # pyright: ignore[reportAttributeAccessIssue]
 )
 batching.primitive_batchers[_check] = _batch
 mlir.register_lowering(_check, _lower)

@@ -5,6 +5,9 @@ They hold the weights and give the documented call surface; the math is elsewher
 dense kernels [in, out].
 """
 
+# flax types a variable as a tree of unknown depth; what is read here are arrays.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+
 from __future__ import annotations
 
 import os

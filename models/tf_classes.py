@@ -449,7 +449,7 @@ def _labels(x: Any, y: Any) -> Any:
 for _output in (TFBaseModelOutputWithPast, TFCausalLMOutputWithPast):
     optree.register_pytree_node(
         _output,
-        lambda output: (list(output.values()), tuple(output), tuple(output)),
-        lambda keys, values, cls=_output: cls(zip(keys, values, strict=True)),
+        lambda output: (list(output.values()), tuple(output), tuple(output)),  # pyright: ignore[reportAttributeAccessIssue]
+        lambda keys, values, cls=_output: cls(zip(keys, values, strict=True)),  # pyright: ignore[reportArgumentType]
         namespace="keras",
     )

@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -224,14 +225,15 @@ def _schedule(steps: int, minutes: float, peak: float, warmup: int = 60):
                 self.model.stop_training = True
             cosine = 0.5 + 0.5 * math.cos(math.pi * min(done, 1))
             rate = min(self.step / warmup, cosine)
-            self.model.optimizer.learning_rate = peak * rate
+            optimizer: Any = self.model.optimizer
+            optimizer.learning_rate = peak * rate
 
     return Schedule()
 
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--corpus", type=Path, default=CORPUS)
     parser.add_argument("--init", type=Path, help="go on from this checkpoint")

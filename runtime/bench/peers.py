@@ -128,7 +128,7 @@ def transformers_tf_engine(dtype: str, checkpoint: Path, cache: Path, threads: i
             min_new_tokens=tokens,
             do_sample=False,
         )
-        assert result.shape[1] == ids.shape[1] + tokens
+        assert result.shape[1] == ids.shape[1] + tokens  # pyright: ignore[reportOptionalOperand]
 
     return generate, f"{tf.__version__}, transformers {transformers.__version__}"
 

@@ -14,6 +14,7 @@ import os
 import resource
 import sys
 import time
+from typing import Any
 
 from ..client import Client
 from ..memory import keep_freed_memory
@@ -26,7 +27,7 @@ def main() -> None:
     say = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not mix with the answers
     keep_freed_memory()
-    options = {} if mode == "grpc" else {"threads": int(threads)}
+    options: dict[str, Any] = {} if mode == "grpc" else {"threads": int(threads)}
     with Client(target, **options) as client:
         about = client.describe()
         version = f"{about.framework}, {about.compiler}, {about.weights_dtype}"
