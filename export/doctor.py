@@ -23,7 +23,7 @@ from typing import Any
 from .sizes import GIB, parameter_count, serving_bytes, weights_bytes
 
 DISTRIBUTION = "optserve"
-EXTRAS = ("export", "serve", "edge", "telemetry")
+EXTRAS = ("export", "serve", "edge", "telemetry", "tokenizers")
 STATES = ("ok", "note", "failed")
 
 _REQUIREMENT = re.compile(

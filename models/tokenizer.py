@@ -1,12 +1,14 @@
 """OPT's tokenizer: GPT-2's byte-level BPE with ``</s>`` before every prompt.
 
-Needs the ``tokenizers`` package and nothing else, so that a client can import it.
-
     tokenizer = Tokenizer.from_directory("opt-125m")
     ids = tokenizer.encode("Good morrow")       # [2, …]
     detokenizer = Detokenizer(tokenizer)
     for token in generated: print(detokenizer.add([token]), end="")
     print(detokenizer.finish())
+
+Needs no package beyond numpy for what OPT's checkpoints have (``byte_pairs``). Other
+pipelines with byte-level tokens (Galactica's cuts digits apart) run in the
+``tokenizers`` package.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import tokenizers
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+
+from .byte_pairs import MAX_ID, BytePairs, OtherPipeline, byte_alphabet
 
 END, PAD = "</s>", "<pad>"
 MAX_FILE = 64 << 20
@@ -38,18 +40,15 @@ class Tokenizer:
     Made by :meth:`from_directory` or :meth:`from_json`.
     """
 
-    def __init__(self, core: tokenizers.Tokenizer) -> None:
-        core.no_padding()
-        core.no_truncation()
-        if not isinstance(core.decoder, decoders.ByteLevel):
-            raise TokenizerError(
-                "a byte-level BPE tokenizer was expected, this one has the decoder "
-                f"{type(core.decoder).__name__}"
-            )
-        self._core = core
-        self._prefix = _probe(core)
+    def __init__(self, document: dict[str, Any]) -> None:
+        """From the parsed content of a ``tokenizer.json``."""
+        self._document = document | {"truncation": None, "padding": None}
+        self._core = _pipeline(self._document)
+        self._vocabulary = {c: i for i, c in self._core.added.items()}
+        self._vocabulary |= self._core.vocabulary
         self.eos_token_id = self._required(END)
-        self.bos_token_id = self._prefix[0] if self._prefix else self.eos_token_id
+        prefix = self._core.prefix
+        self.bos_token_id = prefix[0] if prefix else self.eos_token_id
         self.pad_token_id = self._required(PAD)
 
     @classmethod
@@ -61,16 +60,18 @@ class Tokenizer:
         """
         directory = Path(path)
         if (directory / "tokenizer.json").is_file():
-            core = _core_from_json(_read(directory / "tokenizer.json"))
+            document = _parse(directory / "tokenizer.json")
         else:
-            core = _core_from_vocabulary(directory)
+            document = _document_from_vocabulary(directory)
         settings = directory / "tokenizer_config.json"
         add_bos = _parse(settings).get("add_bos_token") if settings.is_file() else None
         if add_bos is False:
-            core.post_processor = processors.ByteLevel(trim_offsets=False)
-        elif not _probe(core):
-            _put_end_first(core)
-        return cls(core)
+            return cls(document | {"post_processor": None})
+        tokenizer = cls(document)
+        if tokenizer._core.prefix:
+            return tokenizer
+        template = _end_first(tokenizer.eos_token_id)
+        return cls(document | {"post_processor": template})
 
     @classmethod
     def from_json(cls, data: bytes | str) -> Tokenizer:
@@ -78,27 +79,28 @@ class Tokenizer:
 
         What is put before a prompt is what the JSON's post-processor says.
         """
-        text = data if isinstance(data, str) else _utf8(data, "the tokenizer's JSON")
-        return cls(_core_from_json(text))
+        source = "the tokenizer's JSON"
+        text = data if isinstance(data, str) else _utf8(data, source)
+        return cls(_parse_text(text, source))
 
     def to_json(self) -> str:
         """Everything about it as one JSON text."""
-        return self._core.to_str()
+        return json.dumps(self._document, ensure_ascii=False, separators=(",", ":"))
 
     @property
     def vocab_size(self) -> int:
         """Number of ids that it can produce."""
-        return self._core.get_vocab_size(with_added_tokens=True)
+        return len(self._vocabulary)
 
     @property
     def special_token_ids(self) -> frozenset[int]:
         """Ids that :meth:`decode` skips on request."""
-        return self._special
+        return self._core.special
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids, ``</s>`` first."""
         _check_text(text)
-        return self._core.encode(text, add_special_tokens=add_special_tokens).ids
+        return self._core.encode(text, add_special_tokens=add_special_tokens)
 
     def encode_batch(
         self,
@@ -110,18 +112,14 @@ class Tokenizer:
         """Padded ids and their attention mask, both [rows, longest] int32."""
         if padding_side not in ("left", "right"):
             raise ValueError(f"padding_side is left or right, not {padding_side!r}")
-        for text in texts:
-            _check_text(text)
-        rows = self._core.encode_batch(
-            list(texts), add_special_tokens=add_special_tokens
-        )
-        longest = max((len(row.ids) for row in rows), default=0)
+        rows = [self.encode(t, add_special_tokens=add_special_tokens) for t in texts]
+        longest = max(map(len, rows), default=0)
         ids = np.full((len(rows), longest), self.pad_token_id, np.int32)
         mask = np.zeros_like(ids)
         for i, row in enumerate(rows):
-            start = longest - len(row.ids) if padding_side == "left" else 0
-            place = slice(start, start + len(row.ids))
-            ids[i, place] = row.ids
+            start = longest - len(row) if padding_side == "left" else 0
+            place = slice(start, start + len(row))
+            ids[i, place] = row
             mask[i, place] = 1
         return ids, mask
 
@@ -136,33 +134,26 @@ class Tokenizer:
     def token_bytes(self, token_id: int, skip_special_tokens: bool = True) -> bytes:
         """What one token stands for; a character's bytes may span several tokens."""
         token_id = int(token_id)
-        if skip_special_tokens and token_id in self._special:
+        if skip_special_tokens and token_id in self._core.special:
             return b""
         return self._bytes.get(token_id, b"")
 
     def _required(self, token: str) -> int:
-        token_id = self._core.token_to_id(token)
+        token_id = self._vocabulary.get(token)
         if token_id is None:
             raise TokenizerError(f"the tokenizer's vocabulary has no {token}")
         return token_id
 
     @cached_property
-    def _special(self) -> frozenset[int]:
-        added = self._core.get_added_tokens_decoder()
-        return frozenset(i for i, token in added.items() if token.special)
-
-    @cached_property
     def _bytes(self) -> dict[int, bytes]:
-        alphabet = _byte_alphabet()
+        alphabet = {c: byte for byte, c in enumerate(byte_alphabet())}
         table = {
             i: bytes(alphabet[c] for c in token)
             if all(c in alphabet for c in token)
             else token.encode()
-            for token, i in self._core.get_vocab(with_added_tokens=False).items()
+            for token, i in self._core.vocabulary.items()
         }
-        for i, token in self._core.get_added_tokens_decoder().items():
-            table[i] = token.content.encode()
-        return table
+        return table | {i: text.encode() for i, text in self._core.added.items()}
 
 
 class Detokenizer:
@@ -189,31 +180,53 @@ class Detokenizer:
         return self._decoder.decode(b"", final=True)
 
 
-def _probe(core: tokenizers.Tokenizer) -> list[int]:
-    """What is put before a prompt. Shows up a tokenizer that cannot encode: a wrong
-    post-processor is noticed by its first use only, and then as a Rust panic."""
+class _Library:
+    """Another pipeline, run by the ``tokenizers`` package; as ``BytePairs`` is used."""
+
+    def __init__(self, document: dict[str, Any], reason: str) -> None:
+        try:
+            import tokenizers
+        except ModuleNotFoundError:
+            raise TokenizerError(
+                f"this tokenizer is not OPT's ({reason}) and needs the tokenizers "
+                "package: pip install 'optserve[tokenizers]'"
+            ) from None
+        # The package raises plain Exceptions; a wrong post-processor is noticed by its
+        # first use only, and pyo3's PanicException is not even one of those.
+        try:
+            self._core = tokenizers.Tokenizer.from_str(json.dumps(document))
+            self.prefix: list[int] = self._core.encode("").ids
+            self.vocabulary = self._core.get_vocab(with_added_tokens=False)
+            added = self._core.get_added_tokens_decoder()
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            fault = f"the tokenizer is not usable: {_brief(error)}"
+            raise TokenizerError(fault) from None
+        decoder = document.get("decoder")
+        if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
+            raise TokenizerError("a tokenizer with a ByteLevel decoder was expected")
+        self.added = {i: token.content for i, token in added.items()}
+        self.special = frozenset(i for i, token in added.items() if token.special)
+        if max([*self.vocabulary.values(), *self.prefix], default=0) >= MAX_ID:
+            raise TokenizerError("the tokenizer has ids beyond 31 bits")
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return self._core.encode(text, add_special_tokens=add_special_tokens).ids
+
+
+def _pipeline(document: dict[str, Any]) -> BytePairs | _Library:
     try:
-        prefix = core.encode("").ids
-        ids = [*core.get_vocab(with_added_tokens=True).values(), *prefix]
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # pyo3's PanicException is no Exception
-        raise TokenizerError(f"the tokenizer cannot encode: {_brief(error)}") from None
-    if max(ids, default=0) >= 2**31:
-        raise TokenizerError("the tokenizer has ids beyond 31 bits")
-    return prefix
+        return BytePairs(document)
+    except OtherPipeline as other:
+        return _Library(document, str(other))
+    except ValueError as error:
+        fault = f"the tokenizer is not usable: {_brief(error)}"
+        raise TokenizerError(fault) from None
 
 
-def _core_from_json(text: str) -> tokenizers.Tokenizer:
-    try:
-        return tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the package raises plain Exception
-        raise TokenizerError(
-            f"the tokenizer's JSON is not usable: {_brief(error)}"
-        ) from None
-
-
-def _core_from_vocabulary(directory: Path) -> tokenizers.Tokenizer:
+def _document_from_vocabulary(directory: Path) -> dict[str, Any]:
+    """The ``tokenizer.json`` that OPT's two files amount to."""
     paths = directory / "vocab.json", directory / "merges.txt"
     if not all(path.is_file() for path in paths):
         raise TokenizerError(
@@ -221,22 +234,35 @@ def _core_from_vocabulary(directory: Path) -> tokenizers.Tokenizer:
             "merges.txt"
         )
     vocabulary = _parse(paths[0])
-    if not all(type(i) is int and 0 <= i < 2**31 for i in vocabulary.values()):
-        raise TokenizerError(f"{paths[0]} should map tokens to ids")
-    merges = [_merge(paths[1], line) for line in _merge_lines(_read(paths[1]))]
-    try:
-        core = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
-    except Exception as error:  # the package raises plain Exception
-        raise TokenizerError(
-            f"{paths[1]} does not fit {paths[0].name}: {_brief(error)}"
-        ) from None
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
     for token in (END, PAD):
         if token not in vocabulary:
             raise TokenizerError(f"{paths[0]} has no {token}")
-    core.add_special_tokens([AddedToken(t, normalized=False) for t in (END, PAD)])
-    return core
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    merges = [_merge(paths[1], line) for line in _merge_lines(_read(paths[1]))]
+    return {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": vocabulary[token], "content": token, **plain, "special": True}
+            for token in (PAD, END)
+        ],
+        "normalizer": None,
+        "pre_tokenizer": byte_level | {"use_regex": True},
+        "post_processor": None,
+        "decoder": byte_level | {"use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": vocabulary,
+            "merges": merges,
+        },
+    }
 
 
 def _merge_lines(text: str) -> list[str]:
@@ -244,20 +270,26 @@ def _merge_lines(text: str) -> list[str]:
     return [s for s in lines if s.strip() and not s.startswith("#version")]
 
 
-def _merge(path: Path, line: str) -> tuple[str, str]:
+def _merge(path: Path, line: str) -> list[str]:
     left, _, right = line.rstrip("\r").partition(" ")
     if not left or not right or " " in right:
         raise TokenizerError(f"{path}: {line[:40]!r} is not a pair of tokens")
-    return left, right
+    return [left, right]
 
 
-def _put_end_first(core: tokenizers.Tokenizer) -> None:
-    end = core.token_to_id(END)
-    if end is None:
-        raise TokenizerError(f"the tokenizer's vocabulary has no {END}")
-    core.post_processor = processors.TemplateProcessing(
-        single=f"{END} $A", pair=f"{END} $A {END} $B", special_tokens=[(END, end)]
+def _end_first(end: int) -> dict[str, Any]:
+    """A post-processor that puts ``</s>`` before a text."""
+    special, first, second = (
+        {"SpecialToken": {"id": END, "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"Sequence": {"id": "B", "type_id": 0}},
     )
+    return {
+        "type": "TemplateProcessing",
+        "single": [special, first],
+        "pair": [special, first, special, second],
+        "special_tokens": {END: {"id": END, "ids": [end], "tokens": [END]}},
+    }
 
 
 def _read(path: Path) -> str:
@@ -274,14 +306,16 @@ def _utf8(data: bytes, source: str) -> str:
 
 
 def _parse(path: Path) -> dict[str, Any]:
+    return _parse_text(_read(path), str(path))
+
+
+def _parse_text(text: str, source: str) -> dict[str, Any]:
     try:
-        value = json.loads(_read(path))
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, TokenizerError):
-            raise
-        raise TokenizerError(f"{path} is not valid JSON: {_brief(error)}") from None
+        raise TokenizerError(f"{source} is not valid JSON: {_brief(error)}") from None
     if not isinstance(value, dict):
-        raise TokenizerError(f"{path} should hold a JSON object")
+        raise TokenizerError(f"{source} should hold a JSON object")
     return value
 
 
@@ -299,13 +333,3 @@ def _check_text(text: str) -> None:
 
 def _brief(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes: those that print are themselves,
-    the others follow from U+0100 on (``bytes_to_unicode`` in OpenAI's ``encoder.py``).
-    """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    alphabet = {chr(byte): byte for byte in printable}
-    return alphabet | {chr(256 + i): byte for i, byte in enumerate(others)}

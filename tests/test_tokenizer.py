@@ -13,6 +13,7 @@ from optserve.models.tokenizer import Detokenizer, Tokenizer, TokenizerError
 
 REAL = Path(__file__).parent / "data" / "opt-tokenizer"
 SHARED = Tokenizer.from_directory(REAL)
+SMALL = b'{"a": 0, "</s>": 1, "<pad>": 2}'
 
 
 def test_special_ids():
@@ -102,10 +103,14 @@ def test_ids_beyond_the_vocabulary_have_no_text():
         ({"tokenizer.json": b"\xff"}, "UTF-8"),
         ({"vocab.json": b"{}", "merges.txt": b""}, "no </s>"),
         ({"vocab.json": b"[1]", "merges.txt": b""}, "JSON object"),
-        ({"vocab.json": b'{"a": "b"}', "merges.txt": b""}, "map tokens to ids"),
+        (
+            {"vocab.json": b'{"</s>": "b", "<pad>": 0}', "merges.txt": b""},
+            "map tokens to ids",
+        ),
         ({"vocab.json": b"[" * 100000, "merges.txt": b""}, "not valid JSON"),
-        ({"vocab.json": b'{"a": 0}', "merges.txt": b"a b c"}, "not a pair"),
-        ({"vocab.json": b'{"a": 0}', "merges.txt": b"a b"}, "does not fit"),
+        ({"vocab.json": SMALL, "merges.txt": b"a b c"}, "not a pair"),
+        ({"vocab.json": SMALL, "merges.txt": b"a b"}, "merge 0 needs 'ab'"),
+        ({"vocab.json": SMALL, "merges.txt": b"a a"}, "merge 0 needs 'aa'"),
     ],
 )
 def test_broken_files_are_named(tmp_path: Path, files: dict[str, bytes], fault: str):
