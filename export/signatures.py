@@ -38,6 +38,15 @@ class Signatures(tf.Module):
         self._config, self._backend, self._layout = config, backend, layout
         self._sizes, self._loop_sizes = backend.sizes, backend.loop_sizes
         self.stored, self.resources = dict(stored), dict(backend.resources)
+        self._texts = tuple(texts.items())
+        self._tokens_per_call = tuple(generate)
+
+    def concrete(self) -> dict[str, Any]:
+        """Signature names and traced functions, ready for ``tf.saved_model.save``.
+
+        They are not kept here, where the saver would find them, trace each once more
+        and store it twice.
+        """
         bodies: dict[str, Callable[..., dict[str, Any]]] = {
             "serving_default": self._serving_default,
             "prefill": self._prefill,
@@ -45,19 +54,13 @@ class Signatures(tf.Module):
             "score": self._score,
             "embed": self._embed,
         }
-        for n in generate:
+        for n in self._tokens_per_call:
             bodies[generate_name(n)] = partial(self._generate, n)
-        for name, text in texts.items():
+        for name, text in self._texts:
             bodies[name] = _constant(name, text)
-        self.functions = {
-            name: self._function(name, body) for name, body in bodies.items()
-        }
-
-    def concrete(self) -> dict[str, Any]:
-        """Signature names and traced functions, ready for ``tf.saved_model.save``."""
         return {
-            name: function.get_concrete_function()
-            for name, function in self.functions.items()
+            name: self._function(name, body).get_concrete_function()
+            for name, body in bodies.items()
         }
 
     def _function(self, name: str, body: Callable[..., dict[str, Any]]):
