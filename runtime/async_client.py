@@ -28,14 +28,21 @@ from ..export.contract import Manifest, tokens_per_call
 from ..models.tokenizer import Tokenizer
 from .connect import Target, open_async_transport, open_tokenizer
 from .conversation import AsyncConversation
-from .core import Core, moment, open_core, several
+from .core import Core, left, moment, open_core, several
 from .decode import Work
 from .driver import run_async
-from .errors import Cancelled, InvalidRequest, OptserveError
+from .errors import (
+    Cancelled,
+    IncompatibleModel,
+    InvalidRequest,
+    OptserveError,
+    ServerError,
+)
 from .merging import Merging
 from .options import OptionKeywords, Options, Prompt
 from .results import Generation, Piece, Score
 from .row import Row
+from .served_signatures import check_signatures
 from .telemetry import Operation, open_telemetry, streamed_async
 from .transport import AsyncTransport, Call
 
@@ -53,8 +60,8 @@ class AsyncClient:
     and a stream goes on only as its pieces are taken: memory is bounded.
 
     Args:
-        target, model, tokenizer, connect_timeout, wait, telemetry, transport, options:
-            as of ``Client``.
+        target, model, label, tokenizer, connect_timeout, wait, telemetry, transport,
+            options: as of ``Client``.
         max_rows: most rows of a joined call; by default what the export was made for.
         max_active: most generations under way.
         in_flight: joined calls under way at a time; 2 for each address by default.
@@ -67,6 +74,7 @@ class AsyncClient:
         target: Target = (),
         *,
         model: str = "opt",
+        label: str = "",
         tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
         max_rows: int | None = None,
         max_active: int = 64,
@@ -83,7 +91,9 @@ class AsyncClient:
         self._telemetry = open_telemetry(telemetry, model)
         self._max_rows = max_rows
         self._connect_timeout, self._wait = connect_timeout, wait
-        self._open = lambda: transport or open_async_transport(target, model, options)
+        self._open = lambda: (
+            transport or open_async_transport(target, model, label, options)
+        )
         addresses = len(target) if isinstance(target, list | tuple) else 1
         self._in_flight = in_flight or 2 * max(1, addresses)
         self._max_active = max_active
@@ -196,6 +206,16 @@ class AsyncClient:
             deadline = moment(self._connect_timeout)
             work = open_core(self._tokenizer, self._max_rows, deadline)
             core = await run_async(work, transport)
+            if metadata := getattr(transport, "metadata", None):
+                found = core.catalog.current
+                try:
+                    served = await metadata(
+                        version=found.version, timeout=left(deadline)
+                    )
+                except (ServerError, IncompatibleModel):
+                    pass  # as in ``Client``
+                else:
+                    check_signatures(found, served)
         except BaseException:
             await transport.close()
             raise

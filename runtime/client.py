@@ -20,13 +20,14 @@ from ..export.contract import Manifest
 from ..models.tokenizer import Tokenizer
 from .connect import Target, open_tokenizer, open_transport
 from .conversation import Conversation
-from .core import moment, open_core
+from .core import left, moment, open_core
 from .decode import Work
 from .driver import drive, run
-from .errors import Cancelled, OptserveError
+from .errors import Cancelled, IncompatibleModel, OptserveError, ServerError
 from .options import OptionKeywords, Options, Prompt
 from .results import Generation, Piece, Score
 from .row import Row
+from .served_signatures import check_signatures
 from .telemetry import open_telemetry, streamed
 from .transport import Transport
 
@@ -44,6 +45,9 @@ class Client:
             an export's folder (in this process, needs ``optserve[serve]``) or a
             ``.tflite`` file or the folder that holds it (``optserve[edge]``).
         model: the model's name on the server.
+        label: the version label to follow (TensorFlow Serving's ``version_label``, as
+            "stable"); by default the newest version. What has begun on a version stays
+            there when the label moves, since caches are of one version.
         tokenizer: a tokenizer, or its directory; by default the export's own.
         max_rows: most rows of one call; by default what the export was made for.
         connect_timeout: seconds for learning what is served.
@@ -64,6 +68,7 @@ class Client:
         target: Target = (),
         *,
         model: str = "opt",
+        label: str = "",
         tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
         max_rows: int | None = None,
         connect_timeout: float | None = 30.0,
@@ -74,7 +79,7 @@ class Client:
     ) -> None:
         given = open_tokenizer(tokenizer)
         self._telemetry = open_telemetry(telemetry, model)
-        self._transport = transport or open_transport(target, model, options)
+        self._transport = transport or open_transport(target, model, label, options)
         self._closed = False
         try:
             until_ready = getattr(self._transport, "wait_until_ready", None)
@@ -82,6 +87,14 @@ class Client:
                 until_ready(wait)
             deadline = moment(connect_timeout)
             self._core = run(open_core(given, max_rows, deadline), self._transport)
+            if metadata := getattr(self._transport, "metadata", None):
+                found = self._core.catalog.current
+                try:
+                    served = metadata(version=found.version, timeout=left(deadline))
+                except (ServerError, IncompatibleModel):
+                    pass  # it is gone again, or a proxy lets Predict through only
+                else:
+                    check_signatures(found, served)
         except BaseException:
             self._transport.close()
             raise

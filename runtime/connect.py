@@ -16,12 +16,19 @@ _SCHEMES = ("unix:", "dns:", "ipv4:", "ipv6:", "xds:")
 Target = str | os.PathLike[str] | Sequence[str]
 
 
-def open_transport(target: Target, model: str, options: dict[str, Any]) -> Transport:
+def open_transport(
+    target: Target, model: str, label: str, options: dict[str, Any]
+) -> Transport:
     """A blocking transport for ``target``; ``options`` are the transport's own."""
     if (path := _path(target)) is None:
         from .grpc_transport import GrpcTransport
 
-        return GrpcTransport(_several(target), model=model, **options)
+        return GrpcTransport(_several(target), model=model, label=label, **options)
+    if label:
+        raise InvalidRequest(
+            f"version labels are a server's: {path} is run in this process, give the "
+            "folder of the version wanted"
+        )
     if _is_tflite(path):
         from .litert_transport import LiteRTTransport
 
@@ -32,16 +39,16 @@ def open_transport(target: Target, model: str, options: dict[str, Any]) -> Trans
 
 
 def open_async_transport(
-    target: Target, model: str, options: dict[str, Any]
+    target: Target, model: str, label: str, options: dict[str, Any]
 ) -> AsyncTransport:
     """The same for asyncio; a model in this process runs in threads."""
     if _path(target) is None:
         from .grpc_transport import AsyncGrpcTransport
 
-        return AsyncGrpcTransport(_several(target), model=model, **options)
+        return AsyncGrpcTransport(_several(target), model=model, label=label, **options)
     from .threads import InThreads
 
-    return InThreads(open_transport(target, model, options))
+    return InThreads(open_transport(target, model, label, options))
 
 
 def open_tokenizer(

@@ -230,6 +230,17 @@ def checked_targets(targets: str | Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def checked_label(label: str) -> str:
+    """The version label; "" for none.
+
+    Raises:
+        InvalidRequest: it can't be one.
+    """
+    if not isinstance(label, str) or (label and not label.isprintable()):
+        raise InvalidRequest(f"a version label is a short text, got {label!r}")
+    return label
+
+
 def checked_metadata(pairs: Metadata) -> tuple[tuple[str, str | bytes], ...]:
     """The pairs as gRPC takes them, names in lower case.
 

@@ -19,6 +19,7 @@ from .errors import (
     InvalidRequest,
     MalformedReply,
     PromptTooLong,
+    VersionGone,
 )
 from .model import Catalog, ServedModel, connect
 from .options import Options, Prompt
@@ -27,6 +28,7 @@ from .row import Row
 from .transport import Call
 
 _PROBE_SECONDS = 5.0
+_TRIES = 3  # a model that changes again and again while one connects is at fault
 
 DEFAULT_ROWS = 32
 """Rows of one call where the export names no batch sizes."""
@@ -247,7 +249,19 @@ class Core:
 def open_core(
     tokenizer: Tokenizer | None, max_rows: int | None, deadline: float | None
 ) -> Work[Core]:
-    """Learn what is served and fetch its tokenizer, where it travels along."""
+    """Learn what is served and fetch its tokenizer, where it travels along.
+
+    A version that is replaced meanwhile is let go.
+    """
+    for _ in range(_TRIES - 1):
+        with suppress(VersionGone):
+            return (yield from _open_core(tokenizer, max_rows, deadline))
+    return (yield from _open_core(tokenizer, max_rows, deadline))
+
+
+def _open_core(
+    tokenizer: Tokenizer | None, max_rows: int | None, deadline: float | None
+) -> Work[Core]:
     catalog = yield from asked(connect(), deadline)
     model = catalog.current
     if model.manifest.compiler == "xla":
@@ -300,6 +314,11 @@ def unpadded(input_ids: np.ndarray, attention_mask: np.ndarray) -> list[list[int
 def moment(seconds: float | None) -> float | None:
     """The deadline in so many seconds; None is none."""
     return None if seconds is None else time.monotonic() + seconds
+
+
+def left(deadline: float | None) -> float | None:
+    """Seconds until a deadline, at least 0."""
+    return None if deadline is None else max(deadline - time.monotonic(), 0.0)
 
 
 def several(prompts: Iterable[Prompt]) -> list[Prompt]:

@@ -42,9 +42,12 @@ class AsyncGrpcTransport:
         targets: str | Iterable[str],
         *,
         model: str,
+        label: str = "",
         **options: Unpack[ConnectionKeywords],
     ) -> None:
-        self._core = Core(checked_targets(targets), model, Connection(**options))
+        self._core = Core(
+            checked_targets(targets), model, Connection(**options), label=label
+        )
         if self._core.connection.tls:
             self._core.connection.tls.load()  # report wrong files now
         self._closing = asyncio.Event()

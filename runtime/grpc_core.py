@@ -28,7 +28,7 @@ from .codec import (
     encode_predict_request,
     encode_status_request,
 )
-from .connection import Connection
+from .connection import Connection, checked_label
 from .errors import (
     Cancelled,
     DeadlineExceeded,
@@ -114,13 +114,16 @@ class Core:
         model: str,
         connection: Connection,
         *,
+        label: str = "",
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         if not model:
             raise InvalidRequest("the model has no name: give the served model's name")
+        checked_label(label)
         self.targets = targets
         self.model = model
+        self.label = label
         self.connection = connection
         self.replicas = Replicas(
             targets, connection.ejection, clock=clock, jitter=jitter
@@ -137,7 +140,7 @@ class Core:
         started = self._clock()
         deadline = self._deadline(timeout)
         limit = self.connection.limits.message
-        model = ModelSpec(self.model, call.signature, call.version)
+        model = self._spec(call.version, call.signature)
         payload = encode_predict_request(model, call.inputs, call.outputs, limit=limit)
 
         def decode(data: bytes):
@@ -167,7 +170,7 @@ class Core:
     ) -> Steps[ModelMetadata]:
         """The model's signatures, as the server lists them."""
         deadline = self._deadline(timeout)
-        model = ModelSpec(self.model, version=version)
+        model = self._spec(version)
         payload = encode_metadata_request(model)
         answer = yield from self._exchange(
             GET_METADATA, payload, model, deadline, decode_metadata_response
@@ -248,7 +251,7 @@ class Core:
 
     def _status_of(self, index: int, timeout: float | None) -> Steps[TargetStatus]:
         target = self.targets[index]
-        payload = encode_status_request(ModelSpec(self.model))
+        payload = encode_status_request(self._spec(None))
         allowed = _least(timeout, _STATUS_TIMEOUT)
         outcome = yield Send(index, GET_STATUS, payload, allowed)
         if outcome.code != "OK":
@@ -257,6 +260,11 @@ class Core:
             return TargetStatus(target, tuple(decode_status_response(outcome.data)))
         except MalformedMessage as error:
             return TargetStatus(target, error=str(error))
+
+    def _spec(self, version: int | None, signature: str = "") -> ModelSpec:
+        """What to ask for: a pinned version, else the label's, else the newest."""
+        label = self.label if version is None else ""
+        return ModelSpec(self.model, signature, version, label)
 
     def _deadline(self, timeout: float | None) -> float:
         if self.closed:

@@ -52,6 +52,7 @@ _BROKEN_STREAM = re.compile(r"RST_STREAM|stream removed|GOAWAY", re.I)
 _TLS = re.compile(r"certificate|SSL_ERROR_SSL|peer name|verification check", re.I)
 _QUEUE = re.compile(r"\bqueue\b|batch", re.I)
 _CONNECT_PREFIX = re.compile(r"^.*last error: [A-Z_]+: (\S+: )?")
+_NO_LABEL = re.compile(r"Unrecognized servable version label", re.I)
 _NO_SIGNATURE = re.compile(r'Serving signature (?:key|name) "(.*)" not found', re.I)
 
 
@@ -69,7 +70,7 @@ def classify(outcome: Outcome) -> Failure:
         return Failure.EXHAUSTED
     if code in ("INTERNAL", "UNKNOWN") and _BROKEN_STREAM.search(details):
         return Failure.DOWN
-    if code == "NOT_FOUND":
+    if code == "NOT_FOUND" or _NO_LABEL.search(details):
         return Failure.MISSING
     return Failure.REFUSED
 
@@ -118,6 +119,13 @@ def _missing(details: str, target: str, model: ModelSpec) -> OptserveError:
         return VersionGone(
             f"version {model.version} of model {model.name!r} is no longer served "
             f"at {target}",
+            "NOT_FOUND",
+        )
+    if model.version_label:
+        return ServerError(
+            f"{target} serves no version labelled {model.version_label!r} of a model "
+            f"{model.name!r} ({details}): check both names, and version_labels in the "
+            "server's model config",
             "NOT_FOUND",
         )
     return ServerError(

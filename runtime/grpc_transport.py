@@ -45,6 +45,8 @@ class GrpcTransport:
         targets: addresses: ``HOST:PORT``, ``unix:PATH``, ``dns:///NAME:PORT``. Calls
             go to them in turn; each step may run on any.
         model: the name that the servers serve the model under.
+        label: calls without a version go to the version that the servers have given
+            this label, instead of the newest.
         options: the fields of ``connection.Connection``: TLS, metadata, retries …
 
     Raises:
@@ -56,9 +58,12 @@ class GrpcTransport:
         targets: str | Iterable[str],
         *,
         model: str,
+        label: str = "",
         **options: Unpack[ConnectionKeywords],
     ) -> None:
-        self._core = Core(checked_targets(targets), model, Connection(**options))
+        self._core = Core(
+            checked_targets(targets), model, Connection(**options), label=label
+        )
         self._closing = threading.Event()
         self._channels = [
             open_channel(grpc, target, self._core.connection)

@@ -18,7 +18,6 @@ from ..export.contract import (
     CONTRACT_VERSION,
     CacheLayout,
     Manifest,
-    signature,
     tokens_per_call,
 )
 from .errors import IncompatibleModel, InvalidRequest, MalformedReply, ServerError
@@ -84,6 +83,18 @@ class ServedModel:
             return 1
         return _size(tokens, self.manifest.prompt_buckets, _PROMPT_STEP, self.positions)
 
+    def whole_size(self, tokens: int) -> int:
+        """S for a call that needs a row's whole text, however long.
+
+        The graph takes any size; one beyond the largest prompt size costs a compiled
+        export a compilation at its first use, so only multiples of it are sent.
+        """
+        buckets = self.manifest.prompt_buckets
+        if not buckets or tokens <= buckets[-1]:
+            return self.prompt_size(tokens)
+        pieces = -(-tokens // buckets[-1])
+        return max(tokens, min(pieces * buckets[-1], self.manifest.max_positions))
+
     def cache_size(self, slots: int) -> int:
         """C for rows of up to ``slots`` cached tokens; at least 1."""
         return _size(
@@ -141,7 +152,7 @@ def read_manifest(reply: Reply) -> ServedModel:
     try:
         text = np.asarray(reply.outputs["manifest"], object).reshape(-1)[0]
         manifest = Manifest.from_json(text)
-        layout = manifest.cache_layout
+        _ = manifest.cache_layout  # its sizes must make one
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise MalformedReply(
             f"the model's description is unreadable: {error}"
@@ -152,11 +163,11 @@ def read_manifest(reply: Reply) -> ServedModel:
             f"client version {CONTRACT_VERSION}: export it again, or use the client "
             "of the export's release"
         )
-    for name in manifest.signatures:
-        try:
-            signature(name, layout)
-        except KeyError:
-            continue  # an addition that this client doesn't know
+    if missing := {"prefill", "decode"} - set(manifest.signatures):
+        raise IncompatibleModel(
+            f"the model has no `{min(missing)}` signature, without which nothing can "
+            "be generated: serve one made with `optserve export`"
+        )
     return ServedModel(manifest, reply.version)
 
 

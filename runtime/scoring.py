@@ -53,7 +53,7 @@ def _run(
     found: dict[int, np.ndarray] = {}
     for chosen in _groups(prompts, model, capacity):
         rows = [prompts[i] for i in chosen]
-        size = model.prompt_size(max(map(len, rows)))
+        size = model.whole_size(max(map(len, rows)))
         count = model.batch_size(len(rows))
         ids = np.full((count, size), model.manifest.pad_token_id, np.int32)
         lengths = np.ones(count, np.int32)
@@ -81,7 +81,7 @@ def _groups(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     group: list[int] = []
     for i in order:
-        size = model.prompt_size(len(prompts[i]))
+        size = model.whole_size(len(prompts[i]))
         row_bytes = 4 * size * hidden
         if row_bytes > MESSAGE_LIMIT:
             raise InvalidRequest(
@@ -90,7 +90,7 @@ def _groups(
             )
         fits = min(capacity, MESSAGE_LIMIT // row_bytes)
         if group and (
-            len(group) >= fits or model.prompt_size(len(prompts[group[0]])) != size
+            len(group) >= fits or model.whole_size(len(prompts[group[0]])) != size
         ):
             yield group
             group = []

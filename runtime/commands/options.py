@@ -34,6 +34,7 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
     )
     add = group.add_argument
     add("--name", default="opt", help="the model's name on the server (opt)")
+    add("--label", default="", help="version label on the server (the newest version)")
     add("--tokenizer", metavar="DIR", help="tokenizer, where the export holds none")
     add("--wait", type=float, metavar="S", help="wait for the model to become ready")
     add("--max-rows", type=int, metavar="B", help="most rows of one call")
@@ -94,9 +95,12 @@ def opened_client(args: argparse.Namespace) -> Iterator[Client]:
     }
     if args.target:
         options = _connection(args)
-        with Client(args.target, wait=args.wait, **common, **options) as client:
+        options |= {"wait": args.wait, "label": args.label}
+        with Client(args.target, **common, **options) as client:
             yield client
         return
+    if args.label:
+        raise InvalidRequest("--label needs --target: labels are a server's")
     path = Path(args.model)
     if _is_tflite(path):
         with Client(path, threads=args.threads, **common) as client:

@@ -90,16 +90,16 @@ class ModelManager:
         """
         if not name:
             raise invalid_argument("ModelSpec has no name specified.")
-        if label:
-            version = self.labelled(name, label)
         while True:
-            found = self._find(name, version)
+            wanted = self.labelled(name, label) if label else version
+            found = self._find(name, wanted)
             with found.lease() as servable:
                 if servable is not None:
                     yield found.number, servable
                     return
-            if version is not None:
-                raise _missing(name, version)
+            moved = label and self.labelled(name, label) != wanted
+            if wanted is not None and not moved:
+                raise _missing(name, wanted)
 
     def labelled(self, name: str, label: str) -> int:
         """The version that a label stands for."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from optserve.export.contract import Manifest, generate_name, signature, tokens_per_call
 from optserve.models.files import open_weights
+from optserve.runtime import Client
 from optserve.runtime.errors import ServerError, VersionGone
 from optserve.runtime.sampling import Sampling, choose, log_softmax
 from optserve.runtime.transport import Call, Reply
@@ -172,7 +173,9 @@ class NumpyTransport:
         if manifest.batch_sizes and name not in ("describe", "tokenizer"):
             assert sizes["B"] in manifest.batch_sizes
         if manifest.prompt_buckets and "S" in sizes:
-            assert sizes["S"] in (1, *manifest.prompt_buckets)
+            largest = manifest.prompt_buckets[-1]
+            whole = name in ("score", "embed") and sizes["S"] % largest == 0
+            assert whole or sizes["S"] in (1, *manifest.prompt_buckets)
         if manifest.cache_buckets and "C" in sizes:
             assert sizes["C"] in manifest.cache_buckets
 
@@ -239,3 +242,13 @@ class NumpyTransport:
             new = np.concatenate([new, row])
             logits = model.logits(hidden)[-1]
         return new
+
+
+MIXED = [[2, *range(4, 4 + n)] for n in (1, 17, 5, 30, 2, 9, 22)]
+"""Prompts of unequal lengths."""
+
+
+def one_by_one(**options) -> list[list[int]]:
+    """Each prompt alone, step by step, without any bucket."""
+    with Client(transport=NumpyTransport(), max_rows=1) as client:
+        return [client.generate([p], **options)[0].tokens for p in MIXED]

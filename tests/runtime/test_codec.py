@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 import tracemalloc
@@ -12,45 +11,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 from optserve.runtime import codec
-from optserve.runtime.errors import InvalidRequest, MalformedMessage, MalformedReply
+from optserve.runtime.errors import MalformedMessage
 from optserve.runtime.transport import RowBlocks
+
+from .recordings import ENCODINGS, RECORDINGS, official, recordings, same
 
 tf = pytest.importorskip("tensorflow")
 predict_pb2 = pytest.importorskip("tensorflow_serving.apis.predict_pb2")
-status_pb2 = pytest.importorskip("tensorflow_serving.apis.get_model_status_pb2")
-metadata_pb2 = pytest.importorskip("tensorflow_serving.apis.get_model_metadata_pb2")
 
-RECORDINGS = Path(__file__).parents[1] / "data" / "tfs-recordings"
-ENCODINGS = ("typed_fields", "tensor_content")
 RNG = np.random.default_rng(5)
 BF16 = ml_dtypes.bfloat16
-
-
-def recordings(kind: str, method: str = "PredictionService/Predict") -> list:
-    """The recorded messages of one method, as test parameters."""
-    found = []
-    for encoding in ENCODINGS:
-        folder = RECORDINGS / encoding
-        for case in json.loads((folder / "index.json").read_text()):
-            path = folder / f"{case['name']}.{kind}.bin"
-            if case["method"] == method and path.exists():
-                found.append(pytest.param(path, id=f"{encoding}-{path.stem}"))
-    return found
-
-
-def same(ours: np.ndarray, theirs: np.ndarray) -> None:
-    assert ours.dtype == theirs.dtype
-    assert ours.shape == theirs.shape
-    if ours.dtype == object:
-        assert ours.tolist() == theirs.tolist()
-    else:
-        assert ours.tobytes() == theirs.tobytes()
-
-
-def official(tensor) -> np.ndarray:
-    if tensor.dtype == 7 and tensor.tensor_content:  # make_ndarray can't read these
-        return tf.io.parse_tensor(tensor.SerializeToString(), tf.string).numpy()
-    return tf.make_ndarray(tensor)
 
 
 def arrays() -> dict[str, np.ndarray]:
@@ -89,7 +59,7 @@ def arrays() -> dict[str, np.ndarray]:
     return out
 
 
-# --- the genuine server's bytes -------------------------------------------------
+# --- the genuine server's bytes ----------------------------------------------
 
 
 @pytest.mark.parametrize("path", recordings("response"))
@@ -145,7 +115,7 @@ def test_replies_as_the_genuine_server_writes_them(path: Path, encoding: str) ->
     assert ours == predict_pb2.PredictResponse.FromString(recorded.read_bytes())
 
 
-# --- the official classes -------------------------------------------------------
+# --- the official classes ----------------------------------------------------
 
 
 def test_requests_parse_with_the_official_classes() -> None:
@@ -292,168 +262,7 @@ def test_strings_from_text_and_fixed_width_arrays() -> None:
     assert got["b"].tolist() == [b"ab", b"c"]
 
 
-# --- refusals -------------------------------------------------------------------
-
-
-def test_unsendable_arrays_are_refused() -> None:
-    spec = codec.ModelSpec("m")
-    with pytest.raises(InvalidRequest, match="'t': a tensor of dtype datetime64"):
-        codec.encode_predict_request(spec, {"t": np.zeros(2, "datetime64[s]")})
-    with pytest.raises(InvalidRequest, match="holds int"):
-        codec.encode_predict_request(spec, {"t": np.array([1], object)})
-    with pytest.raises(InvalidRequest, match="at most 100 are possible"):
-        codec.encode_predict_request(spec, {"t": np.zeros(99)}, limit=100)
-
-
-def test_a_request_over_2_gib_is_refused_before_it_is_built() -> None:
-    huge = np.broadcast_to(np.zeros((1 << 20,), np.float32), (600, 1 << 20))
-    with pytest.raises(InvalidRequest, match="2147483647"):
-        codec.encode_predict_request(codec.ModelSpec("m"), {"cache": huge})
-
-
-def reply_with(shape: list[int], number: int = 1, **values) -> bytes:
-    message = predict_pb2.PredictResponse()
-    tensor = message.outputs["t"]
-    tensor.dtype = number
-    for size in shape:
-        tensor.tensor_shape.dim.add(size=size)
-    for field, value in values.items():
-        if field == "tensor_content":
-            tensor.tensor_content = value
-        else:
-            getattr(tensor, field).extend(value)
-    return message.SerializeToString()
-
-
-@pytest.mark.parametrize(
-    ("data", "why"),
-    [
-        (reply_with([1 << 60], float_val=[1, 2]), "more than 2 GiB"),
-        (reply_with([1 << 40, 0]), "more than 2 GiB"),
-        (reply_with([1 << 32, 1 << 32], float_val=[1]), "more than 2 GiB"),
-        (reply_with([1 << 28], float_val=[1, 2]), "are allowed"),
-        (reply_with([-1], float_val=[1]), "negative"),
-        (reply_with([1] * 33, float_val=[1]), "rank 33"),
-        (reply_with([1], float_val=[1, 2]), "2 values"),
-        (reply_with([3], tensor_content=b"123"), "needs 12"),
-        (reply_with([3], number=20), "dtype number 20"),
-        (reply_with([3], number=101), "dtype number 101"),
-        (reply_with([9], number=7, tensor_content=b"12"), "9 strings in 2 bytes"),
-        (reply_with([1], number=7, tensor_content=b"\x05ab"), "need 5 bytes"),
-        (reply_with([1], number=8, scomplex_val=[1]), "half a complex64"),
-        (b"\x0a\xff", "does not end"),
-        (b"\x0a\x05abc", "ends 2 bytes behind"),
-        (b"\x0b\x0c", "wire type 3"),
-        (b"\x02\x00", "field number 0"),
-        (b"\x12\x03\x0a\x01\xff", "not UTF-8"),
-        (b"\xff" * 11, "does not end"),
-    ],
-)
-def test_malformed_replies(data: bytes, why: str) -> None:
-    with pytest.raises(MalformedReply, match=why) as caught:
-        codec.decode_predict_response(data)
-    assert isinstance(caught.value, ValueError)
-
-
-def test_expansion_is_bounded_over_all_tensors() -> None:
-    message = predict_pb2.PredictResponse()
-    for name in "ab":
-        message.outputs[name].CopyFrom(
-            predict_pb2.PredictResponse.FromString(
-                reply_with([1000], float_val=[1, 2])
-            ).outputs["t"]
-        )
-    data = message.SerializeToString()
-    codec.decode_predict_response(data, expansion_limit=8000)
-    with pytest.raises(MalformedReply, match="4000 bytes, 3999 are allowed"):
-        codec.decode_predict_response(data, expansion_limit=7999)
-
-
-def test_a_constant_tensor_takes_no_memory() -> None:
-    tracemalloc.start()
-    reply = codec.decode_predict_response(reply_with([1 << 28], float_val=[7]))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert reply.outputs["t"][-1] == 7
-    assert peak < 1 << 20
-
-
-def test_many_tiny_tensors_are_refused() -> None:
-    tiny = b"".join(
-        b"\x0a\x06\x0a\x04" + str(1000 + i % 9000).encode() for i in range(9000)
-    )
-    with pytest.raises(MalformedReply, match="more than 4096 tensors"):
-        codec.decode_predict_response(tiny)
-
-
-# --- status and metadata --------------------------------------------------------
-
-
-@pytest.mark.parametrize("path", recordings("response", "ModelService/GetModelStatus"))
-def test_recorded_status(path: Path) -> None:
-    assert codec.decode_status_response(path.read_bytes()) == [
-        codec.VersionStatus(1, "AVAILABLE")
-    ]
-
-
-@pytest.mark.parametrize("path", recordings("request", "ModelService/GetModelStatus"))
-def test_status_requests(path: Path) -> None:
-    theirs = status_pb2.GetModelStatusRequest.FromString(path.read_bytes()).model_spec
-    version = theirs.version.value if theirs.HasField("version") else None
-    spec = codec.ModelSpec(theirs.name, "", version)
-    assert codec.encode_status_request(spec) == path.read_bytes()
-
-
-def test_status_of_several_versions() -> None:
-    message = status_pb2.GetModelStatusResponse()
-    message.model_version_status.add(version=1, state="END")
-    failed = message.model_version_status.add(version=3, state="LOADING")
-    failed.status.error_code, failed.status.error_message = 5, "no file"
-    assert codec.decode_status_response(message.SerializeToString()) == [
-        codec.VersionStatus(3, "LOADING", 5, "no file"),
-        codec.VersionStatus(1, "END"),
-    ]
-
-
-@pytest.mark.parametrize(
-    "path", recordings("response", "PredictionService/GetModelMetadata")
-)
-def test_recorded_metadata(path: Path) -> None:
-    got = codec.decode_metadata_response(path.read_bytes())
-    assert got.model == codec.ModelSpec("rec", "", 1)
-    prefill = got.signatures["prefill"]
-    assert prefill.inputs == {
-        "x": codec.TensorInfo("float32", (None, 4)),
-        "n": codec.TensorInfo("int32", (None,)),
-    }
-    assert prefill.outputs["total"] == codec.TensorInfo("float32", (None,))
-    echo = got.signatures["echo"].inputs
-    assert {name: info.dtype for name, info in echo.items()} == {
-        "f32": "float32",
-        "f16": "float16",
-        "bf16": "bfloat16",
-        "f64": "float64",
-        "i32": "int32",
-        "i64": "int64",
-        "u8": "uint8",
-        "i8": "int8",
-        "b": "bool",
-        "u32": "uint32",
-        "s": "string",
-    }
-
-
-def test_metadata_request() -> None:
-    recorded = (RECORDINGS / "typed_fields" / "metadata.request.bin").read_bytes()
-    spec = codec.ModelSpec("rec")
-    theirs = metadata_pb2.GetModelMetadataRequest.FromString(recorded)
-    ours = metadata_pb2.GetModelMetadataRequest.FromString(
-        codec.encode_metadata_request(spec)
-    )
-    assert ours == theirs
-
-
-# --- speed and memory -----------------------------------------------------------
+# --- speed and memory --------------------------------------------------------
 
 
 def best(work, repeats: int = 7) -> float:

@@ -1,42 +1,21 @@
-"""The loop's rules: sizes, pieces, ends, versions, deadlines."""
+"""The loop's rules: sizes, pieces, ends, constraints, beams."""
 
 from __future__ import annotations
-
-import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from optserve.runtime import (
     Beams,
-    Cancelled,
     Client,
     Constraints,
-    DeadlineExceeded,
-    IncompatibleModel,
     InvalidRequest,
-    MalformedReply,
-    PromptTooLong,
     Sampling,
-    ServerError,
-    VersionGone,
-    unpadded,
 )
-from optserve.runtime.model import ServedModel
-from optserve.runtime.transport import Call, Reply
 
-from .numpy_model import GOLDEN, NumpyOPT, NumpyTransport
+from .numpy_model import GOLDEN, MIXED, NumpyOPT, NumpyTransport, one_by_one
 from .small_tokenizer import SMALL_TOKENIZER
 
 WARM = Sampling(temperature=1.2, top_k=50, top_p=0.95, repetition_penalty=1.1, seed=9)
-MIXED = [[2, *range(4, 4 + n)] for n in (1, 17, 5, 30, 2, 9, 22)]
-
-
-def one_by_one(**options) -> list[list[int]]:
-    """Each prompt alone, step by step, without any bucket."""
-    with Client(transport=NumpyTransport(), max_rows=1) as client:
-        return [client.generate([p], **options)[0].tokens for p in MIXED]
 
 
 @pytest.mark.parametrize("sampling", [None, WARM])
@@ -105,7 +84,7 @@ def test_a_row_that_ends_makes_room_for_the_next():
     assert next(g for g in found if g.index == 4).tokens == one.tokens
 
 
-# --- ends ---------------------------------------------------------------------------
+# --- ends --------------------------------------------------------------------
 
 
 def continuation(**options):
@@ -194,6 +173,19 @@ def test_logprobs_top_logprobs_echo_and_score_agree():
         assert [token for token, _ in step] == np.argsort(-row)[:3].tolist()
 
 
+def test_texts_beyond_the_largest_prompt_size_are_scored_whole():
+    texts = [[2, *range(4, 4 + n)] for n in (3, 8, 9, 30, 39)]
+    with Client(transport=NumpyTransport()) as client:
+        scores, states = client.score(texts), client.embed(texts)
+    transport = NumpyTransport(prompt_buckets=[4, 8])
+    with Client(transport=transport) as client:
+        for found, want in zip(client.score(texts), scores, strict=True):
+            np.testing.assert_allclose(found.logprobs, want.logprobs, atol=1e-5)
+        for found, want in zip(client.embed(texts), states, strict=True):
+            np.testing.assert_allclose(found, want, atol=1e-5)
+    assert {s for _, s in transport.shapes("input_ids")} == {4, 16, 32, 40}
+
+
 def test_constraints_hold():
     with Client(transport=NumpyTransport(tokenizer=SMALL_TOKENIZER)) as client:
 
@@ -250,263 +242,3 @@ def test_beams_of_width_one_are_greedy_and_cost_one_prompt():
         assert {c.inputs["input_ids"].shape for c in transport.calls[before + 1 :]} <= {
             (n, 1) for n in (1, 2, 3, 4)
         }
-
-
-# --- versions, failures, deadlines ----------------------------------------------------
-
-
-@pytest.mark.parametrize("sampling", [None, WARM])
-@pytest.mark.parametrize("generate", [(), (2,)])
-def test_a_version_that_goes_away_costs_a_rebuild_and_no_token(sampling, generate):
-    transport = NumpyTransport(generate=generate)
-    with Client(transport=transport) as client:
-        stream = client.stream(MIXED[2], max_new_tokens=12, sampling=sampling)
-        pieces = [next(stream), next(stream)]
-        transport.versions = {2: transport.model}
-        pieces += list(stream)
-        result = stream.generation
-    assert [t for p in pieces for t in p.tokens] == result.tokens
-    assert result.tokens == one_by_one(max_new_tokens=12, sampling=sampling)[2]
-    assert (result.model_version, result.rebuilds) == (2, 1)
-    assert (pieces[0].model_version, pieces[-1].model_version) == (1, 2)
-
-
-def test_a_cache_is_never_given_to_another_version():
-    transport = NumpyTransport()
-    with Client(transport=transport) as client:
-        stream = client.stream([2, 5], max_new_tokens=4, stop_token_ids=[])
-        next(stream)
-        transport.versions[2] = transport.model  # newer, the old one still served
-        list(stream)
-        assert stream.generation.model_version == 1
-        assert {c.version for c in transport.calls if c.signature == "decode"} == {1}
-        (fresh,) = client.generate([[2, 5]], max_new_tokens=4)
-        assert fresh.model_version == 2 and fresh.rebuilds == 0
-
-
-def test_beams_survive_a_version_swap():
-    beams = Beams(width=3)
-    transport = NumpyTransport()
-
-    def swap(call: Call) -> None:
-        if len(transport.calls) == 5:
-            transport.versions = {2: transport.model}
-
-    with Client(transport=transport) as client:
-        (want,) = client.generate([MIXED[2]], max_new_tokens=8, beams=beams)
-        transport.calls.clear()
-        transport.before = swap
-        (found,) = client.generate([MIXED[2]], max_new_tokens=8, beams=beams)
-    assert found.tokens == want.tokens and found.rebuilds == 1
-
-
-def test_a_version_that_keeps_going_away_is_an_error():
-    transport = NumpyTransport()
-
-    def gone(call: Call) -> None:
-        if call.signature != "describe":
-            raise VersionGone("gone again", "NOT_FOUND")
-
-    transport.before = gone
-    with Client(transport=transport) as client, pytest.raises(VersionGone):
-        client.generate([[2, 5]], max_new_tokens=3)
-
-
-def test_each_call_gets_what_is_left_of_the_deadline():
-    transport = NumpyTransport(before=lambda call: time.sleep(0.01))
-    with Client(transport=transport) as client:
-        client.generate([[2]], max_new_tokens=3, stop_token_ids=[], timeout=5.0)
-        left = transport.timeouts[-3:]
-        assert left == sorted(left, reverse=True) and 4.8 < left[-1] < left[0] <= 5.0
-        assert left[0] - left[-1] > 0.019
-        with pytest.raises(DeadlineExceeded):
-            client.generate([[2]], max_new_tokens=60, stop_token_ids=[], timeout=0.1)
-
-
-def test_failures_and_lies_of_a_server():
-    transport = NumpyTransport()
-    with Client(transport=transport) as client:
-
-        def answer(**outputs):
-            transport.call = lambda call, timeout=None: Reply(outputs, version=1)
-            client.generate([[2, 5]], max_new_tokens=2)
-
-        good = np.zeros((1, 8, 3, 2, 4, 8), np.float32)
-        logits = np.zeros((1, 128), np.float32)
-        for outputs in (
-            {},
-            {"logits": logits},
-            {"logits": logits[:, :5], "new_cache": good},
-            {"logits": logits + np.nan, "new_cache": good},
-            {"logits": logits, "new_cache": good[:, :1]},
-            {"logits": logits, "new_cache": good[..., :5]},
-            {"logits": logits, "new_cache": good.astype(np.float64)},
-            {"logits": logits[:0], "new_cache": good[:0]},
-        ):
-            with pytest.raises(MalformedReply):
-                answer(**outputs)
-
-    transport = NumpyTransport(generate=(4,))
-    with Client(transport=transport) as client:
-        good = np.zeros((1, 16, 3, 2, 4, 8), np.float32)
-        for tokens, count in (
-            [[-1] * 4, 0],
-            [[5] * 4, 9],
-            [[500] * 4, 2],
-            [[-1] * 4, 1],
-        ):
-            with pytest.raises(MalformedReply):
-                answer(
-                    tokens=np.array([tokens], np.int32),
-                    count=np.array([count], np.int32),
-                    logprobs=np.zeros((1, 4), np.float32),
-                    new_cache=good,
-                )
-
-
-# --- connecting and refusing ----------------------------------------------------------
-
-
-def test_models_that_are_not_ours_are_refused_with_the_reason():
-    transport = NumpyTransport()
-    transport.manifest.signatures.remove("describe")
-    with pytest.raises(IncompatibleModel, match="optserve export"):
-        Client(transport=transport)
-    assert transport.closed
-    transport = NumpyTransport(contract_version=7)
-    with pytest.raises(IncompatibleModel, match="contract version 7"):
-        Client(transport=transport)
-    transport = NumpyTransport()
-    transport.manifest.signatures.remove("score")
-    with (
-        Client(transport=transport) as client,
-        pytest.raises(IncompatibleModel, match="no `score` signature"),
-    ):
-        client.score([[2, 5]])
-    for outputs in ({}, {"manifest": np.array([b"[]"], object)}):
-        transport.call = lambda call, timeout=None, o=outputs: Reply(o)
-        with pytest.raises(MalformedReply):
-            Client(transport=transport)
-
-
-def test_a_compiled_model_is_tried_at_connect():
-    transport = NumpyTransport()
-    transport.manifest = replace(transport.manifest, compiler="xla")
-
-    def switched_off(call: Call) -> None:
-        if call.signature != "describe":
-            raise IncompatibleModel("start it with --xla_cpu_compilation_enabled=true")
-
-    transport.before = switched_off
-    with pytest.raises(IncompatibleModel, match="xla_cpu_compilation_enabled"):
-        Client(transport=transport)
-    transport.before = None
-    with Client(transport=transport) as client:
-        assert [c.signature for c in transport.calls[-2:]] == ["describe", "prefill"]
-        assert client.describe().compiler == "xla"
-
-
-def test_readiness_is_waited_for_where_asked():
-    transport = NumpyTransport()
-    waited = []
-    transport.wait_until_ready = waited.append
-    Client(transport=transport)
-    Client(transport=transport, wait=4.0)
-    assert waited == [4.0]
-
-
-def test_what_was_asked_is_checked_before_anything_is_sent():
-    transport = NumpyTransport()
-    with Client(transport=transport) as client:
-        count = len(transport.calls)
-        for prompts, options, sentence in (
-            ([[]], {}, "at least one"),
-            ([[2, 128]], {}, "0 to 127"),
-            ([[-1]], {}, "0 to 127"),
-            ([2, 5], {}, "list of prompts"),
-            ([[2, "x"]], {}, "token ids"),
-            (["text"], {}, "tokenizer"),
-            ([[2]], {"stop": ["x"]}, "tokenizer"),
-            ([[2]], {"stop_token_ids": [400]}, "stop_token_ids"),
-            ([[2]], {"constraints": Constraints(logit_bias={400: 1.0})}, "logit_bias"),
-            ([[2]], {"constraints": Constraints(forced={0: -4})}, "forced"),
-            ([[2]], {"samples": 2}, "temperature"),
-            ([[2]], {"beams": Beams(), "sampling": WARM}, "one of the two"),
-            ([[2]], {"timeout": 0}, "timeout"),
-        ):
-            with pytest.raises(InvalidRequest, match=sentence):
-                client.generate(prompts, max_new_tokens=2, **options)
-        with pytest.raises(PromptTooLong, match="64 positions"):
-            client.generate([[2] * 60], max_new_tokens=5)
-        with pytest.raises(PromptTooLong):
-            client.score([[2] * 65])
-        assert len(transport.calls) == count
-        (kept,) = client.generate(
-            [[2, *range(4, 64), 5, 5]], max_new_tokens=4, truncate="left"
-        )
-        assert kept.prompt_tokens == 60
-        first = transport.calls[count].inputs["input_ids"][0]
-        assert first[:2].tolist() == [2, 7]
-
-
-def test_calls_whose_messages_would_pass_two_gigabytes_are_not_made():
-    config = {"num_hidden_layers": 96, "num_attention_heads": 96, "hidden_size": 12288}
-    manifest = replace(NumpyTransport().manifest, config=config, max_positions=2048)
-    model = ServedModel(manifest)  # 9.4 MB of cache for each token
-    row = 96 * 2 * 12288 * 4
-    assert model.largest_piece * row < 2**31 < (model.largest_piece + 1) * row
-    assert model.rows_that_fit(8, 64) == 3
-    with pytest.raises(InvalidRequest, match="2 GiB"):
-        model.rows_that_fit(8, 512)
-
-
-def test_a_closed_client_refuses():
-    client = Client(transport=NumpyTransport())
-    client.close()
-    client.close()
-    with pytest.raises(Cancelled):
-        client.generate([[2]], max_new_tokens=1)
-
-
-def test_other_refusals_reach_the_caller():
-    transport = NumpyTransport()
-
-    def refuse(call: Call) -> None:
-        raise ServerError("no", "PERMISSION_DENIED")
-
-    with Client(transport=transport) as client:
-        transport.before = refuse
-        with pytest.raises(ServerError, match="no"):
-            client.generate([[2]], max_new_tokens=1)
-
-
-def test_padded_batches_are_compacted():
-    ids = [[1, 1, 5, 6], [7, 8, 1, 1]]
-    assert unpadded(ids, [[0, 0, 1, 1], [1, 1, 0, 0]]) == [[5, 6], [7, 8]]
-    with pytest.raises(InvalidRequest, match="one shape"):
-        unpadded(ids, [[1]])
-
-
-def test_counters_count():
-    transport = NumpyTransport(generate=(4,))
-    with Client(transport=transport) as client:
-        before = len(transport.calls)
-        first, second = client.generate([[2, 5], [2, 6]], max_new_tokens=8)
-        calls = transport.calls[before:]
-    assert first.counters.calls == len(calls) == 2
-    assert 0 < first.counters.first_token_seconds < first.counters.seconds
-    assert first.bytes_sent == second.bytes_sent > 0
-    assert first.tokens_per_second > 0 and first.bytes_received > 0
-
-
-def test_one_client_serves_several_threads():
-    with Client(transport=NumpyTransport(generate=(2, 4))) as client:
-
-        def work(i: int) -> list[int]:
-            options = {"max_new_tokens": 12, "sampling": WARM}
-            return client.generate([MIXED[i % len(MIXED)]], **options)[0].tokens
-
-        with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(work, range(24)))
-    expected = one_by_one(max_new_tokens=12, sampling=WARM)
-    assert found == [expected[i % len(MIXED)] for i in range(24)]

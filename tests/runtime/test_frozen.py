@@ -54,8 +54,16 @@ def two():
         process.wait()
 
 
+@pytest.fixture
+def interruptible():
+    """Python's own handler, which a shell's background jobs start without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs SIGSTOP")
-def test_a_frozen_server(two) -> None:
+def test_a_frozen_server(two, interruptible) -> None:
     with GrpcTransport(
         list(two),
         model="opt",

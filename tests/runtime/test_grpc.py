@@ -1,4 +1,4 @@
-"""Both gRPC transports against one server: calls, options, refusals, endings."""
+"""Both gRPC transports against one server: calls, options, status, endings."""
 
 from __future__ import annotations
 
@@ -10,56 +10,26 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import grpc
 import numpy as np
 import pytest
-from optserve.runtime.connection import Connection, Keepalive, Limits, Retry, Tls
+from optserve.runtime.connection import Connection, Retry, Tls
 from optserve.runtime.errors import (
     Cancelled,
     DeadlineExceeded,
-    IncompatibleModel,
     InvalidRequest,
-    MalformedReply,
-    ServerError,
     Unavailable,
 )
 from optserve.runtime.grpc_transport import AsyncGrpcTransport, GrpcTransport
 from optserve.runtime.transport import Call
 
-from .fake_tfs import Authority, Blocking, FakeTfs, abort
+from .fake_tfs import Blocking, FakeTfs, abort
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 CALL = Call("decode", {"x": X})
 SLACK = 0.05  # seconds that a deadline may be missed by
 
 
-@pytest.fixture(params=[GrpcTransport, Blocking], ids=["blocking", "asyncio"])
-def connect(request):
-    """Makes a transport of either kind; closed at the end."""
-    made = []
-
-    def make(targets, *, model: str = "opt", **options):
-        transport = request.param(targets, model=model, **options)
-        made.append(transport)
-        return transport
-
-    yield make
-    for transport in made:
-        transport.__exit__(None, None, None)
-
-
-@pytest.fixture
-def server():
-    with FakeTfs() as fake:
-        yield fake
-
-
-@pytest.fixture(scope="module")
-def authority():
-    return Authority()
-
-
-# --- calls ----------------------------------------------------------------------
+# --- calls -------------------------------------------------------------------
 
 
 def test_a_call(server, connect) -> None:
@@ -117,7 +87,7 @@ def test_from_many_threads(server, connect) -> None:
         assert all(pool.map(work, range(200)))
 
 
-# --- what goes with a call ------------------------------------------------------
+# --- what goes with a call ---------------------------------------------------
 
 
 def test_metadata_and_user_agent(server, connect) -> None:
@@ -195,7 +165,7 @@ def test_secrets_are_not_shown(connect, authority, caplog) -> None:
     assert caplog.text  # something was logged
 
 
-# --- deadlines ------------------------------------------------------------------
+# --- deadlines ---------------------------------------------------------------
 
 
 def took(work, error) -> float:
@@ -238,147 +208,7 @@ def test_no_time_left(server, connect) -> None:
     assert not server.metadata
 
 
-# --- refusals -------------------------------------------------------------------
-
-
-def test_connection_refused(connect) -> None:
-    transport = connect("127.0.0.1:1", retry=Retry(connect=0.2))
-    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1 .*refused.*optserve serve"):
-        transport.call(CALL, timeout=10)
-
-
-@pytest.mark.parametrize(
-    ("code", "details", "error", "words"),
-    [
-        (
-            "INTERNAL",
-            "XLA compilation disabled\n\t [[{{node x}}]]",
-            ServerError,
-            "--xla_cpu_compilation_enabled=true",
-        ),
-        (
-            "FAILED_PRECONDITION",
-            'Serving signature key "decode" not found.',
-            IncompatibleModel,
-            "no signature 'decode'.*optserve export",
-        ),
-        ("INVALID_ARGUMENT", "Expects arg[0] to be float", ServerError, "Expects arg"),
-        ("PERMISSION_DENIED", "no", ServerError, "bearer token"),
-        ("UNIMPLEMENTED", "", IncompatibleModel, "no TensorFlow Serving"),
-        (
-            "RESOURCE_EXHAUSTED",
-            "SERVER: Received message larger than max (9 vs. 4)",
-            InvalidRequest,
-            "request is larger than a limit",
-        ),
-        (
-            "RESOURCE_EXHAUSTED",
-            "SERVER: Sent message larger than max (9 vs. 4)",
-            InvalidRequest,
-            "reply is larger than a limit",
-        ),
-    ],
-)
-def test_final_refusals(server, connect, code, details, error, words) -> None:
-    server.behave = abort(code, details)
-    with pytest.raises(error, match=words) as caught:
-        connect(server.target).call(CALL, timeout=10)
-    if isinstance(caught.value, ServerError):
-        assert caught.value.code == code
-    assert "\n" not in str(caught.value)
-    assert len(server.metadata) == 1
-
-
-def test_a_servers_own_limit(connect) -> None:
-    with FakeTfs(options=[]) as server:
-        big = Call("decode", {"x": np.zeros(2_000_000, np.float32)})
-        with pytest.raises(InvalidRequest, match="request is larger than a limit"):
-            connect(server.target).call(big, timeout=10)
-
-
-def test_another_kind_of_server(connect) -> None:
-    server = grpc.server(ThreadPoolExecutor(1))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    with pytest.raises(IncompatibleModel, match="no TensorFlow Serving"):
-        connect(f"127.0.0.1:{port}").call(CALL, timeout=10)
-    server.stop(0)
-
-
-def test_not_a_grpc_server(connect) -> None:
-    with socket.socket() as web:
-        web.bind(("127.0.0.1", 0))
-        web.listen()
-
-        def answer() -> None:
-            while True:
-                try:
-                    with web.accept()[0] as client:
-                        client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-                except OSError:
-                    return
-
-        threading.Thread(target=answer, daemon=True).start()
-        transport = connect(
-            f"127.0.0.1:{web.getsockname()[1]}", retry=Retry(connect=0.2)
-        )
-        with pytest.raises(Unavailable, match="no server answers"):
-            transport.call(CALL, timeout=10)
-        web.shutdown(socket.SHUT_RDWR)
-
-
-def test_unknown_model(server, connect) -> None:
-    with pytest.raises(ServerError, match="no model named 'other'") as caught:
-        connect(server.target, model="other").call(CALL, timeout=10)
-    assert caught.value.code == "NOT_FOUND"
-
-
-def test_garbage(server, connect) -> None:
-    server.behave = lambda data, context: b"\xff\xff"
-    with pytest.raises(MalformedReply, match="does not end"):
-        connect(server.target).call(CALL, timeout=10)
-    assert len(server.metadata) == 1
-
-
-def test_requests_above_the_limit_are_not_sent(server, connect) -> None:
-    transport = connect(server.target, limits=Limits(message=1000))
-    with pytest.raises(InvalidRequest, match="at most 1000"):
-        transport.call(Call("decode", {"x": np.zeros(999)}), timeout=10)
-    assert not server.metadata
-
-
-@pytest.mark.parametrize(
-    "targets",
-    ["", [], "localhost", "http://a:1", "a:70000", "a:1/b", ["127.0.0.1:1", "b"], [3]],
-)
-def test_wrong_addresses(connect, targets) -> None:
-    with pytest.raises(InvalidRequest, match="address"):
-        connect(targets)
-
-
-def test_wrong_options(connect, tmp_path) -> None:
-    empty = tmp_path / "empty.pem"
-    empty.write_text("nothing")
-    for options, words in (
-        ({"tls": Tls(roots=tmp_path / "nowhere.pem")}, "No such file"),
-        ({"tls": Tls(roots=str(empty))}, "no PEM"),
-        ({"compression": "zip"}, "compression"),
-        ({"attempt_timeout": 0}, "attempt_timeout"),
-        ({"model": ""}, "no name"),
-    ):
-        with pytest.raises(InvalidRequest, match=words):
-            connect("127.0.0.1:1", **options)
-    for make in (
-        lambda: Tls(private_key=b"x"),
-        lambda: Keepalive(interval=0),
-        lambda: Limits(message=1 << 31),
-        lambda: Retry(connect=-1),
-    ):
-        with pytest.raises(InvalidRequest):
-            make()
-
-
-# --- status ---------------------------------------------------------------------
+# --- status ------------------------------------------------------------------
 
 
 def test_status_and_readiness(server, connect) -> None:
@@ -421,69 +251,7 @@ def test_metadata_of_signatures(server, connect, data_dir) -> None:
     assert got.signatures["prefill"].inputs["x"].shape == (None, 4)
 
 
-# --- TLS ------------------------------------------------------------------------
-
-
-def secure(authority: Authority, host: str = "127.0.0.1", *, clients=None) -> FakeTfs:
-    chain, key = authority.issue(host)
-    return FakeTfs(
-        credentials=grpc.ssl_server_credentials(
-            [(key, chain)], clients and clients.roots, clients is not None
-        )
-    )
-
-
-def test_tls(authority, connect, tmp_path) -> None:
-    roots = tmp_path / "roots.pem"
-    roots.write_bytes(authority.roots)
-    with secure(authority) as server:
-        for given in (authority.roots, roots, str(roots), authority.roots.decode()):
-            transport = connect(server.target, tls=Tls(roots=given))
-            assert transport.call(CALL, timeout=10).version == 1
-
-
-def test_a_wrong_certificate_is_refused_at_once(authority, connect) -> None:
-    with secure(Authority()) as server:
-        transport = connect(server.target, tls=Tls(roots=authority.roots))
-        start = time.monotonic()
-        with pytest.raises(Unavailable, match=r"no secure connection.*roots"):
-            transport.call(CALL, timeout=10)
-        assert time.monotonic() - start < 2
-        assert not server.metadata
-
-
-def test_a_wrong_name_is_refused_unless_expected(authority, connect) -> None:
-    with secure(authority, "model.example") as server:
-        transport = connect(server.target, tls=Tls(roots=authority.roots))
-        with pytest.raises(Unavailable, match="server_name"):
-            transport.call(CALL, timeout=10)
-        named = Tls(roots=authority.roots, server_name="model.example")
-        assert connect(server.target, tls=named).call(CALL, timeout=10).version == 1
-
-
-def test_mutual_tls(authority, connect) -> None:
-    ours = Authority()
-    with secure(authority, clients=ours) as server:
-        chain, key = ours.issue("client")
-        mine = Tls(roots=authority.roots, certificate_chain=chain, private_key=key)
-        assert connect(server.target, tls=mine).call(CALL, timeout=10).version == 1
-        chain, key = Authority().issue("client")
-        other = Tls(roots=authority.roots, certificate_chain=chain, private_key=key)
-        for tls in (Tls(roots=authority.roots), other):
-            transport = connect(server.target, tls=tls, retry=Retry(connect=0.2))
-            with pytest.raises(Unavailable):
-                transport.call(CALL, timeout=10)
-
-
-def test_tls_against_a_server_in_the_clear(server, connect, authority) -> None:
-    transport = connect(
-        server.target, tls=Tls(roots=authority.roots), retry=Retry(connect=0.2)
-    )
-    with pytest.raises(Unavailable):
-        transport.call(CALL, timeout=10)
-
-
-# --- endings --------------------------------------------------------------------
+# --- endings -----------------------------------------------------------------
 
 
 def test_closing_breaks_off_calls(server, connect) -> None:

@@ -64,6 +64,16 @@ def test_asyncio_runs_it_in_threads(export):
         assert row.tokens == until_end(tokens)
 
 
+def test_texts_beyond_the_sizes_compiled_for_are_scored_all_the_same(export):
+    texts = [[2, *range(4, 4 + n)] for n in (10, 35)]
+    compiled = served("pre_ln", framework="jax").path  # for 16 tokens at most
+    with Client(export) as plain, Client(compiled) as client:
+        for found, want in zip(client.score(texts), plain.score(texts), strict=True):
+            np.testing.assert_allclose(found.logprobs, want.logprobs, atol=1e-4)
+        for found, want in zip(client.embed(texts), plain.embed(texts), strict=True):
+            np.testing.assert_allclose(found, want, atol=1e-4)
+
+
 def test_refusals(export, tmp_path):
     transport = LocalTransport(export)
     row = {"row": np.zeros(1, np.int32)}

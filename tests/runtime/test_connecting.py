@@ -1,0 +1,173 @@
+"""What is checked at connect and before anything is sent; refusals; counters."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from optserve.runtime import (
+    Beams,
+    Cancelled,
+    Client,
+    Constraints,
+    IncompatibleModel,
+    InvalidRequest,
+    MalformedReply,
+    PromptTooLong,
+    Sampling,
+    ServerError,
+    unpadded,
+)
+from optserve.runtime.model import ServedModel
+from optserve.runtime.transport import Call, Reply
+
+from .numpy_model import MIXED, NumpyTransport, one_by_one
+
+WARM = Sampling(temperature=1.2, top_k=50, top_p=0.95, repetition_penalty=1.1, seed=9)
+
+
+def test_models_that_are_not_ours_are_refused_with_the_reason():
+    transport = NumpyTransport()
+    transport.manifest.signatures.remove("describe")
+    with pytest.raises(IncompatibleModel, match="optserve export"):
+        Client(transport=transport)
+    assert transport.closed
+    transport = NumpyTransport(contract_version=7)
+    with pytest.raises(IncompatibleModel, match="contract version 7"):
+        Client(transport=transport)
+    transport = NumpyTransport()
+    transport.manifest.signatures.remove("score")
+    with (
+        Client(transport=transport) as client,
+        pytest.raises(IncompatibleModel, match="no `score` signature"),
+    ):
+        client.score([[2, 5]])
+    for outputs in ({}, {"manifest": np.array([b"[]"], object)}):
+        transport.call = lambda call, timeout=None, o=outputs: Reply(o)
+        with pytest.raises(MalformedReply):
+            Client(transport=transport)
+
+
+def test_a_compiled_model_is_tried_at_connect():
+    transport = NumpyTransport()
+    transport.manifest = replace(transport.manifest, compiler="xla")
+
+    def switched_off(call: Call) -> None:
+        if call.signature != "describe":
+            raise IncompatibleModel("start it with --xla_cpu_compilation_enabled=true")
+
+    transport.before = switched_off
+    with pytest.raises(IncompatibleModel, match="xla_cpu_compilation_enabled"):
+        Client(transport=transport)
+    transport.before = None
+    with Client(transport=transport) as client:
+        assert [c.signature for c in transport.calls[-2:]] == ["describe", "prefill"]
+        assert client.describe().compiler == "xla"
+
+
+def test_readiness_is_waited_for_where_asked():
+    transport = NumpyTransport()
+    waited = []
+    transport.wait_until_ready = waited.append
+    Client(transport=transport)
+    Client(transport=transport, wait=4.0)
+    assert waited == [4.0]
+
+
+def test_what_was_asked_is_checked_before_anything_is_sent():
+    transport = NumpyTransport()
+    with Client(transport=transport) as client:
+        count = len(transport.calls)
+        for prompts, options, sentence in (
+            ([[]], {}, "at least one"),
+            ([[2, 128]], {}, "0 to 127"),
+            ([[-1]], {}, "0 to 127"),
+            ([2, 5], {}, "list of prompts"),
+            ([[2, "x"]], {}, "token ids"),
+            (["text"], {}, "tokenizer"),
+            ([[2]], {"stop": ["x"]}, "tokenizer"),
+            ([[2]], {"stop_token_ids": [400]}, "stop_token_ids"),
+            ([[2]], {"constraints": Constraints(logit_bias={400: 1.0})}, "logit_bias"),
+            ([[2]], {"constraints": Constraints(forced={0: -4})}, "forced"),
+            ([[2]], {"samples": 2}, "temperature"),
+            ([[2]], {"beams": Beams(), "sampling": WARM}, "one of the two"),
+            ([[2]], {"timeout": 0}, "timeout"),
+        ):
+            with pytest.raises(InvalidRequest, match=sentence):
+                client.generate(prompts, max_new_tokens=2, **options)
+        with pytest.raises(PromptTooLong, match="64 positions"):
+            client.generate([[2] * 60], max_new_tokens=5)
+        with pytest.raises(PromptTooLong):
+            client.score([[2] * 65])
+        assert len(transport.calls) == count
+        (kept,) = client.generate(
+            [[2, *range(4, 64), 5, 5]], max_new_tokens=4, truncate="left"
+        )
+        assert kept.prompt_tokens == 60
+        first = transport.calls[count].inputs["input_ids"][0]
+        assert first[:2].tolist() == [2, 7]
+
+
+def test_calls_whose_messages_would_pass_two_gigabytes_are_not_made():
+    config = {"num_hidden_layers": 96, "num_attention_heads": 96, "hidden_size": 12288}
+    manifest = replace(NumpyTransport().manifest, config=config, max_positions=2048)
+    model = ServedModel(manifest)  # 9.4 MB of cache for each token
+    row = 96 * 2 * 12288 * 4
+    assert model.largest_piece * row < 2**31 < (model.largest_piece + 1) * row
+    assert model.rows_that_fit(8, 64) == 3
+    with pytest.raises(InvalidRequest, match="2 GiB"):
+        model.rows_that_fit(8, 512)
+
+
+def test_a_closed_client_refuses():
+    client = Client(transport=NumpyTransport())
+    client.close()
+    client.close()
+    with pytest.raises(Cancelled):
+        client.generate([[2]], max_new_tokens=1)
+
+
+def test_other_refusals_reach_the_caller():
+    transport = NumpyTransport()
+
+    def refuse(call: Call) -> None:
+        raise ServerError("no", "PERMISSION_DENIED")
+
+    with Client(transport=transport) as client:
+        transport.before = refuse
+        with pytest.raises(ServerError, match="no"):
+            client.generate([[2]], max_new_tokens=1)
+
+
+def test_padded_batches_are_compacted():
+    ids = [[1, 1, 5, 6], [7, 8, 1, 1]]
+    assert unpadded(ids, [[0, 0, 1, 1], [1, 1, 0, 0]]) == [[5, 6], [7, 8]]
+    with pytest.raises(InvalidRequest, match="one shape"):
+        unpadded(ids, [[1]])
+
+
+def test_counters_count():
+    transport = NumpyTransport(generate=(4,))
+    with Client(transport=transport) as client:
+        before = len(transport.calls)
+        first, second = client.generate([[2, 5], [2, 6]], max_new_tokens=8)
+        calls = transport.calls[before:]
+    assert first.counters.calls == len(calls) == 2
+    assert 0 < first.counters.first_token_seconds < first.counters.seconds
+    assert first.bytes_sent == second.bytes_sent > 0
+    assert first.tokens_per_second > 0 and first.bytes_received > 0
+
+
+def test_one_client_serves_several_threads():
+    with Client(transport=NumpyTransport(generate=(2, 4))) as client:
+
+        def work(i: int) -> list[int]:
+            options = {"max_new_tokens": 12, "sampling": WARM}
+            return client.generate([MIXED[i % len(MIXED)]], **options)[0].tokens
+
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(work, range(24)))
+    expected = one_by_one(max_new_tokens=12, sampling=WARM)
+    assert found == [expected[i % len(MIXED)] for i in range(24)]
