@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from optserve.runtime import AsyncClient, Client, Sampling
+from optserve.runtime import AsyncClient, Client, DeadlineExceeded, Sampling
 
 pytestmark = pytest.mark.slow
 WARM = Sampling(temperature=0.9, top_k=60, seed=3)
-SECONDS = float(os.environ.get("OPTSERVE_STRESS_SECONDS", "20"))
+SECONDS = float(os.environ.get("OPTSERVE_STRESS_SECONDS", "120"))
 
 
 def prompts(count: int) -> list[list[int]]:
@@ -35,6 +35,16 @@ def export(tmp_path_factory, data_dir) -> Path:
 
     out = tmp_path_factory.mktemp("stress") / "opt"
     export_savedmodel(data_dir / "golden" / "pre_ln", out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def other_export(tmp_path_factory, data_dir) -> Path:
+    """The same sizes, other weights."""
+    from optserve.export.savedmodel import export_savedmodel
+
+    out = tmp_path_factory.mktemp("stress") / "other"
+    export_savedmodel(data_dir / "golden" / "untied_head", out)
     return out
 
 
@@ -102,7 +112,7 @@ def test_replicas_are_killed_and_restarted_and_no_token_changes(replicas):
         for sampling in (None, WARM)
     ]
     expected = [undisturbed(three[0].target, asked, **options) for options in modes]
-    kills = 0
+    kills = rounds = retries = 0
 
     async def killer(stop: asyncio.Event) -> None:
         nonlocal kills
@@ -115,52 +125,107 @@ def test_replicas_are_killed_and_restarted_and_no_token_changes(replicas):
             await asyncio.to_thread(victim.wait_until_ready)
             await asyncio.sleep(dice.uniform(0, 0.3))
 
-    async def go():
+    async def go() -> None:
+        nonlocal rounds, retries
         stop = asyncio.Event()
         targets = [replica.target for replica in three]
         async with AsyncClient(targets, max_active=16) as client:
             enemy = asyncio.create_task(killer(stop))
-            found = []
-            while kills < 6:
-                found = [await client.generate(asked, **options) for options in modes]
-                for results, tokens in zip(found, expected, strict=True):
+            while kills < 8 and not enemy.done():
+                for options, tokens in zip(modes, expected, strict=True):
+                    results = await client.generate(asked, **options)
                     assert [g.tokens for g in results] == tokens
+                    retries += sum(g.retries for g in results)
+                rounds += 1
             stop.set()
             await enemy
-            return found
 
-    found = asyncio.run(go())
-    assert sum(len(results) for results in found) == 200
-    print(
-        f"{kills} kills, {sum(g.retries for r in found for g in r)} retries in the end"
-    )
+    asyncio.run(go())
+    assert retries > 0
+    print(f"{rounds} times 200 generations, {kills} kills, {retries} calls repeated")
 
 
-def test_a_new_version_under_load_changes_no_token(replicas, export, tmp_path):
-    out = tmp_path / "opt"
+def test_a_frozen_server_is_left_at_the_deadline(replicas):
+    (server,) = replicas(1)
+    options = {"max_new_tokens": 8, "stop_token_ids": []}
+
+    async def go(client: Client) -> list[float]:
+        late = []
+        async with AsyncClient(server.target) as other:
+            await other.generate([[2, 5]], **options)
+            server.process.send_signal(signal.SIGSTOP)
+            for timeout in (0.3, 1.5):
+                for ask in (
+                    lambda t: asyncio.to_thread(
+                        client.generate, [[2, 5]], timeout=t, **options
+                    ),
+                    lambda t: other.generate([[2, 5]] * 3, timeout=t, **options),
+                ):
+                    begin = time.monotonic()
+                    with pytest.raises(DeadlineExceeded):
+                        await ask(timeout)
+                    late.append(time.monotonic() - begin - timeout)
+            server.process.send_signal(signal.SIGCONT)
+            (result,) = await other.generate([[2, 5]], **options)
+            assert len(result.tokens) == 8
+        return late
+
+    with Client(server.target) as client:
+        client.generate([[2, 5]], **options)
+        late = asyncio.run(go(client))
+    print("seconds after the deadline:", [round(x, 4) for x in late])
+    assert max(map(abs, late)) <= 0.05
+
+
+@pytest.mark.parametrize("weights", ["the same", "others"])
+@pytest.mark.parametrize("calls", ["few", "one for each token"])
+def test_a_new_version_under_load_fails_nothing_and_mixes_no_cache(
+    replicas, export, other_export, tmp_path, weights, calls
+):
+    out, new = tmp_path / "opt", tmp_path / "new"
     shutil.copytree(export, out)
+    shutil.copytree((export if weights == "the same" else other_export) / "1", new)
     (server,) = replicas(1, out, "--poll-seconds", "0.2")
     asked = prompts(8)
     options = {"max_new_tokens": 30, "stop_token_ids": [], "sampling": WARM}
-    expected = undisturbed(server.target, asked, **options)
+    options["top_logprobs"] = int(calls == "one for each token")
+    old = undisturbed(server.target, asked, **options)
 
     async def go():
         results = []
         async with AsyncClient(server.target) as client:
-            shutil.copytree(out / "1", tmp_path / "new")
-            (tmp_path / "new").rename(out / "2")
+            results += await client.generate(asked, **options)
+            new.rename(out / "2")
             end = time.monotonic() + 300
             while time.monotonic() < end:
                 found = await client.generate(asked, **options)
-                assert [g.tokens for g in found] == expected
                 results += found
-                if all(g.model_version == 2 for g in found):
+                if all(g.model_version == 2 and not g.rebuilds for g in found):
                     return results
         raise AssertionError("version 2 never came")
 
     results = asyncio.run(go())
-    assert {g.model_version for g in results} == {1, 2}
+    fresh = undisturbed(server.target, asked, **options)
+    assert (fresh == old) == (weights == "the same")
+    with Client(server.target) as client:
+        for result in results:
+            before, after = old[result.index], fresh[result.index]
+            if result.rebuilds:  # begun on version 1, ended on version 2
+                ends = endings(client, asked[result.index], before, **options)
+                assert result.tokens in ends
+            else:
+                assert result.tokens == (before if result.model_version == 1 else after)
     print(f"{len(results)} generations, {sum(g.rebuilds for g in results)} rebuilds")
+
+
+def endings(client: Client, prompt, tokens, *, max_new_tokens, **options):
+    """What the served version makes of each beginning of ``tokens``."""
+    yield list(tokens)
+    for k in range(max_new_tokens):
+        left = max_new_tokens - k
+        given = [*prompt, *tokens[:k]]
+        (rest,) = client.generate([given], max_new_tokens=left, **options)
+        yield [*tokens[:k], *rest.tokens]
 
 
 def memory_of_this() -> int:
