@@ -18,6 +18,7 @@ from collections.abc import (
     Iterable,
     Sequence,
 )
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -33,6 +34,7 @@ from .decode import Work
 from .driver import run_async
 from .errors import (
     Cancelled,
+    DeadlineExceeded,
     IncompatibleModel,
     InvalidRequest,
     OptserveError,
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 T = TypeVar("T")
+_NO_TIME = 1e-9  # seconds; a deadline that has passed
 
 
 class AsyncClient:
@@ -57,7 +60,8 @@ class AsyncClient:
 
     Generations run side by side; their calls are joined where they meet (``merging``).
     At most ``max_active`` run at a time and hold a cache, the others wait their turn,
-    and a stream goes on only as its pieces are taken: memory is bounded.
+    and a stream goes on only as its pieces are taken: memory is bounded. A ``timeout``
+    counts from the request, waiting for a turn included.
 
     Args:
         target, model, label, tokenizer, connect_timeout, wait, telemetry, transport,
@@ -258,12 +262,31 @@ class AsyncClient:
 
     async def _one(self, prompt: Prompt, options: Options, index: int) -> Generation:
         core = await self.connect()
-        async with self._slots:
+        async with self._slot(options) as left_options:
             with self._telemetry.operation("generate") as operation:
-                work = core.generate([prompt], options)
+                work = core.generate([prompt], left_options)
                 (result,) = await run_async(work, self._watched(operation))
                 operation.ended([result])
         return replace(result, index=index)
+
+    @asynccontextmanager
+    async def _slot(self, options: Options) -> AsyncIterator[Options]:
+        """A place among the active ones; gives the options with the time left."""
+        deadline = moment(options.timeout)
+        try:
+            await asyncio.wait_for(self._slots.acquire(), options.timeout)
+        except asyncio.TimeoutError:
+            raise DeadlineExceeded(
+                f"{self._max_active} other generations were under way for "
+                f"{options.timeout} s: allow more time, send fewer at once, or raise "
+                "max_active"
+            ) from None
+        try:
+            if deadline is not None:
+                options = replace(options, timeout=left(deadline) or _NO_TIME)
+            yield options
+        finally:
+            self._slots.release()
 
     async def _run(self, name: str, work: Work[T]) -> T:
         with self._telemetry.operation(name) as operation:
@@ -278,8 +301,8 @@ class AsyncClient:
     ) -> AsyncGenerator[Piece, None]:
         core = await self.connect()
         assert self._transport is not None
-        async with self._slots:
-            work, row = core.stream(prompt, options)
+        async with self._slot(options) as left_options:
+            work, row = core.stream(prompt, left_options)
             started.append(row)
             pieces = streamed_async(work, row, self._transport, self._telemetry)
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import numpy as np
 import pytest
@@ -103,6 +104,31 @@ def test_at_most_max_active_are_under_way_and_an_endless_source_is_read_lazily()
         assert read <= 10 + 2 * 3
         rows = [shape[0] for shape in transport.inner.shapes("input_ids")]
         assert max(rows) <= 3
+
+    asyncio.run(go())
+
+
+def test_waiting_for_a_turn_counts_to_the_deadline():
+    async def go():
+        transport = AsyncNumpy(0.02)
+        async with AsyncClient(transport=transport, max_active=1) as client:
+            long = asyncio.create_task(
+                client.generate([[2, 5]], max_new_tokens=40, stop_token_ids=[])
+            )
+            await asyncio.sleep(0.05)
+            stream = client.stream([2, 6], max_new_tokens=2, timeout=0.1)
+            for work in (
+                client.generate([[2, 6]], max_new_tokens=2, timeout=0.1),
+                anext(stream),
+            ):
+                begin = time.monotonic()
+                with pytest.raises(DeadlineExceeded, match="1 other generations"):
+                    await work
+                assert abs(time.monotonic() - begin - 0.1) < 0.05
+            (result,) = await long
+            assert len(result.tokens) == 40
+            (after,) = await client.generate([[2, 6]], max_new_tokens=2, timeout=9)
+            assert len(after.tokens) == 2
 
     asyncio.run(go())
 
