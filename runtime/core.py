@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -56,11 +57,11 @@ class Core:
             return self._need_tokenizer().encode(prompt, add_special_tokens=special)
         vocabulary = self.catalog.current.manifest.vocab_size
         try:
-            ids = [int(token) for token in prompt]
-        except (TypeError, ValueError):
+            ids = [operator.index(token) for token in prompt]
+        except TypeError as error:
             raise InvalidRequest(
-                "a prompt is text or a sequence of token ids, "
-                f"got {type(prompt).__name__}"
+                "a prompt is text or a sequence of token ids, which are whole numbers, "
+                f"got {type(prompt).__name__} ({error})"
             ) from None
         if not ids:
             raise InvalidRequest("a prompt of token ids needs at least one, got none")

@@ -86,6 +86,7 @@ def test_what_was_asked_is_checked_before_anything_is_sent():
             ([[-1]], {}, "0 to 127"),
             ([2, 5], {}, "list of prompts"),
             ([[2, "x"]], {}, "token ids"),
+            ([[2, 2.5]], {}, "whole numbers"),
             (["text"], {}, "tokenizer"),
             ([[2]], {"stop": ["x"]}, "tokenizer"),
             ([[2]], {"stop_token_ids": [400]}, "stop_token_ids"),
