@@ -265,7 +265,7 @@ def test_strings_from_text_and_fixed_width_arrays() -> None:
 # --- speed and memory --------------------------------------------------------
 
 
-def best(work, repeats: int = 7) -> float:
+def best(work, repeats: int = 20) -> float:
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -275,13 +275,13 @@ def best(work, repeats: int = 7) -> float:
 
 
 def test_speed_and_copies_on_a_cache_of_19_mb() -> None:
-    """2 GB/s each way, and one copy: the floor here is low, for busy machines."""
+    """2 GB/s each way, and one copy."""
     buffer = RNG.standard_normal((1, 300, 12, 2, 12, 64)).astype(np.float32)
     cache = buffer[:, :256]
     spec = codec.ModelSpec("opt", "decode", 1)
     inputs = {"input_ids": np.ones((1, 1), np.int32), "cache": cache}
     seconds = best(lambda: codec.encode_predict_request(spec, inputs))
-    assert cache.nbytes / seconds > 0.5e9
+    assert cache.nbytes / seconds > 2e9
     tracemalloc.start()
     codec.encode_predict_request(spec, inputs)
     assert tracemalloc.get_traced_memory()[1] < cache.nbytes * 1.01 + 1e5
