@@ -11,11 +11,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .codec import MalformedMessage, ModelSpec
+from .codec import ModelSpec
 from .errors import (
     IncompatibleModel,
     InvalidRequest,
-    MalformedReply,
     OptserveError,
     ServerError,
     Unavailable,
@@ -73,11 +72,6 @@ def classify(outcome: Outcome) -> Failure:
     if code == "NOT_FOUND" or _NO_LABEL.search(details):
         return Failure.MISSING
     return Failure.REFUSED
-
-
-def garbled(target: str, error: MalformedMessage) -> MalformedReply:
-    """The error for a reply that doesn't decode."""
-    return MalformedReply(f"{target} sent a reply that does not decode: {error}")
 
 
 def error_for(
