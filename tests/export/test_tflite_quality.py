@@ -52,7 +52,6 @@ def loss(folder: Path, windows: list[list[int]]) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not TINY.is_dir(), reason="the tiny checkpoint is not here")
 def test_held_out_loss_of_every_weight_type(data_dir, tmp_path, capsys):
     windows = held_out(data_dir, Tokenizer.from_directory(TINY))
     found = {}

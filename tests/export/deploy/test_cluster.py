@@ -1,0 +1,112 @@
+"""Kubernetes, KServe, compose and workflow files: strict schemas, and references."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml as pyyaml
+from deployments import KNOWN_FLAGS, MANIFESTS
+from optserve.export.deploy import DeployOptions, deployment_files
+
+
+@pytest.fixture(scope="module")
+def schemas(data_dir: Path) -> dict:
+    folder = data_dir / "schemas"
+    return {
+        name: json.loads((folder / f"{name}.json").read_text())
+        for name in ("kubernetes", "compose")
+    }
+
+
+@pytest.mark.parametrize("name", ["kubernetes", "kserve"])
+def test_cluster_objects_fit_the_schema(name, files, schemas):
+    for document in pyyaml.safe_load_all(files[f"{name}.yaml"]):
+        jsonschema.validate(
+            document, {**schemas["kubernetes"], "$ref": f"#/$defs/{document['kind']}"}
+        )
+
+
+def test_compose_fits_the_schema(files, schemas):
+    jsonschema.validate(pyyaml.safe_load(files["compose.yaml"]), schemas["compose"])
+
+
+def test_the_schema_refuses_a_misspelt_field(schemas):
+    files = deployment_files(MANIFESTS["tf"], DeployOptions())
+    documents = list(pyyaml.safe_load_all(files["kubernetes.yaml"]))
+    deployment = next(d for d in documents if d["kind"] == "Deployment")
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    container["readynessProbe"] = container.pop("readinessProbe")
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(deployment, schemas["kubernetes"])
+
+
+def test_cluster_objects_refer_to_each_other(options, files):
+    found = {d["kind"]: d for d in pyyaml.safe_load_all(files["kubernetes.yaml"])}
+    template = found["Deployment"]["spec"]["template"]
+    pod, labels = template["spec"], template["metadata"]["labels"]
+    selector = found["Deployment"]["spec"]["selector"]["matchLabels"]
+    assert selector.items() <= labels.items()
+    assert found["Service"]["spec"]["selector"].items() <= labels.items()
+    budget = found["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"]
+    assert budget.items() <= labels.items()
+    target = found["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
+    assert target["name"] == found["Deployment"]["metadata"]["name"]
+    assert "replicas" not in found["Deployment"]["spec"]
+    assert found["Service"]["spec"]["clusterIP"] == "None"
+
+    volumes = {v["name"]: v for v in pod["volumes"]}
+    ports = {p["name"] for c in pod["containers"] for p in c["ports"]}
+    assert {p["targetPort"] for p in found["Service"]["spec"]["ports"]} <= ports
+    for container in pod["containers"] + pod.get("initContainers", []):
+        mounted = {m["name"] for m in container["volumeMounts"]}
+        assert mounted <= volumes.keys()
+    assert (
+        volumes["config"]["configMap"]["name"] == found["ConfigMap"]["metadata"]["name"]
+    )
+    assert ("models" in volumes) == options.storage_uri.startswith("pvc://")
+    _flags_point_at_files(pod["containers"][0]["args"], found["ConfigMap"]["data"])
+
+
+def test_compose_serves_this_folder(files):
+    service = pyyaml.safe_load(files["compose.yaml"])["services"]["serving"]
+    assert any(v.startswith("${MODEL_DIR:-..}:/models/") for v in service["volumes"])
+    _flags_point_at_files(service["command"], files)
+
+
+def _flags_point_at_files(flags: list[str], names) -> None:
+    inside = [
+        f.split("=", 1)[1] for f in flags if f.split("=", 1)[1].startswith("/etc")
+    ]
+    for path in inside:
+        folder, _, name = path.rpartition("/")
+        assert name in names if folder == "/etc/serving" else name == "ssl.config"
+    for flag in flags:
+        assert flag.partition("=")[0].removeprefix("--") in KNOWN_FLAGS
+
+
+def test_the_workflow_fits_its_schema(data_dir):
+    root = data_dir.parent.parent
+    text = (root / ".github" / "workflows" / "export.yml").read_text()
+    # "on" is a boolean in YAML 1.1, which PyYAML reads.
+    workflow = pyyaml.load(text, Loader=pyyaml.BaseLoader)
+    schema = json.loads((data_dir / "schemas" / "github-workflow.json").read_text())
+    workflow["jobs"]["export"]["timeout-minutes"] = 120  # BaseLoader reads text only
+    jsonschema.validate(workflow, schema)
+    commands = [
+        step["run"]
+        for job in workflow["jobs"].values()
+        for step in job["steps"]
+        if "run" in step
+    ]
+    for command in (
+        "doctor",
+        "export",
+        "verify",
+        "--dry-run",
+        "--baseline",
+        "--against",
+    ):
+        assert any(command in line for line in commands)
