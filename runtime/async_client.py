@@ -27,6 +27,7 @@ import numpy as np
 
 from ..export.contract import Manifest, tokens_per_call
 from ..models.tokenizer import Tokenizer
+from . import scoring
 from .connect import Target, open_async_transport, open_tokenizer
 from .conversation import AsyncConversation
 from .core import Core, left, moment, open_core, several
@@ -229,6 +230,8 @@ class AsyncClient:
         def limit(call: Call) -> int:
             model = core.catalog.of(call.version)
             new = call.inputs["input_ids"].shape[1]
+            if call.signature in ("score", "embed"):
+                return scoring.most_rows(model, new, core.capacity)
             new += tokens_per_call(call.signature) or 0
             cached = call.inputs["cache"].shape[1] if "cache" in call.inputs else 0
             return min(core.capacity, model.rows_that_fit(new, cached))

@@ -12,6 +12,10 @@ from .model import MESSAGE_LIMIT, Catalog, ServedModel
 from .results import Score
 from .transport import Call, Reply
 
+_LOGITS_LIMIT = 1 << 29
+"""Bytes of logits that one call may make a server compute: ``score`` needs those of
+every token, and 32 texts of 2048 tokens would be 13 GB."""
+
 
 def score(
     prompts: Sequence[Sequence[int]],
@@ -73,22 +77,32 @@ def _run(
     return [found[i] for i in range(len(prompts))]
 
 
+def most_rows(model: ServedModel, size: int, capacity: int) -> int:
+    """Most rows of ``size`` tokens that one call should have.
+
+    Raises:
+        InvalidRequest: the reply for one row could pass the 2 GiB limit.
+    """
+    row_bytes = 4 * size * int(model.manifest.config["hidden_size"])
+    if row_bytes > MESSAGE_LIMIT:
+        raise InvalidRequest(
+            f"the reply for {size} tokens would have {row_bytes} bytes, more than "
+            "one message may have (2 GiB): use shorter texts"
+        )
+    logits_bytes = 4 * size * model.manifest.vocab_size
+    fits = min(MESSAGE_LIMIT // row_bytes, _LOGITS_LIMIT // logits_bytes)
+    return max(1, min(capacity, fits))
+
+
 def _groups(
     prompts: Sequence[Sequence[int]], model: ServedModel, capacity: int
 ) -> Iterator[list[int]]:
     """Indices of prompts of like length, so that padding wastes little."""
-    hidden = int(model.manifest.config["hidden_size"])
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     group: list[int] = []
     for i in order:
         size = model.whole_size(len(prompts[i]))
-        row_bytes = 4 * size * hidden
-        if row_bytes > MESSAGE_LIMIT:
-            raise InvalidRequest(
-                f"the reply for {size} tokens would have {row_bytes} bytes, more than "
-                "one message may have (2 GiB): use shorter texts"
-            )
-        fits = min(capacity, MESSAGE_LIMIT // row_bytes)
+        fits = most_rows(model, size, capacity)
         if group and (
             len(group) >= fits or model.whole_size(len(prompts[group[0]])) != size
         ):

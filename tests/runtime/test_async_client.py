@@ -220,6 +220,19 @@ def test_beams_scores_and_embeddings_work_here_too():
     assert manifest.vocab_size == 128
 
 
+def test_joined_scores_have_few_rows_where_texts_are_long(monkeypatch):
+    monkeypatch.setattr("optserve.runtime.scoring._LOGITS_LIMIT", 4 * 128 * 100)
+
+    async def go():
+        transport = AsyncNumpy(0.002)
+        async with AsyncClient(transport=transport, in_flight=1) as client:
+            text = [2, *range(4, 43)]
+            await asyncio.gather(*(client.score([text]) for _ in range(7)))
+        return {rows for rows, _ in transport.inner.shapes("input_ids")}
+
+    assert asyncio.run(go()) == {1, 2}
+
+
 def test_a_closed_client_refuses():
     async def go():
         transport = AsyncNumpy()

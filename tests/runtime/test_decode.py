@@ -186,6 +186,17 @@ def test_texts_beyond_the_largest_prompt_size_are_scored_whole():
     assert {s for _, s in transport.shapes("input_ids")} == {4, 16, 32, 40}
 
 
+def test_long_texts_are_scored_by_few_rows_a_call(monkeypatch):
+    monkeypatch.setattr("optserve.runtime.scoring._LOGITS_LIMIT", 4 * 128 * 50)
+    texts = [[2, *range(4, 4 + n)] for n in (7, 7, 7, 7, 7, 7, 7, 39, 39, 60)]
+    transport = NumpyTransport()
+    with Client(transport=transport) as client:
+        found = client.score(texts)
+    assert [len(score.logprobs) for score in found] == [len(text) for text in texts]
+    shapes = [(6, 8), (1, 8), (1, 40), (1, 40), (1, 64)]
+    assert transport.shapes("input_ids") == shapes
+
+
 def test_constraints_hold():
     with Client(transport=NumpyTransport(tokenizer=SMALL_TOKENIZER)) as client:
 
