@@ -7,7 +7,7 @@ import os
 import tempfile
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 MODEL_TYPE = "opt"
 ACTIVATIONS = ("relu", "gelu")  # "gelu" is the exact one, with erf
@@ -54,28 +54,30 @@ class ConfigError(ValueError):
     """A configuration that describes no OPT model; the message names the field."""
 
 
-@dataclass(eq=True, kw_only=True)
+@dataclass(eq=True, init=False)
 class OPTConfig:
     """The fields of ``config.json``, with the reference's defaults (OPT-125m).
 
-    A key that is not a field is kept in ``extra``, readable as an attribute, and
-    written back. Raises :class:`ConfigError` for values that fit no model.
+    They are given by name, or by position in this order. A key that is not a field is
+    kept in ``extra``, readable and writable as an attribute, and written back. Raises
+    :class:`ConfigError` for values that fit no model.
     """
+
+    model_type: ClassVar[str] = MODEL_TYPE
 
     vocab_size: int = 50272
     hidden_size: int = 768
     num_hidden_layers: int = 12
     ffn_dim: int = 3072
-    num_attention_heads: int = 12
     max_position_embeddings: int = 2048
     do_layer_norm_before: bool = True
     _remove_final_layer_norm: bool = False
     word_embed_proj_dim: int | None = None  # becomes hidden_size
-    tie_word_embeddings: bool = True
     dropout: float = 0.1
     attention_dropout: float = 0.0
-    layerdrop: float = 0.0
+    num_attention_heads: int = 12
     activation_function: str = "relu"
+    layerdrop: float = 0.0
     init_std: float = 0.02
     use_cache: bool = True
     pad_token_id: int | None = 1
@@ -83,12 +85,30 @@ class OPTConfig:
     eos_token_id: int | None = 2
     enable_bias: bool = True
     layer_norm_elementwise_affine: bool = True
+    tie_word_embeddings: bool = True
     output_attentions: bool = False
     output_hidden_states: bool = False
     return_dict: bool = True
     extra: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
+    def __init__(self, /, *args: Any, **values: Any) -> None:
+        names = [f.name for f in fields(self)][:-1]
+        if len(args) > len(names) or set(names[: len(args)]) & values.keys():
+            raise TypeError(
+                f"OPTConfig takes {', '.join(names)}, each at most once; "
+                f"got {len(args)} by position and {', '.join(values)}"
+            )
+        values |= dict(zip(names, args, strict=False))
+        kind = values.pop("model_type", MODEL_TYPE)
+        if kind != MODEL_TYPE:
+            raise ConfigError(f"model_type should be 'opt', got {kind!r}")
+        extra = values.pop("extra", {})
+        if not isinstance(extra, dict):
+            raise ConfigError(f"extra should be an object, got {extra!r}")
+        self.extra = {**extra}
+        for name in names:
+            setattr(self, name, values.pop(name, getattr(type(self), name)))
+        self.extra |= values
         if self.word_embed_proj_dim is None:
             self.word_embed_proj_dim = self.hidden_size
         self.validate()
@@ -100,6 +120,12 @@ class OPTConfig:
         if name in extra:
             return extra[name]
         raise AttributeError(f"OPTConfig has no field {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "extra" or hasattr(type(self), name):
+            super().__setattr__(name, value)
+        else:
+            self.extra[name] = value
 
     def __hash__(self) -> int:
         # Consistent with ==: a model's configuration may be changed in place, and then
@@ -185,40 +211,40 @@ class OPTConfig:
                 "the configuration should be a JSON object, "
                 f"got {type(values).__name__}"
             )
-        values = {**values, **changes}
-        kind = values.pop("model_type", MODEL_TYPE)
-        if kind != MODEL_TYPE:
-            raise ConfigError(f"model_type should be 'opt', got {kind!r}")
-        known = {f.name for f in fields(cls)} - {"extra"}
-        extra = {**values.pop("extra", {})}
-        extra |= {name: value for name, value in values.items() if name not in known}
-        return cls(
-            **{name: value for name, value in values.items() if name in known},
-            extra=extra,
-        )
+        return cls(**{**values, **changes})
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, ``model_type``, and the unknown keys that were read."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return values.pop("extra") | {"model_type": MODEL_TYPE} | values
 
+    def to_json_string(self) -> str:
+        """``config.json``'s content."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def update(self, values: dict[str, Any]) -> None:
+        """Change several fields in place. ConfigError, and no change, if they fit no
+        model."""
+        for name, value in self.from_dict(self.to_dict(), **values).__dict__.items():
+            setattr(self, name, value)
+
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | os.PathLike[str], **options: Any
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any
     ) -> OPTConfig:
         """Read ``config.json`` from a directory, that file itself, or the hub.
 
         ``options``: ``revision`` and the like as :func:`optserve.models.files.resolve`
         takes them; anything else is a field to change.
         """
-        path = Path(name_or_path)
-        if not path.exists():
+        hub = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
+        path = Path(pretrained_model_name_or_path)
+        if path.exists():
+            path /= hub.get("subfolder") or ""
+        else:
             from .files import resolve
 
-            hub = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
-            path = resolve(name_or_path, weights=False, **hub)
-        for key in HUB_OPTIONS:
-            options.pop(key, None)
+            path = resolve(pretrained_model_name_or_path, weights=False, **hub)
         file = path / "config.json" if path.is_dir() else path
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
@@ -228,11 +254,11 @@ class OPTConfig:
             raise ConfigError(f"{file} is not valid JSON: {error}") from None
         return cls.from_dict(values, **options)
 
-    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Write ``config.json`` into ``directory`` (made if missing), atomically."""
-        directory = Path(directory)
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write ``config.json`` into the directory (made if missing), atomically."""
+        directory = Path(save_directory)
         directory.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+        text = self.to_json_string()
         handle, name = tempfile.mkstemp(dir=directory, prefix=".config-")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -244,8 +270,15 @@ class OPTConfig:
             raise
 
 
-HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token")
-"""Options of ``from_pretrained`` that say where to look on the hub."""
+HUB_OPTIONS = (
+    "revision",
+    "cache_dir",
+    "local_files_only",
+    "force_download",
+    "token",
+    "subfolder",
+)
+"""Options of ``from_pretrained`` that say where to look, on the hub or below it."""
 
 _BOOLEANS = tuple(f.name for f in fields(OPTConfig) if f.type == "bool")
 

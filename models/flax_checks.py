@@ -39,7 +39,13 @@ def check_inputs(
     if ids.ndim != 2:
         raise ValueError(f"input_ids should have shape (B, S), got {ids.shape}")
     B, S = ids.shape
-    T = S if past is None else past["layers"][0][0].shape[-2]
+    if past is not None and "layers" not in past:
+        raise ValueError("past_key_values should be what init_cache or a call returned")
+    kept, _, T, _ = (B, 0, S, 0) if past is None else past["layers"][0][0].shape
+    if kept != B or T < S:
+        raise ValueError(
+            f"past_key_values hold {kept} rows of {T} tokens, input_ids have {B} of {S}"
+        )
     if past is not None and (attention_mask is None or position_ids is None):
         raise ValueError(
             "past_key_values need position_ids and an attention_mask of the cache's "

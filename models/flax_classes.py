@@ -1,8 +1,7 @@
 """``FlaxOPTModel`` and ``FlaxOPTForCausalLM``: Flax models over ``flax_opt.py``.
 
-They hold the weights and give the documented call surface; the math is elsewhere. The
-``params`` tree has the reference's names (``model/decoder/layers/0/fc1/kernel``), with
-dense kernels [in, out].
+They hold the weights and give the documented call surface; the modules that they run
+are in ``flax_modules.py``.
 """
 
 # flax types a variable as a tree of unknown depth; what is read here are arrays.
@@ -16,162 +15,38 @@ from copy import deepcopy
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.core import unfreeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from . import flax_opt
 from .config import OPTConfig
 from .files import LazyArray, save_weights
 from .flax_checks import check_inputs
-from .flax_params import Tree, cast_floating, random_params, resized, tree_path
+from .flax_modules import (
+    FlaxOPTForCausalLMModule,
+    FlaxOPTModule,
+    OPTModule,
+    empty_cache,
+)
+from .flax_params import (
+    Tree,
+    as_array,
+    cast_floating,
+    random_params,
+    resized,
+    tree_path,
+)
 from .outputs import FlaxBaseModelOutput, FlaxCausalLMOutput
-from .pretrained import Pretrained
-from .weights import params_from_weights, weight_shapes
+from .pretrained import Pretrained, format_to_save
+from .weights import weight_shapes
 
 _OPTIONS = ("output_attentions", "output_hidden_states", "return_dict")
 
 
-# --- modules ------------------------------------------------------------------------
-
-
-class _Module(nn.Module):
-    """The linen module: the params tree, the cache collection, the forward pass."""
-
-    config: OPTConfig
-    dtype: Any = jnp.float32
-    remat: bool = False
-
-    head = False
-
-    def _weights(self) -> dict[str, Any]:
-        """Weights by canonical name, in the computation's dtype."""
-        config, roots = self.config, ["decoder"]
-        if self.head:
-            roots = ["model"] if config.tie_word_embeddings else ["model", "lm_head"]
-
-        def fresh(rng: Any, root: str) -> Tree:
-            return random_params(config, rng, head=self.head)[root]
-
-        tree = flatten_dict({root: self.param(root, fresh, root) for root in roots})
-        weights = {}
-        for name in weight_shapes(config, head=self.head):
-            path = tree_path(name, head=self.head)
-            value = tree[path].T if path[-1] == "kernel" else tree[path]
-            if path[-2].endswith("norm"):  # computed in float32 anyway
-                weights[name] = value
-            else:
-                weights[name] = value.astype(self.dtype)
-        return weights
-
-    @nn.compact
-    def __call__(
-        self,
-        input_ids,
-        attention_mask=None,
-        position_ids=None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-        return_dict: bool = True,
-        init_cache: bool = False,
-        deterministic: bool = True,
-    ):
-        """As the model's call, on plain arrays; a ``cache`` collection is used if there
-        is one, and made from the mask's shape by ``init_cache``."""
-        config = self.config
-        params = params_from_weights(config, self._weights())
-        B, S = input_ids.shape
-        if attention_mask is None:
-            attention_mask = jnp.ones([B, S], jnp.int32)
-        cached = self.has_variable("cache", "layers")
-        start, past, store = 0, None, flax_opt.append
-        if cached or init_cache:
-            layers = self.variable(
-                "cache",
-                "layers",
-                empty_cache,
-                config,
-                *attention_mask.shape,
-                self.dtype,
-            )
-            index = self.variable("cache", "index", jnp.zeros, [], jnp.int32)
-            start, past = index.value, layers.value
-            store = partial(update, start)
-        if position_ids is None:
-            if cached:
-                raise ValueError("give position_ids along with past_key_values")
-            position_ids = flax_opt.positions_from_mask(attention_mask)[:, :S]
-        hidden = flax_opt.embed(
-            config,
-            params,
-            flax_opt.take(params["embed_tokens"], input_ids),
-            position_ids,
-        )
-        decoded = flax_opt.decoder(
-            config,
-            params,
-            hidden,
-            flax_opt.causal_mask(attention_mask, S, start),
-            past=past,
-            store=store,
-            rng=None if deterministic else self.make_rng("dropout"),
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            remat=self.remat,
-        )
-        if cached:
-            layers.value, index.value = decoded.cache, start + S
-        output = self._output(params, decoded)
-        return output if return_dict else output.to_tuple()
-
-    def _output(self, params, decoded):
-        raise NotImplementedError
-
-
-class FlaxOPTModule(_Module):
-    """The decoder without a head."""
-
-    def _output(self, params, decoded):
-        return FlaxBaseModelOutput(
-            last_hidden_state=decoded.last_hidden_state,
-            hidden_states=decoded.hidden_states,
-            attentions=decoded.attentions,
-        )
-
-
-class FlaxOPTForCausalLMModule(_Module):
-    """The decoder with its head."""
-
-    head = True
-
-    def _output(self, params, decoded):
-        return FlaxCausalLMOutput(
-            logits=flax_opt.lm_logits(self.config, params, decoded.last_hidden_state),
-            hidden_states=decoded.hidden_states,
-            attentions=decoded.attentions,
-        )
-
-
-def empty_cache(config: OPTConfig, B: int, T: int, dtype: Any) -> list[Any]:
-    """L pairs of keys and values [B,H,T,D], all zero."""
-    size = (B, config.num_attention_heads, T, config.head_dim)
-    zero = partial(jnp.zeros, size, dtype)
-    return [(zero(), zero()) for _ in range(config.num_hidden_layers)]
-
-
-def update(start: Any, past: Any, k: Any, v: Any) -> tuple[Any, Any, Any]:
-    """The cache of a fixed length (a ``Store``): k, v are written from ``start`` on."""
-    at = (0, 0, start, 0)
-    keys = jax.lax.dynamic_update_slice(past[0], k.astype(past[0].dtype), at)
-    values = jax.lax.dynamic_update_slice(past[1], v.astype(past[1].dtype), at)
-    return keys, values, (keys, values)
-
-
 @partial(jax.jit, static_argnums=0, static_argnames=(*_OPTIONS, "deterministic"))
-def _run(module: _Module, variables, ids, mask, positions, rng, **options):
+def _run(module: OPTModule, variables, ids, mask, positions, rng, **options):
     """The compiled forward pass: output and the updated cache, if one came in."""
     return module.apply(
         variables,
@@ -190,8 +65,10 @@ def _run(module: _Module, variables, ids, mask, positions, rng, **options):
 class _FlaxOPT:
     """What both classes share: weights, files, the call."""
 
+    config_class = OPTConfig
     base_model_prefix = "model"
-    module_class: type[_Module]
+    main_input_name = "input_ids"
+    module_class: type[OPTModule]
 
     def __init__(
         self,
@@ -249,6 +126,11 @@ class _FlaxOPT:
         self._params = unfreeze(params)
 
     @property
+    def params_shape_tree(self) -> Tree:
+        """Shapes and dtypes of fresh ``params``, as ``jax.ShapeDtypeStruct``."""
+        return jax.eval_shape(self.init_weights, self.key)
+
+    @property
     def required_params(self) -> set[tuple[str, ...]]:
         """The paths of all weights in ``params``."""
         head = self.module_class.head
@@ -295,15 +177,18 @@ class _FlaxOPT:
         return sum(x.size for x in jax.tree.leaves(params or self.params))
 
     def resize_token_embeddings(
-        self, new_num_tokens: int, params: Tree | None = None
+        self, new_num_tokens: int | None = None, params: Tree | None = None
     ) -> Tree:
         """Change the vocabulary's size: old rows stay, new ones start random.
 
         A tied head follows by itself, an untied one is resized too. Returns the new
-        ``params``, which the model holds too unless ``params`` were given.
+        ``params``, which the model holds too unless ``params`` were given. Without a
+        size nothing changes.
         """
         held = params is None
         old = unfreeze(self.params if held else params)
+        if new_num_tokens is None:
+            return old
         new = resized(
             self.config, new_num_tokens, old, self.key, head=self.module_class.head
         )
@@ -317,7 +202,7 @@ class _FlaxOPT:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str],
         dtype: Any = jnp.float32,
         *,
         _do_init: bool = True,
@@ -331,12 +216,15 @@ class _FlaxOPT:
 
         ``dtype`` is the computation's; the weights stay in the file's. ``options``:
         ``config``, ``ignore_mismatched_sizes``, ``format``, ``revision``,
-        ``cache_dir``, ``local_files_only``, ``token``, and fields of the configuration
-        to change. Weights are read one after the other.
+        ``cache_dir``, ``local_files_only``, ``force_download``, ``token``,
+        ``subfolder``, and fields of the configuration to change. Weights are read one
+        after the other.
         Raises :class:`.files.CheckpointError` or :class:`.weights.WeightsError`.
         """
         head = cls.module_class.head
-        checkpoint = Pretrained.open(name_or_path, head=head, **options)
+        checkpoint = Pretrained.open(
+            pretrained_model_name_or_path, head=head, **options
+        )
         config = checkpoint.config
         model = cls(
             config, input_shape, seed=seed, dtype=dtype, _do_init=False, remat=remat
@@ -346,7 +234,7 @@ class _FlaxOPT:
             if name in checkpoint.usable:
                 path = tree_path(name, head=head)
                 value = checkpoint.weights[name]
-                tree[path] = jnp.array(value.T if path[-1] == "kernel" else value)
+                tree[path] = as_array(value.T if path[-1] == "kernel" else value)
         if checkpoint.usable != weight_shapes(config, head=head).keys():
             tree = flatten_dict(random_params(config, model.key, head=head)) | tree
         params = unflatten_dict(tree)
@@ -357,13 +245,19 @@ class _FlaxOPT:
 
     def save_pretrained(
         self,
-        directory: str | os.PathLike[str],
+        save_directory: str | os.PathLike[str],
         params: Tree | None = None,
-        *,
-        format: str = "safetensors",
+        push_to_hub: bool = False,
         max_shard_size: int | str = "5GB",
+        *,
+        safe_serialization: bool | None = None,
+        format: str | None = None,
     ) -> None:
-        """Write ``config.json`` and the weights; see :func:`.files.save_weights`."""
+        """Write ``config.json`` and the weights; see :func:`.files.save_weights`.
+
+        ``safe_serialization=False`` is ``format="msgpack"``.
+        """
+        format = format_to_save(format, safe_serialization, push_to_hub, "msgpack")
         head = self.module_class.head
         tree = flatten_dict(unfreeze(self.params if params is None else params))
 
@@ -376,9 +270,9 @@ class _FlaxOPT:
                 value.shape[::-1], value.dtype, lambda: np.asarray(value).T
             )
 
-        self.config.save_pretrained(directory)
+        self.config.save_pretrained(save_directory)
         save_weights(
-            directory,
+            save_directory,
             [(name, item(name)) for name in weight_shapes(self.config, head=head)],
             format=format,
             max_shard_size=max_shard_size,
@@ -415,7 +309,7 @@ class _FlaxOPT:
         )
         if not deterministic and dropout_rng is None:
             raise ValueError("deterministic=False needs a dropout_rng")
-        variables = {"params": unfreeze(self.params if params is None else params)}
+        variables = {"params": unfreeze(params or self.params)}
         if past_key_values is not None:
             variables["cache"] = dict(past_key_values)
         asked = (output_attentions, output_hidden_states, return_dict)
@@ -436,8 +330,12 @@ class _FlaxOPT:
         )
         if past_key_values is not None:
             output["past_key_values"] = unfreeze(changed["cache"])
-            output = type(output)(output)  # in the order of the fields
-        return output if as_dict else output.to_tuple()
+        if as_dict:
+            return output
+        head, *rest = output.to_tuple()
+        if past_key_values is not None:  # last of the fields, second of the tuple
+            rest = [rest.pop(), *rest]
+        return (head, *rest)
 
 
 class FlaxOPTModel(_FlaxOPT):

@@ -13,9 +13,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from .config import OPTConfig
+from .files import aligned, chunks
 from .weights import Shape, weight_shapes
 
 Tree = dict[str, Any]
@@ -36,6 +38,15 @@ def tree_path(name: str, *, head: bool) -> tuple[str, ...]:
 def tree_shape(name: str, shape: Shape) -> Shape:
     """A weight's shape in ``params``: dense kernels are the other way round."""
     return shape[::-1] if tree_path(name, head=True)[-1] == "kernel" else shape
+
+
+def as_array(value: np.ndarray) -> Any:
+    """``value`` as a JAX array. An array in a file is read part by part, into memory
+    that JAX takes over: nothing of it is there twice."""
+    found = aligned(value.shape, value.dtype)
+    for part, rows in chunks(value):
+        found[part] = rows
+    return jnp.asarray(found)
 
 
 def random_params(config: OPTConfig, rng: Any, *, head: bool) -> Tree:

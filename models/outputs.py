@@ -79,15 +79,15 @@ class FlaxBaseModelOutput(ModelOutput):
     """``past_key_values`` (the updated cache) is there when a cache came in."""
 
     last_hidden_state: Any
-    past_key_values: Any
     hidden_states: Any
     attentions: Any
+    past_key_values: Any
 
 
 class FlaxCausalLMOutput(ModelOutput):
     """As :class:`FlaxBaseModelOutput`, with ``logits`` (B, S, V)."""
 
     logits: Any
-    past_key_values: Any
     hidden_states: Any
     attentions: Any
+    past_key_values: Any

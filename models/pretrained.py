@@ -12,8 +12,11 @@ from .config import HUB_OPTIONS, OPTConfig
 from .files import Weights, open_weights, resolve
 from .weights import check_weights, weight_shapes
 
-_FORMAT_HINTS = ("from_pt", "from_tf", "from_flax", "use_safetensors", "framework")
-"""Options of the reference that say what this package finds out by itself."""
+_NEEDLESS = (
+    *("from_pt", "from_tf", "from_flax", "use_safetensors", "framework"),
+    *("resume_download", "trust_remote_code", "low_cpu_mem_usage", "_fast_init"),
+)
+"""Options of the reference that say what this package finds out or does by itself."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Pretrained:
         name_or_path: str | os.PathLike[str],
         *,
         head: bool,
-        config: OPTConfig | None = None,
+        config: OPTConfig | str | os.PathLike[str] | None = None,
         ignore_mismatched_sizes: bool = False,
         format: str | None = None,
         **options: Any,
@@ -38,15 +41,16 @@ class Pretrained:
         """Open a directory or hub id; no weight is read yet.
 
         ``options`` are those of :func:`.files.resolve` and fields of the configuration
-        to change. Raises :class:`.files.CheckpointError` for files that cannot be
-        read, :class:`.weights.WeightsError` for weights that do not fit.
+        to change; ``config`` may be a path of its own. Raises
+        :class:`.files.CheckpointError` for files that cannot be read,
+        :class:`.weights.WeightsError` for weights that do not fit.
         """
-        for hint in _FORMAT_HINTS:
-            options.pop(hint, None)
+        for name in _NEEDLESS:
+            options.pop(name, None)
         hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
         directory = resolve(name_or_path, format=format, **hub)
-        if config is None:
-            config = OPTConfig.from_pretrained(directory)
+        if not isinstance(config, OPTConfig):
+            config = OPTConfig.from_pretrained(directory if config is None else config)
         if unknown := sorted(set(options) - config.to_dict().keys()):
             raise TypeError(
                 f"from_pretrained got {unknown[0]!r}, which is neither an option nor a "
@@ -69,3 +73,19 @@ class Pretrained:
                 stacklevel=4,
             )
         return cls(config, weights, frozenset(usable))
+
+
+def format_to_save(
+    format: str | None, safe_serialization: bool | None, push_to_hub: bool, native: str
+) -> str:
+    """The format that ``save_pretrained`` writes.
+
+    ``safe_serialization`` is the reference's way to choose: False means the framework's
+    ``native`` one. Without any choice it is safetensors.
+    """
+    if push_to_hub:
+        raise ValueError(
+            "push_to_hub is not done here: save, then upload the directory with "
+            "huggingface_hub.upload_folder"
+        )
+    return format or (native if safe_serialization is False else "safetensors")

@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from .config import OPTConfig
+from .tf_opt import IGNORED_LABEL
 
 
 def unpack(given: dict[str, Any]) -> dict[str, Any]:
@@ -22,8 +23,9 @@ def unpack(given: dict[str, Any]) -> dict[str, Any]:
         found = dict(first)
     elif isinstance(first, list | tuple) and not is_token_list(first):
         order = list(names)
-        if len(first) > 1 and len(getattr(first[1], "shape", ())) == 2:
-            order = [name for name in names if name != "past_key_values"]
+        mask_second = len(first) > 1 and len(getattr(first[1], "shape", ())) == 2
+        if mask_second and names[1] == "past_key_values":
+            order.remove("past_key_values")
         if len(first) > len(order):
             raise ValueError(
                 f"a list of inputs has at most {len(order)} entries "
@@ -62,11 +64,29 @@ def check_ids(config: OPTConfig, input_ids: Any, name: str = "input_ids") -> Any
     ids = tf.convert_to_tensor(input_ids)
     if not ids.dtype.is_integer:
         raise ValueError(f"{name} should be int32 or int64, got {ids.dtype.name}")
+    if ids.dtype.size < 4:  # too few for the gather
+        ids = tf.cast(ids, tf.int32)
     if ids.shape.rank not in (2, None):
         raise ValueError(f"{name} should have shape (B, S), got {ids.shape}")
     V = config.vocab_size
     bad = tf.reduce_any((ids < 0) | (ids >= tf.cast(V, ids.dtype)))
     return refuse(ids, bad, f"{name} should be from 0 to {V - 1} (vocab_size {V})")
+
+
+def check_labels(config: OPTConfig, labels: Any, logits: Any) -> Any:
+    """``labels`` as an integer tensor of the shape that ``logits`` [B,S,V] have."""
+    labels = tf.convert_to_tensor(labels)
+    if not labels.dtype.is_integer or not labels.shape.is_compatible_with(
+        logits.shape[:2]
+    ):
+        raise ValueError(
+            f"labels should be integers of shape {tuple(logits.shape[:2])}, "
+            f"got {labels.dtype.name} {tuple(labels.shape)}"
+        )
+    labels = tf.cast(labels, tf.int32)
+    counts = labels != IGNORED_LABEL
+    wanted = check_ids(config, tf.where(counts, labels, 0), "labels")
+    return tf.where(counts, wanted, IGNORED_LABEL)
 
 
 def check_mask(config: OPTConfig, mask: Any, B: Any, T: Any) -> Any:

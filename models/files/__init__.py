@@ -13,10 +13,12 @@ from .errors import (
     UnsupportedFile,
 )
 from .hub import resolve
+from .mapped import DTYPES, aligned, chunks
 from .opening import FORMATS, Weights, open_weights
 from .writing import LazyArray, save_weights
 
 __all__ = [
+    "DTYPES",
     "FORMATS",
     "CheckpointError",
     "CheckpointNotFound",
@@ -26,6 +28,8 @@ __all__ = [
     "UnsafeFile",
     "UnsupportedFile",
     "Weights",
+    "aligned",
+    "chunks",
     "open_weights",
     "resolve",
     "save_weights",

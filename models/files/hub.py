@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .errors import CheckpointError, CheckpointNotFound, HubError
@@ -35,7 +35,9 @@ def resolve(
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
+    force_download: bool = False,
     token: str | bool | None = None,
+    subfolder: str = "",
     format: str | None = None,
     weights: bool = True,
 ) -> Path:
@@ -44,12 +46,16 @@ def resolve(
     A path that exists wins over a hub id. From the hub come the configuration, the
     tokenizer's files and the weights in one format: ``format``, or the most preferred
     one there (none with ``weights=False``). ``revision`` is a branch, tag or commit;
-    ``local_files_only`` asks the cache alone. Without a network the cache answers.
+    ``local_files_only`` asks the cache alone, ``force_download`` not at all. Without a
+    network the cache answers. ``subfolder`` is where in the path or on the hub all
+    these files are.
     Raises :class:`CheckpointNotFound` or :class:`HubError`.
     """
-    path = Path(name_or_path)
+    path, below = Path(name_or_path), PurePosixPath(subfolder or "")
+    if below.is_absolute() or ".." in below.parts:
+        raise ValueError(f"subfolder should lead downwards, got {subfolder!r}")
     if path.exists():
-        return path
+        return path / below
     name = os.fspath(name_or_path)
     if not _ID.fullmatch(name) or ".." in name:
         raise CheckpointNotFound(
@@ -82,24 +88,33 @@ def resolve(
                 if not _is_connection_fault(error):
                     raise
             else:
-                files = [entry.rfilename for entry in info.siblings or ()]
+                entries = [PurePosixPath(e.rfilename) for e in info.siblings or ()]
+                files = [path.name for path in entries if path.parent == below]
                 wanted = _choose(name, files, formats, weights)
-                return Path(
-                    huggingface_hub.snapshot_download(
-                        **common, revision=revision, allow_patterns=wanted
-                    )
+                return _download(
+                    below,
+                    wanted,
+                    **common,
+                    revision=revision,
+                    force_download=force_download,
                 )
         common |= {"revision": revision, "local_files_only": True}
-        cached = Path(
-            huggingface_hub.snapshot_download(**common, allow_patterns="config.json")
-        )
-        files = [path.name for path in cached.iterdir()]
+        cached = _download(below, ["config.json"], **common)
+        files = [path.name for path in cached.iterdir()] if cached.is_dir() else []
         wanted = _choose(f"{name} in {cached}", files, formats, weights)
-        return Path(huggingface_hub.snapshot_download(**common, allow_patterns=wanted))
+        return _download(below, wanted, **common)
     except CheckpointError:
         raise
     except Exception as error:  # the package's errors have no common base
         raise _translated(error, name, revision, offline) from None
+
+
+def _download(below: PurePosixPath, names: list[str], **options: Any) -> Path:
+    import huggingface_hub
+
+    wanted = [str(below / name) for name in names]
+    snapshot = huggingface_hub.snapshot_download(allow_patterns=wanted, **options)
+    return Path(snapshot) / below
 
 
 def weight_files(files: Iterable[str], format: str) -> list[str]:

@@ -11,9 +11,10 @@ import mmap
 import os
 import stat
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -111,6 +112,39 @@ class MappedFile:
             return np.frombuffer(self.view(offset, length), dtype).reshape(shape)
 
         return Tensor(name, shape, dtype, read)
+
+
+def chunks(
+    array: np.ndarray, size: int = 16 << 20
+) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
+    """Parts of about ``size`` bytes: where they are in ``array``, and what is there.
+
+    Each part's pages are given back after its turn, if ``array`` is over a map of a
+    file: copying part by part keeps no more than one of them in memory.
+    """
+    if not array.ndim or not array.size:
+        yield (), array
+        return
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    pages = base.obj if isinstance(base, memoryview) else None
+    axis = int(np.argmax(np.abs(array.strides)))  # the file's first one
+    step = max(1, size * array.shape[axis] // array.nbytes)
+    for start in range(0, array.shape[axis], step):
+        part = (slice(None),) * axis + (slice(start, start + step),)
+        yield part, array[part]
+        if isinstance(pages, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            pages.madvise(mmap.MADV_DONTNEED)
+
+
+def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Uninitialised memory that TensorFlow and JAX take over without a copy, which they
+    do from 64-byte boundaries only."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def as_bytes(array: np.ndarray) -> memoryview:

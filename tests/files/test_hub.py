@@ -41,6 +41,35 @@ def test_an_existing_path_is_taken_as_it_is(tmp_path: Path):
     assert resolve(tmp_path) == tmp_path
 
 
+def test_subfolder_of_a_path(tmp_path: Path):
+    assert resolve(tmp_path, subfolder="a/b") == tmp_path / "a" / "b"
+    for wrong in ("../a", "/a", "a/../.."):
+        with pytest.raises(ValueError, match="downwards"):
+            resolve(tmp_path, subfolder=wrong)
+
+
+def test_subfolder_on_the_hub(hub, tmp_path):
+    source = hub.repositories[REPOSITORY]
+    (source / "best").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (source / name).rename(source / "best" / name)
+    options = {"cache_dir": tmp_path / "cache", "subfolder": "best"}
+    directory = resolve(REPOSITORY, **options)
+    assert names(directory) == {"config.json", "model.safetensors"}
+    assert names(directory.parent) == {"best"}
+    hub.stop()
+    assert resolve(REPOSITORY, **options, local_files_only=True) == directory
+
+
+def test_force_download_asks_the_server_again(hub, tmp_path):
+    options = {"cache_dir": tmp_path / "cache"}
+    resolve(REPOSITORY, **options)
+    hub.requests.clear()
+    resolve(REPOSITORY, **options, force_download=True)
+    paths = {path for method, path, _ in hub.requests if method == "GET"}
+    assert any(path.endswith("model.safetensors") for path in paths)
+
+
 @pytest.mark.parametrize(
     "name", ["./missing", "/nowhere/x", "a/b/c", "..", "a/..b", ""]
 )

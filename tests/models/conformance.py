@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 
 from .kinds import KINDS
 
@@ -26,6 +27,13 @@ class Feature:
 
 
 FEATURES: dict[str, Feature] = {}
+MODULES = [
+    "features_numbers",
+    "features_calls",
+    "features_compiled",
+    "features_files",
+    "features_training",
+]
 
 NOT_APPLICABLE = "·"
 
@@ -50,9 +58,8 @@ def feature(group: str, text: str, framework: str = "", head: bool | None = None
 
 def load() -> dict[str, Feature]:
     """All features, by text."""
-    from . import features_calls, features_files, features_training
-
-    del features_calls, features_files, features_training
+    for module in MODULES:
+        import_module(f".{module}", __package__)
     return FEATURES
 
 

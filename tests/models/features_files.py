@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,11 +11,11 @@ from optserve.models import WeightsError
 from optserve.models.files import open_weights, save_weights
 
 from .conformance import feature
-from .features_calls import loaded
 from .kinds import (
     CONFIGS,
     FEW,
     KINDS,
+    OPTConfig,
     checkpoint,
     close,
     random_weights,
@@ -22,6 +23,7 @@ from .kinds import (
     tokens,
     write_checkpoint,
 )
+from .loading import loaded
 
 WEIGHTS, FILES = "Weights", "Files"
 
@@ -104,6 +106,9 @@ def lazy(kind, base):
     full = kind.cls.from_pretrained(path)
     close(empty(ids, params=loaded_params)[0], full(ids)[0])
     kept = {"model": params["model"]} if kind.head else params
+    assert jax.tree.map(np.shape, empty.params_shape_tree) == jax.tree.map(
+        np.shape, loaded_params
+    )
     again = empty.init_weights(jax.random.PRNGKey(9), (1, 1), params=kept)
     close(empty(ids, params=again)[0], empty(ids, params=params)[0])
 
@@ -140,6 +145,7 @@ def resize(kind, base):
             before = kind.value(model, ids)
             model.resize_token_embeddings(size)
             assert model.config.vocab_size == size
+            model.resize_token_embeddings()  # changes nothing
             after = kind.value(model, ids)
             if kind.head:
                 assert after.shape[-1] == size
@@ -164,6 +170,58 @@ def round_trip(kind, base, tmp_path):
         assert again.config == config
         ids = tokens(config, 2, 6)
         assert (kind.value(again, ids) == kind.value(model, ids)).all()
+
+
+@feature(FILES, "safetensors, `.h5`, `.msgpack`, whole and sharded")
+def formats(kind, base, tmp_path):
+    for name in ("pre-LN", "post-LN, projections"):
+        model, _ = loaded(kind, base, name)
+        mine = named(kind, model)
+        for format in ("safetensors", "h5", "msgpack"):
+            for limit in ("5GB", "20KB"):
+                out = tmp_path / name / format / limit
+                model.save_pretrained(out, format=format, max_shard_size=limit)
+                assert (len(list(out.iterdir())) > 2) == (limit == "20KB")
+                again = named(kind, kind.cls.from_pretrained(out))
+                assert all((again[k] == v).all() for k, v in mine.items())
+    native_name = {"tf": "tf_model.h5", "flax": "flax_model.msgpack"}[kind.framework]
+    model.save_pretrained(tmp_path / "native", safe_serialization=False)
+    assert (tmp_path / "native" / native_name).exists()
+    model.save_pretrained(tmp_path / "safe", safe_serialization=True)
+    assert (tmp_path / "safe" / "model.safetensors").exists()
+    with pytest.raises(ValueError, match="upload_folder"):
+        model.save_pretrained(tmp_path / "native", push_to_hub=True)
+
+
+@feature(FILES, "`config` as an object or a path; `subfolder`; needless options")
+def options(kind, base, tmp_path):
+    path = checkpoint(base, "pre-LN")
+    config = small_config(dropout=0.25)
+    config.save_pretrained(tmp_path)
+    shutil.copytree(path, tmp_path / "a" / "b")
+    for given in (
+        {"config": config},
+        {"config": tmp_path},
+        {"config": str(tmp_path / "config.json")},
+        {"config": config, "from_pt": True, "trust_remote_code": False},
+    ):
+        assert kind.cls.from_pretrained(path, **given).config.dropout == 0.25
+    model = kind.cls.from_pretrained(tmp_path, subfolder="a/b")
+    mine = named(kind, loaded(kind, base)[0])
+    assert all((v == mine[k]).all() for k, v in named(kind, model).items())
+    assert OPTConfig.from_pretrained(tmp_path, subfolder="a/b").dropout == 0
+
+
+@feature(FILES, "`tf.train.Checkpoint`", "tf")
+def tf_checkpoint(kind, base, tmp_path):
+    import tensorflow as tf
+
+    model, config = loaded(kind, base, "untied")
+    saved = tf.train.Checkpoint(model=model).save(str(tmp_path / "ckpt"))
+    again = kind.cls(config)
+    tf.train.Checkpoint(model=again).restore(saved).assert_consumed()
+    mine = named(kind, model)
+    assert all((v == mine[k]).all() for k, v in named(kind, again).items())
 
 
 @feature(FILES, "what one class writes, the others read")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from .conformance import feature
-from .features_calls import _native, loaded
 from .features_files import named
 from .kinds import FEW, KINDS, close, padded, small_config, tokens
+from .loading import loaded, native
 
 TRAINING = "Training"
 
@@ -125,8 +125,8 @@ def dropout(kind, base):
     from optserve.models import flax_opt, tf_opt
 
     math = tf_opt if kind.framework == "tf" else flax_opt
-    seed = _native(kind, np.array([3, 5], np.int32 if math is tf_opt else np.uint32))
-    ones = _native(kind, np.ones([300, 300], np.float32))
+    seed = native(kind, np.array([3, 5], np.int32 if math is tf_opt else np.uint32))
+    ones = native(kind, np.ones([300, 300], np.float32))
     kept = np.asarray(math.dropout(ones, 0.3, seed, 1))
     assert set(np.unique(kept)) == {0, np.float32(1) / np.float32(0.7)}
     assert kept.mean() == pytest.approx(1, abs=0.01)
@@ -280,7 +280,7 @@ def optax_step(kind, base):
     from optserve.models.flax_opt import token_losses
 
     model, config = loaded(kind, base, dropout=0.1)
-    ids = _native(kind, tokens(config, 4, 6))
+    ids = native(kind, tokens(config, 4, 6))
     optimizer = optax.adam(1e-2)
 
     def loss(params, key):

@@ -119,3 +119,27 @@ def test_check_weights():
         check_weights(wanted, bad, source="x")
     for part in ("1 missing: b", "1 extra: c", "a (expected (2, 3), got (3, 2))"):
         assert part in str(caught.value)
+
+
+def test_by_position_in_the_documented_order_and_unknown_names():
+    config = OPTConfig(61, 24, 2, 40, 32, num_attention_heads=3, my_key=7)
+    assert (config.vocab_size, config.max_position_embeddings) == (61, 32)
+    assert config.my_key == 7 and OPTConfig(**config.to_dict()) == config
+    for wrong in (lambda: OPTConfig(1, vocab_size=2), lambda: OPTConfig(*range(99))):
+        with pytest.raises(TypeError, match="vocab_size"):
+            wrong()
+
+
+def test_changed_in_place(tmp_path):
+    config = OPTConfig(model_type="opt")
+    config.vocab_size, config.my_key = 99, [1]
+    config.update({"dropout": 0.5, "other": None})
+    config.save_pretrained(tmp_path)
+    again = OPTConfig.from_pretrained(tmp_path)
+    assert again == config and again.dropout == 0.5 and again.my_key == [1]
+    assert json.loads(config.to_json_string()) == config.to_dict()
+    with pytest.raises(ConfigError, match="hidden_size"):
+        config.update({"vocab_size": 50, "hidden_size": 5})
+    assert config.vocab_size == 99 and config.model_type == "opt"
+    with pytest.raises(ConfigError, match="extra"):
+        OPTConfig.from_dict({"extra": 3})

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from optserve.models import finetune
 from optserve.models.config import OPTConfig
+from optserve.models.tokenizer import Tokenizer
 
 from .kinds import small_config, write_checkpoint
 
@@ -24,6 +26,28 @@ def test_both_frameworks_learn_the_same(tmp_path):
         assert after < before - 1
         curves[name] = [before, *losses, after]
     np.testing.assert_allclose(curves["tf"], curves["jax"], rtol=1e-2)
+
+
+def test_the_shipped_checkpoint_learns_another_kind_of_text():
+    """Its held-out loss falls from step to step alike, dropout's noise aside."""
+    root = Path(__file__).parents[2]
+    checkpoint = root / "models" / "tiny_shakespeare"
+    tokenizer = Tokenizer.from_directory(checkpoint)
+    text = (root / "LICENSE").read_text(encoding="utf-8")
+    ids = np.asarray(tokenizer.encode(text), np.int32)
+    border = len(ids) * 9 // 10
+    plan = finetune.Plan(steps=16, batch=4, length=64, learning_rate=1e-3)
+    test = plan.held_out(ids[border:])
+    curves = {}
+    for name, tune in finetune.TUNE.items():
+        _, (before, after), losses = tune(checkpoint, ids[:border], test, plan)
+        assert after < 0.9 * before
+        assert np.mean(losses[-4:]) < np.mean(losses[:4])
+        curves[name] = [before, *losses, after]
+    tf, jax = curves.values()
+    assert tf[0] == pytest.approx(jax[0], rel=1e-5)
+    np.testing.assert_allclose(tf, jax, rtol=0.06)
+    print(curves)
 
 
 @pytest.mark.parametrize("framework", finetune.TUNE)

@@ -93,3 +93,88 @@ def test_the_reference_reads_ours_and_we_read_its(pair, kind, tmp_path):
     mine = named(kind, ours)
     for name, value in named(kind, again).items():
         assert (value == mine[name]).all()
+
+
+@pytest.mark.parametrize("kind", HEADS, ids=lambda kind: kind.framework)
+def test_other_inputs(pair, kind):
+    """Embeddings, head masks, positions, labels: what PyTorch's class takes too."""
+    import torch
+
+    directory, reference = pair
+    model = kind.cls.from_pretrained(directory)
+    config = model.config
+    ids, mask = tokens(config, 3, 8), padded([8, 5, 2], 8, "left")
+    keep = mask.astype(bool)
+    positions = np.random.default_rng(0).integers(0, 32, [3, 8])
+    embeds = np.random.default_rng(1).normal(size=(3, 8, config.embed_dim))
+    heads = (config.num_hidden_layers, config.num_attention_heads)
+    head_mask = np.linspace(0, 1, np.prod(heads)).reshape(heads)
+    labels = np.where(keep, ids, -100)
+    cases = [{"input_ids": ids, "position_ids": positions}]
+    if kind.framework == "tf":
+        embeds, head_mask = embeds.astype(np.float32), head_mask.astype(np.float32)
+        cases += [
+            {"inputs_embeds": embeds, "attention_mask": mask},
+            {"input_ids": ids, "head_mask": head_mask, "attention_mask": mask},
+            {"input_ids": ids, "labels": labels, "attention_mask": mask},
+        ]
+    for inputs in cases:
+        with torch.no_grad():
+            wanted = reference(**{k: torch.tensor(v) for k, v in inputs.items()})
+        found = kind.call(model, **inputs)
+        everything = np.ones_like(keep)
+        close(
+            found["logits"],
+            wanted.logits,
+            keep if "attention_mask" in inputs else everything,
+        )
+        if "labels" in inputs:
+            assert found["loss"].mean() == pytest.approx(float(wanted.loss), rel=3e-5)
+
+
+@pytest.mark.parametrize("kind", HEADS, ids=lambda kind: kind.framework)
+def test_cached_continuation(pair, kind):
+    import torch
+
+    directory, reference = pair
+    model = kind.cls.from_pretrained(directory)
+    ids = tokens(model.config, 2, 9)
+    with torch.no_grad():
+        first = reference(torch.tensor(ids[:, :6]), use_cache=True)
+        wanted = reference(
+            torch.tensor(ids[:, 6:]), past_key_values=first.past_key_values
+        ).logits
+    cache, inputs = None, [{}, {}]
+    if kind.framework == "flax":
+        cache, full = model.init_cache(2, 12), np.ones([2, 12], int)
+        at = np.tile(np.arange(9), [2, 1])
+        inputs = [
+            {"attention_mask": full, "position_ids": at[:, part]}
+            for part in (slice(6), slice(6, 9))
+        ]
+    cache = model(ids[:, :6], past_key_values=cache, **inputs[0]).past_key_values
+    found = model(ids[:, 6:], past_key_values=cache, **inputs[1])
+    close(found.logits, wanted)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", HEADS, ids=lambda kind: kind.framework)
+def test_16_bits(pair, kind, dtype):
+    """As far from float32 as the reference's PyTorch class, or closer."""
+    import torch
+    import transformers
+
+    directory, reference = pair
+    other = transformers.OPTForCausalLM.from_pretrained(
+        directory, attn_implementation="eager", torch_dtype=getattr(torch, dtype)
+    )
+    model = kind.cls.from_pretrained(directory, dtype=dtype)
+    ids, mask = tokens(model.config, 3, 8), padded([8, 5, 2], 8, "left")
+    keep = mask.astype(bool)
+    given = torch.tensor(ids), torch.tensor(mask)
+    with torch.no_grad():
+        exact = reference(*given).logits.numpy()[keep]
+        theirs = other(*given).logits.float().numpy()[keep]
+    ours = kind.value(model, ids, attention_mask=mask).astype(np.float32)[keep]
+    limit = {"bfloat16": 2e-2, "float16": 3e-3}[dtype] * np.abs(exact).max()
+    assert np.abs(ours - exact).max() <= max(2 * np.abs(theirs - exact).max(), limit)
