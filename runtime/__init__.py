@@ -2,6 +2,7 @@
 
 from .async_client import AsyncClient, AsyncStream
 from .client import Client, Stream
+from .connection import Ejection, Keepalive, Limits, Retry, Tls
 from .conversation import AsyncConversation, Conversation
 from .core import unpadded
 from .errors import (
@@ -31,18 +32,23 @@ __all__ = [
     "Conversation",
     "Counters",
     "DeadlineExceeded",
+    "Ejection",
     "Generation",
     "IncompatibleModel",
     "InvalidRequest",
+    "Keepalive",
+    "Limits",
     "MalformedReply",
     "Options",
     "OptserveError",
     "Piece",
     "PromptTooLong",
+    "Retry",
     "Sampling",
     "Score",
     "ServerError",
     "Stream",
+    "Tls",
     "Unavailable",
     "VersionGone",
     "unpadded",

@@ -28,7 +28,12 @@ import numpy as np
 from ..export.contract import Manifest, tokens_per_call
 from ..models.tokenizer import Tokenizer
 from . import scoring
-from .connect import Target, open_async_transport, open_tokenizer
+from .connect import (
+    Target,
+    TransportKeywords,
+    open_async_transport,
+    open_tokenizer,
+)
 from .conversation import AsyncConversation
 from .core import Core, left, moment, open_core, several
 from .decode import Work
@@ -88,7 +93,7 @@ class AsyncClient:
         wait: float | None = None,
         telemetry: bool | None = None,
         transport: AsyncTransport | None = None,
-        **options: Any,
+        **options: Unpack[TransportKeywords],
     ) -> None:
         if max_active < 1:
             raise InvalidRequest(f"max_active must be 1 or more, got {max_active}")
@@ -97,7 +102,7 @@ class AsyncClient:
         self._max_rows = max_rows
         self._connect_timeout, self._wait = connect_timeout, wait
         self._open = lambda: (
-            transport or open_async_transport(target, model, label, options)
+            transport or open_async_transport(target, model, label, dict(options))
         )
         addresses = len(target) if isinstance(target, list | tuple) else 1
         self._in_flight = in_flight or 2 * max(1, addresses)

@@ -12,13 +12,13 @@ import os
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from ..export.contract import Manifest
 from ..models.tokenizer import Tokenizer
-from .connect import Target, open_tokenizer, open_transport
+from .connect import Target, TransportKeywords, open_tokenizer, open_transport
 from .conversation import Conversation
 from .core import left, moment, open_core
 from .decode import Work
@@ -55,7 +55,8 @@ class Client:
             model status); None asks once.
         telemetry: OpenTelemetry spans and metrics; None: where the program uses it.
         transport: a transport of your own instead of what ``target`` means.
-        options: the transport's options (``grpc_transport``, ``local_transport``).
+        options: the transport's options: the fields of ``connection.Connection`` for
+            servers (TLS, metadata, retries …), ``threads`` for a model in this process.
 
     Raises:
         IncompatibleModel: the served model was not exported by this project, or by
@@ -75,11 +76,13 @@ class Client:
         wait: float | None = None,
         telemetry: bool | None = None,
         transport: Transport | None = None,
-        **options: Any,
+        **options: Unpack[TransportKeywords],
     ) -> None:
         given = open_tokenizer(tokenizer)
         self._telemetry = open_telemetry(telemetry, model)
-        self._transport = transport or open_transport(target, model, label, options)
+        self._transport = transport or open_transport(
+            target, model, label, dict(options)
+        )
         self._closed = False
         try:
             until_ready = getattr(self._transport, "wait_until_ready", None)

@@ -8,10 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from ..models.tokenizer import Tokenizer, TokenizerError
+from .connection import ConnectionKeywords
 from .errors import InvalidRequest
 from .transport import AsyncTransport, Transport
 
 _SCHEMES = ("unix:", "dns:", "ipv4:", "ipv6:", "xds:")
+
+
+class TransportKeywords(ConnectionKeywords, total=False):
+    """Options of whichever transport a target means, as keywords.
+
+    ``threads`` is of models in this process, all others of connections to servers.
+    """
+
+    threads: int | None
+
 
 Target = str | os.PathLike[str] | Sequence[str]
 
