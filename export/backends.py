@@ -12,16 +12,18 @@ from typing import Any
 import tensorflow as tf
 
 from ..models.config import OPTConfig
+from .contract import CacheLayout
 from .packing import assemble, is_matrix
 from .sizing import Sizes
 
-PAST = 1
-"""Where ``past`` stands in a request: token, past, length, limit, stops, seen, steps,
-seed, temperature, top_k, top_p, repetition_penalty."""
+FEW_ROWS = 8
+"""Up to so many rows a loop is compiled for, and multiplies them one by one: that reads
+weights as they are stored, and from the processor's cache for all rows but the first.
+More rows are worth a real matrix product."""
 
 
 class TFBackend:
-    """TensorFlow ops; with ``compiler="xla"`` the loop of a single row is compiled.
+    """TensorFlow ops; with ``compiler="xla"`` the loop of a few rows is compiled.
 
     Everything else is quicker as plain ops, whose matrix products are oneDNN's; for
     these a server holds int8 weights as bfloat16, too (float16 as float32).
@@ -31,7 +33,7 @@ class TFBackend:
         self,
         config: OPTConfig,
         stored: Mapping[str, tf.Variable],
-        cache_dtype: str,
+        layout: CacheLayout,
         *,
         compiler: str,
         tokens: int,
@@ -41,17 +43,18 @@ class TFBackend:
         from . import graph_tf
 
         self._graph = graph_tf
-        self._config, self._cache_dtype = config, cache_dtype
+        self._config, self._cache_dtype = config, layout.dtype
         self._stored, self._compiler, self._tokens = stored, compiler, tokens
         self.sizes = Sizes()
-        self.loop_sizes = Sizes(cache=sizes.cache)
+        few = tuple(rows for rows in sizes.rows if rows <= FEW_ROWS)
+        self.loop_sizes = Sizes(rows=few, cache=sizes.cache)
         self.resources = {
             name: graph_tf.Widened(variable, f"{digest}/{variable.dtype.name}/{name}")
             for name, variable in stored.items()
             if is_matrix(name) and variable.dtype in (tf.int8, tf.float16)
         }
-        self._one_row = tf.function(
-            lambda *request: self._loop(self._request(request), compiled=True),
+        self._compiled_loop = tf.function(
+            lambda *request: self._loop(request, compiled=True),
             autograph=False,
             jit_compile=True,
         )
@@ -73,10 +76,10 @@ class TFBackend:
 
         return assemble(self._config, self._stored, pack)
 
-    def extend(self, ids, past, cache_length):
+    def extend(self, ids, cache, cache_length):
         """Hidden states [B,S,W] and wire rows [L,2,B,H,S,·] of new tokens."""
         return self._graph.extend(
-            self._config, self._params(), self._cache_dtype, ids, past, cache_length
+            self._config, self._params(), self._cache_dtype, ids, cache, cache_length
         )
 
     def logits(self, hidden):
@@ -90,7 +93,7 @@ class TFBackend:
         return tf.cond(
             tf.shape(hidden)[0] == 1,
             lambda: self._one_row_logits(
-                tf.zeros([], tf.int32), _fixed_to_one_row(hidden, 0)
+                tf.zeros([], tf.int32), _fixed_rows(hidden, 1)
             ),
             plain,
         )
@@ -105,25 +108,21 @@ class TFBackend:
 
     def generate(self, request: Sequence[Any]):
         """Tokens [B,N], logprobs [B,N], count [B], wire rows [L,2,B,H,N,·]."""
-        request = tuple(request)
+
+        def plain():
+            return self._loop(request, compiled=False)
+
+        def few(rows: int):
+            return self._compiled_loop(*(_fixed_rows(x, rows) for x in request))
+
         if self._compiler == "none":
-            return self._loop(self._request(request), compiled=False)
+            return plain()
+        return _by_rows(request, self.loop_sizes.rows, few, plain)
 
-        def one_row():
-            return self._one_row(*map(_fixed_to_one_row, request, range(len(request))))
-
-        return tf.cond(
-            tf.shape(request[0])[0] == 1,
-            one_row,
-            lambda: self._loop(self._request(request), compiled=False),
-        )
-
-    def _request(self, flat: Sequence[Any]):
-        *start, steps = flat[:7]
-        return self._graph.Request(*start, steps, self._graph.Wanted(*flat[7:]))  # pyright: ignore[reportCallIssue]
-
-    def _loop(self, request, *, compiled: bool):
+    def _loop(self, flat: Sequence[Any], *, compiled: bool):
         graph = self._graph
+        *start, steps = flat[:7]
+        request = graph.Request(*start, steps, graph.Wanted(*flat[7:]))  # pyright: ignore[reportCallIssue]
         fixed = None if compiled else self._params()
         return graph.generate(
             self._config,
@@ -131,16 +130,28 @@ class TFBackend:
             self._cache_dtype,
             self._tokens,
             request,
-            graph.write_slot_compiled if compiled else graph.write_slot,
+            compiled=compiled,
         )
 
 
-def _fixed_to_one_row(tensor, index: int):
-    """A request's tensor with its B known to be 1 (axis 2 of ``past``)."""
+def _by_rows(request: Sequence[Any], sizes: Sequence[int], few, many):
+    """``few(size)`` for a request of one of these numbers of rows, else ``many()``."""
+    if not sizes:
+        return many()
+    size, *more = sizes
+    return tf.cond(
+        tf.shape(request[0])[0] == size,
+        lambda: few(size),
+        lambda: _by_rows(request, more, few, many),
+    )
+
+
+def _fixed_rows(tensor, rows: int):
+    """A tensor [B,…] whose B is known to be ``rows``; scalars as they are."""
     shape = tensor.shape.as_list()
     if shape:
-        shape[2 if index == PAST else 0] = 1
-    # Said, not checked: checks run in the branch that is not taken, too.
+        shape[0] = rows
+    # Said, not checked: checks run in branches that are not taken, too.
     known = tf.identity(tensor)
     known.set_shape(shape)
     return known
@@ -153,7 +164,7 @@ class JaxBackend:
         self,
         config: OPTConfig,
         stored: Mapping[str, tf.Variable],
-        cache_dtype: str,
+        layout: CacheLayout,
         *,
         compiler: str,
         tokens: int,
@@ -187,7 +198,7 @@ class JaxBackend:
             return lambda *inputs: converted(self._stored, *inputs)
 
         def extend(params, *inputs):
-            return graph_jax.extend(config, params(), cache_dtype, *inputs)
+            return graph_jax.extend(config, params(), layout.dtype, *inputs)
 
         def logits(params, hidden):
             return graph_jax.opt.lm_logits(config, params(), hidden)
@@ -202,37 +213,51 @@ class JaxBackend:
             *start, steps = flat[:7]
             wanted = graph_jax.Wanted(*flat[7:])
             request = graph_jax.Request(*start, steps, wanted)  # pyright: ignore[reportCallIssue]
-            one_row = flat[0].shape[0] == 1
+            few = flat[0].shape[0] in self._few_rows
             return graph_jax.generate(
                 config,
-                params if one_row else lambda step: params(),
-                cache_dtype,
+                params if few else lambda step: params(),
+                layout.dtype,
                 tokens,
                 request,
             )
 
-        L, H, D = config.num_hidden_layers, config.num_attention_heads, config.head_dim
         W, V = config.embed_dim, config.vocab_size
+
+        def cache(b: str):
+            return f"({b}, c, {', '.join(map(str, layout.row_shape))})"
 
         def loop_shapes(b: str):
             row, flags = f"({b},)", f"({b}, {V})"
-            past = f"({L}, 2, {b}, {H}, c, {D})"
-            return (row, past, row, row, flags, flags, "()", f"({b}, 2)", *[row] * 4)
+            return (
+                row,
+                cache(b),
+                row,
+                row,
+                flags,
+                flags,
+                "()",
+                f"({b}, 2)",
+                *[row] * 4,
+            )
 
-        past = f"({L}, 2, b, {H}, c, {D})"
-        self.extend = module(extend, "(b, s)", past, "(b,)")
+        self.extend = module(extend, "(b, s)", cache("b"), "(b,)")
         self.logits = module(logits, f"(b, {W})")
         self.full_logits = module(full_logits, "(b, s)", "(b, s)")
         self.token_logprobs = module(token_logprobs, "(b, s)", f"(b, s, {W})")
-        self._one_row = module(loop, *loop_shapes("1"))
+        self._few_rows = {
+            rows: module(loop, *loop_shapes(str(rows)))
+            for rows in sizes.rows
+            if rows <= FEW_ROWS
+        }
         self._many_rows = module(loop, *loop_shapes("b"))
 
     def generate(self, request: Sequence[Any]):
         """Tokens [B,N], logprobs [B,N], count [B], wire rows [L,2,B,H,N,·]."""
 
-        def one_row():
-            return self._one_row(*map(_fixed_to_one_row, request, range(len(request))))
-
-        return tf.cond(
-            tf.shape(request[0])[0] == 1, one_row, lambda: self._many_rows(*request)
+        return _by_rows(
+            request,
+            tuple(self._few_rows),
+            lambda rows: self._few_rows[rows](*(_fixed_rows(x, rows) for x in request)),
+            lambda: self._many_rows(*request),
         )

@@ -1,7 +1,7 @@
 """The serving graph in JAX: the shared math with a cache that comes in and goes out
 explicitly. Reads side by side with ``graph_tf.py``.
 
-``past`` is [L,2,B,H,C,D] float32, rows packed from slot 0, zero where it is unused.
+``cache`` is the wire's [B,C,L,2,H,·]; inside, a layer's keys and values are [B,H,C,D].
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from ..models.config import OPTConfig
 from ..models.weights import PackedWeight
 from .sampling_jax import Wanted, choose
 
+_BLOCK = 8192  # of a matrix's rows: stays in the processor's cache for the next row
+
 
 class Matrix(PackedWeight):
     """A stored matrix [out, in] of any of the weight dtypes, multiplied in float32.
@@ -26,7 +28,7 @@ class Matrix(PackedWeight):
     is for that: a number that is never negative, which XLA doesn't know. Without it
     XLA would convert the weights once ahead of the loop and so stream four times as
     much, compute what precedes the product again for each output, and give the product
-    up for what follows it.
+    up for what follows it. A few rows are as many such products.
     """
 
     def __init__(self, values: Any, scale: Any = None, step: Any = None) -> None:
@@ -36,11 +38,22 @@ class Matrix(PackedWeight):
         if self.step is None:
             y = x @ self.values.astype(jnp.float32).T
         else:
-            # XLA doesn't move a division into another operation's inner loop.
-            ones = jnp.where(jnp.arange(x.shape[1]) < -1 - self.step, 2.0, 1.0)
-            values, _ = lax.optimization_barrier((self.values, self.step))
-            y = lax.optimization_barrier((x / ones) @ values.astype(jnp.float32).T)
+            y = self._by_row(x)
         return y if self.scale is None else y * self.scale
+
+    def _by_row(self, x):
+        rows, size = x.shape
+        # XLA doesn't move a division into another operation's inner loop.
+        x = x / jnp.where(jnp.arange(size) < -1 - self.step, 2.0, 1.0)
+        values, _ = lax.optimization_barrier((self.values, self.step))
+        size = _BLOCK if rows > 1 else values.shape[0]
+        columns = []
+        for at in range(0, values.shape[0], size):
+            block = values[at : at + size].astype(jnp.float32).T
+            products = (x[row : row + 1] @ block for row in range(rows))
+            found = [lax.optimization_barrier(y) for y in products]
+            columns.append(jnp.concatenate(found, axis=0))
+        return jnp.concatenate(columns, axis=1)
 
     def take(self, rows):
         found = opt.take(self.values, rows).astype(jnp.float32)
@@ -90,10 +103,26 @@ def positions(config: OPTConfig, start, S):
     return jnp.minimum(start[:, None] + jnp.arange(S, dtype=jnp.int32), last)
 
 
-def extend(config: OPTConfig, params, cache_dtype: str, ids, past, cache_length):
+def by_layers(cache, length, dtype: str):
+    """The wire's cache as L pairs of keys and values [B,H,C,D], transposed once.
+
+    Zero at ``length`` [B] and behind it, whatever a client left there: a weight of
+    nothing doesn't make a NaN go away.
+    """
+    _, C, L, two, _, _ = cache.shape
+    used = (jnp.arange(C) < length[:, None])[:, None, :, None]
+
+    def part(layer, kind):
+        found = unpack(cache[:, :, layer, kind].transpose(0, 2, 1, 3), dtype)
+        return jnp.where(used, found, 0.0)
+
+    return [[part(layer, kind) for kind in range(two)] for layer in range(L)]
+
+
+def extend(config: OPTConfig, params, cache_dtype: str, ids, cache, cache_length):
     """Feed ``ids`` [B,S] behind the cache: hidden [B,S,W], wire rows [L,2,B,H,S,·]."""
     B, S = ids.shape
-    C = past.shape[4]
+    C = cache.shape[1]
     at = positions(config, cache_length, S)
     hidden = opt.embed(config, params, opt.take(params["embed_tokens"], ids), at)
     cached = jnp.broadcast_to(
@@ -108,7 +137,8 @@ def extend(config: OPTConfig, params, cache_dtype: str, ids, past, cache_length)
         keys = jnp.concatenate([old[0], k], axis=2)
         return keys, jnp.concatenate([old[1], v], axis=2), wire
 
-    done = opt.decoder(config, params, hidden, mask, past=list(past), store=store)
+    past = by_layers(cache, cache_length, cache_dtype)
+    done = opt.decoder(config, params, hidden, mask, past=past, store=store)
     return done.last_hidden_state, jnp.stack([jnp.stack(wire) for wire in done.cache])
 
 
@@ -120,7 +150,7 @@ class Request(NamedTuple):
     """
 
     token: Any
-    past: Any
+    cache: Any
     length: Any
     limit: Any
     stops: Any
@@ -136,44 +166,46 @@ class _State(NamedTuple):
     tokens: Any  # [B,N], −1 where there is none
     logprobs: Any  # [B,N]
     seen: Any  # [B,V]
-    cache: list[Any]  # L of (keys, values), each [B,H,C+N,D]
+    made: list[Any]  # L of (keys, values), each [B,H,N,D], row ``step`` of each step
 
 
 def generate(config: OPTConfig, params_at, cache_dtype: str, N: int, request: Request):
     """Feed a token, choose the next, up to ``steps`` ≤ N times, while a row goes on.
 
-    ``params_at(step)`` are the weights inside the loop. New rows stand behind the C
-    slots of ``past``, at C + step for every row. Returns tokens [B,N], logprobs [B,N],
-    count [B], and wire rows [L,2,B,H,N,·].
+    ``params_at(step)`` are the weights inside the loop. The loop carries the new rows
+    only, not the C slots of ``cache``: XLA copies what it carries at each step. Returns
+    tokens [B,N], logprobs [B,N], count [B], and wire rows [L,2,B,H,N,·].
     """
-    B, C = request.token.shape[0], request.past.shape[4]
-    slots = jnp.arange(C + N)
-
-    def buffer(old):
-        return jnp.concatenate([old, jnp.zeros((*old.shape[:2], N, old.shape[3]))], 2)
+    B, C = request.token.shape[0], request.cache.shape[1]
+    H, D = config.num_attention_heads, config.head_dim
+    # Made once, not in each step again.
+    past = lax.optimization_barrier(
+        by_layers(request.cache, request.length, cache_dtype)
+    )
 
     def body(state: _State) -> _State:
         params, step = params_at(state.step), state.step
         at = jnp.minimum(request.length + step, config.max_position_embeddings - 1)
         embeds = opt.take(params["embed_tokens"], state.token)[:, None]
-        new = (slots >= C) & (slots <= C + step)
-        mask = ((slots < request.length[:, None]) | new)[:, None, None, :]
+        cached = jnp.arange(C) < request.length[:, None]
+        new = jnp.broadcast_to(jnp.arange(N) <= step, (B, N))
+        mask = jnp.concatenate([cached, new], axis=1)[:, None, None, :]
 
         def store(old, k, v):
+            (old_k, old_v), made = old
             kv = (unpack(pack(x, cache_dtype), cache_dtype) for x in (k, v))
-            at = (0, 0, C + step, 0)
-            present = tuple(
-                lax.dynamic_update_slice(*pair, at)
-                for pair in zip(old, kv, strict=True)
+            k, v = (
+                lax.dynamic_update_slice(*pair, (0, 0, step, 0))
+                for pair in zip(made, kv, strict=True)
             )
-            return *present, present
+            return (old_k, k), (old_v, v), (k, v)
 
         done = opt.decoder(
             config,
             params,
             opt.embed(config, params, embeds, at[:, None]),
             mask,
-            past=state.cache,
+            past=list(zip(past, state.made, strict=True)),
             store=store,  # pyright: ignore[reportArgumentType]
         )
         logits = opt.lm_logits(config, params, done.last_hidden_state[:, 0])
@@ -201,12 +233,12 @@ def generate(config: OPTConfig, params_at, cache_dtype: str, N: int, request: Re
         jnp.full((B, N), -1, jnp.int32),
         jnp.zeros((B, N)),
         request.seen,
-        [(buffer(layer[0]), buffer(layer[1])) for layer in request.past],
+        [(jnp.zeros((B, H, N, D)),) * 2 for _ in past],
     )
     end = lax.while_loop(
         lambda state: (state.step < request.steps) & jnp.any(state.alive), body, start
     )
-    made = jnp.stack([jnp.stack([x[:, :, C:] for x in layer]) for layer in end.cache])
+    made = jnp.stack([jnp.stack(layer) for layer in end.made])
     count = jnp.sum(end.tokens >= 0, axis=1, dtype=jnp.int32)
     return end.tokens, end.logprobs, count, pack(made, cache_dtype)
 

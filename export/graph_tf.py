@@ -1,7 +1,7 @@
 """The serving graph in TensorFlow: the shared math with a cache that comes in and goes
 out explicitly. Reads side by side with ``graph_jax.py``.
 
-``past`` is [L,2,B,H,C,D] float32, rows packed from slot 0, zero where it is unused.
+``cache`` is the wire's [B,C,L,2,H,·]; inside, a layer's keys and values are [B,H,C,D].
 """
 
 from __future__ import annotations
@@ -47,11 +47,14 @@ class Widened(tf.saved_model.experimental.TrackableResource):
         return tf.ensure_shape(found, self._stored.shape)
 
 
+_BLOCK = 8192  # of a matrix's rows: stays in the processor's cache for the next row
+
+
 class Matrix(PackedWeight):
     """A stored matrix [out, in] of any of the weight dtypes.
 
-    ``wide`` is what is multiplied, in its own dtype. With ``step`` instead it is one
-    row that XLA multiplies, in float32, with the values as they are stored;
+    ``wide`` is what is multiplied, in its own dtype. With ``step`` instead XLA
+    multiplies the values as they are stored, in float32 and row by row;
     ``graph_jax.Matrix`` tells why that looks as it does.
     """
 
@@ -62,18 +65,29 @@ class Matrix(PackedWeight):
         self.wide, self.step = wide, step
 
     def matmul(self, x):
-        y = self._many_rows(x) if self.step is None else self._one_row(x)
+        y = self._wide(x) if self.step is None else self._by_row(x)
         return y if self.scale is None else y * self.scale
 
-    def _one_row(self, x):
-        ones = tf.where(tf.range(opt.shape(x)[1]) < -1 - self.step, 2.0, 1.0)
-        values, _ = xla.optimization_barrier(
-            tf.convert_to_tensor(self.values), self.step
-        )
-        y = tf.matmul(x / ones, tf.cast(values, tf.float32), transpose_b=True)
-        return xla.optimization_barrier(y)[0]
+    def _by_row(self, x):
+        rows, size = opt.shape(x)
+        x = x / tf.where(tf.range(size) < -1 - self.step, 2.0, 1.0)
+        values = xla.optimization_barrier(tf.convert_to_tensor(self.values), self.step)[
+            0
+        ]
+        values = tf.cast(values, tf.float32)
+        size = _BLOCK if rows > 1 else values.shape[0]
+        columns = []
+        for at in range(0, values.shape[0], size):
+            block = values[at : at + size]
+            products = (
+                tf.matmul(x[row : row + 1], block, transpose_b=True)
+                for row in range(rows)
+            )
+            found = [xla.optimization_barrier(y)[0] for y in products]
+            columns.append(tf.concat(found, axis=0))
+        return tf.concat(columns, axis=1)
 
-    def _many_rows(self, x):
+    def _wide(self, x):
         y = tf.matmul(tf.cast(x, self.wide.dtype), self.wide, transpose_b=True)
         return tf.cast(y, tf.float32)
 
@@ -124,10 +138,26 @@ def positions(config: OPTConfig, start, S):
     return tf.minimum(start[:, None] + tf.range(S), last)
 
 
-def extend(config: OPTConfig, params, cache_dtype: str, ids, past, cache_length):
+def by_layers(cache, length, dtype: str):
+    """The wire's cache as L pairs of keys and values [B,H,C,D], transposed once.
+
+    Zero at ``length`` [B] and behind it, whatever a client left there: a weight of
+    nothing doesn't make a NaN go away.
+    """
+    _, C, L, two, _, _ = opt.shape(cache)
+    used = (tf.range(C) < length[:, None])[:, None, :, None]
+
+    def part(layer, kind):
+        found = unpack(tf.transpose(cache[:, :, layer, kind], [0, 2, 1, 3]), dtype)
+        return tf.where(used, found, 0.0)
+
+    return [[part(layer, kind) for kind in range(two)] for layer in range(L)]
+
+
+def extend(config: OPTConfig, params, cache_dtype: str, ids, cache, cache_length):
     """Feed ``ids`` [B,S] behind the cache: hidden [B,S,W], wire rows [L,2,B,H,S,·]."""
     B, S = opt.shape(ids)
-    C = opt.shape(past)[4]
+    C = opt.shape(cache)[1]
     at = positions(config, cache_length, S)
     hidden = opt.embed(config, params, opt.take(params["embed_tokens"], ids), at)
     cached = tf.broadcast_to(
@@ -141,8 +171,8 @@ def extend(config: OPTConfig, params, cache_dtype: str, ids, past, cache_length)
         k, v = (unpack(x, cache_dtype) for x in wire)
         return tf.concat([old[0], k], axis=2), tf.concat([old[1], v], axis=2), wire
 
-    layers = [tf.unstack(layer) for layer in tf.unstack(past)]
-    done = opt.decoder(config, params, hidden, mask, past=layers, store=store)
+    past = by_layers(cache, cache_length, cache_dtype)
+    done = opt.decoder(config, params, hidden, mask, past=past, store=store)
     return done.last_hidden_state, tf.stack([tf.stack(wire) for wire in done.cache])
 
 
@@ -154,7 +184,7 @@ class Request(NamedTuple):
     """
 
     token: Any
-    past: Any
+    cache: Any
     length: Any
     limit: Any
     stops: Any
@@ -170,47 +200,53 @@ class _State(NamedTuple):
     tokens: Any  # [B,N], −1 where there is none
     logprobs: Any  # [B,N]
     seen: Any  # [B,V]
-    cache: list[Any]  # L of (keys, values), each [B,H,C+N,D]
+    made: list[Any]  # L of (keys, values), each [B,H,N,D], row ``step`` of each step
 
 
 def generate(
-    config: OPTConfig, params_at, cache_dtype: str, N: int, request: Request, write
+    config: OPTConfig,
+    params_at,
+    cache_dtype: str,
+    N: int,
+    request: Request,
+    *,
+    compiled: bool,
 ):
     """Feed a token, choose the next, up to ``steps`` ≤ N times, while a row goes on.
 
-    ``params_at(step)`` are the weights inside the loop. New rows stand behind the C
-    slots of ``past``, at C + step for every row; ``write(buffer, rows, slot)`` puts
-    them there. Returns tokens [B,N], logprobs [B,N], count [B], and wire rows
-    [L,2,B,H,N,·].
+    ``params_at(step)`` are the weights inside the loop; ``compiled`` says that XLA
+    compiles it. The loop carries the new rows only, not the C slots of ``cache``: it
+    may copy what it carries at each step. Returns tokens [B,N], logprobs [B,N],
+    count [B], and wire rows [L,2,B,H,N,·].
     """
-    B, C = opt.shape(request.token)[0], opt.shape(request.past)[4]
-    slots = tf.range(C + N)
-
-    def buffer(old):
-        return tf.pad(old, [[0, 0], [0, 0], [0, N], [0, 0]])
+    B, C = opt.shape(request.token)[0], opt.shape(request.cache)[1]
+    H, D = config.num_attention_heads, config.head_dim
+    past = by_layers(request.cache, request.length, cache_dtype)
+    if compiled:  # made once, not in each step again
+        past = [[xla.optimization_barrier(x)[0] for x in layer] for layer in past]
+    write = write_slot_compiled if compiled else write_slot
 
     def body(*state) -> Any:
         state = _State(*state)
         params, step = params_at(state.step), state.step
         at = tf.minimum(request.length + step, config.max_position_embeddings - 1)
         embeds = opt.take(params["embed_tokens"], state.token)[:, None]
-        new = (slots >= C) & (slots <= C + step)
-        mask = ((slots < request.length[:, None]) | new)[:, None, None, :]
+        cached = tf.range(C) < request.length[:, None]
+        new = tf.broadcast_to(tf.range(N) <= step, [B, N])
+        mask = tf.concat([cached, new], axis=1)[:, None, None, :]
 
         def store(old, k, v):
+            (old_k, old_v), made = old
             kv = (unpack(pack(x, cache_dtype), cache_dtype) for x in (k, v))
-            present = tuple(
-                write(buffer, rows, C + step)
-                for buffer, rows in zip(old, kv, strict=True)
-            )
-            return *present, present
+            k, v = (write(*pair, step) for pair in zip(made, kv, strict=True))
+            return (old_k, k), (old_v, v), (k, v)
 
         done = opt.decoder(
             config,
             params,
             opt.embed(config, params, embeds, at[:, None]),
             mask,
-            past=state.cache,
+            past=list(zip(past, state.made, strict=True)),
             store=store,
         )
         logits = opt.lm_logits(config, params, done.last_hidden_state[:, 0])
@@ -238,10 +274,7 @@ def generate(
         tf.fill([B, N], -1),
         tf.zeros([B, N]),
         request.seen,
-        [
-            tuple(buffer(x) for x in tf.unstack(layer))
-            for layer in tf.unstack(request.past)
-        ],
+        [(tf.zeros([B, H, N, D]),) * 2 for _ in past],
     )
     end = _State(
         *tf.while_loop(
@@ -251,13 +284,13 @@ def generate(
             parallel_iterations=1,
         )
     )
-    made = tf.stack([tf.stack([x[:, :, C:] for x in layer]) for layer in end.cache])
+    made = tf.stack([tf.stack(layer) for layer in end.made])
     count = tf.reduce_sum(tf.cast(end.tokens >= 0, tf.int32), axis=1)
     return end.tokens, end.logprobs, count, pack(made, cache_dtype)
 
 
 def write_slot(buffer, rows, slot):
-    """``rows`` [B,H,1,D] into ``buffer`` [B,H,T,D] at ``slot``; in place in a loop."""
+    """``rows`` [B,H,1,D] into ``buffer`` [B,H,T,D] at ``slot``."""
     B, H, T, D = opt.shape(buffer)
     at = tf.range(B * H)[:, None] * T + slot
     flat = tf.reshape(buffer, [B * H * T, D])

@@ -165,7 +165,7 @@ def _write(
     computing = backend(
         config,
         stored,
-        layout.dtype,
+        layout,
         compiler=manifest.compiler,
         tokens=max(manifest.generate, default=1),
         sizes=sizes,

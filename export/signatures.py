@@ -1,8 +1,7 @@
 """The contract's signatures as one TensorFlow module, over either backend.
 
-Here requests become what the backends take: caches are transposed once and cleared
-where they are unused (whatever a client left there is never read), and replies become
-token-major rows again.
+Here requests become what the backends take, of sizes that they are compiled for, and
+replies become token-major rows again.
 """
 
 from __future__ import annotations
@@ -174,9 +173,9 @@ class Signatures(tf.Module):
         last, length, limit, *rest = (
             _fit(x, [rows, *_sizes(x)[1:]]) for x in (*vectors, *flags, *sampling)
         )
-        past = self._past(cached, length, rows, self._loop_sizes)
+        cached = self._fit_cache(cached, rows, self._loop_sizes)
         tokens, logprobs, count, wire = self._backend.generate(
-            [last, past, length, limit, *rest[:2], tf.reduce_max(limit), *rest[2:]]
+            [last, cached, length, limit, *rest[:2], tf.reduce_max(limit), *rest[2:]]
         )
         made = tf.transpose(wire[:, :, :B, :, :N], TOKEN_MAJOR)
         return {
@@ -200,19 +199,13 @@ class Signatures(tf.Module):
         rows = _round_up(B, self._sizes.rows)
         ids = _fit(input_ids, [rows, _round_up(S, self._sizes.prompt)])
         cache_length = _fit(cache_length, [rows])
-        past = self._past(cache, cache_length, rows, self._sizes)
-        return self._backend.extend(ids, past, cache_length)
+        cache = self._fit_cache(cache, rows, self._sizes)
+        return self._backend.extend(ids, cache, cache_length)
 
-    def _past(self, cache, cache_length, rows, sizes):
-        """The wire's cache as [L,2,B,H,C,D], at least one slot, zero where unused."""
-        slots = tf.maximum(tf.shape(cache)[1], 1)
-        slots = _round_up(slots, sizes.cache)
-        wire = tf.transpose(cache, [2, 3, 0, 4, 1, 5])
-        L, two, _, H, _, width = wire.shape
-        wire = _fit(wire, [L, two, rows, H, slots, width])
-        used = tf.range(slots) < cache_length[:, None]  # [B,C]
-        past = graph_tf.unpack(wire, self._layout.dtype)
-        return tf.where(used[None, None, :, None, :, None], past, 0.0)
+    def _fit_cache(self, cache, rows, sizes):
+        """The wire's cache of rounded sizes, with at least one slot."""
+        slots = _round_up(tf.maximum(tf.shape(cache)[1], 1), sizes.cache)
+        return _fit(cache, [rows, slots, *self._layout.row_shape])
 
 
 def _sizes(tensor) -> list[Any]:

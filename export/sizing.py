@@ -40,7 +40,7 @@ def chosen_sizes(
     if cache is None:
         cache = _steps(128, positions, 2)
     if rows is None:
-        rows = [1, 8, 32]
+        rows = [1, 2, 4, 8, 16, 32]
     return Sizes(
         rows=_checked("--batch-sizes", rows, None),
         prompt=_checked("--prompt-buckets", prompt, positions),

@@ -67,9 +67,7 @@ def run(args: argparse.Namespace) -> int:
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         from ..server import EmbeddedServer
-        from ..server.feeding import keep_freed_memory
 
-        keep_freed_memory()
         with EmbeddedServer(**options) as server:
             print(_ready_line(server, as_json=args.json_ready), flush=True)
             server.wait()

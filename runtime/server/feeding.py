@@ -9,14 +9,12 @@ buffer used before.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 import weakref
 
 import numpy as np
 
 _ALIGNMENT = 64
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _SMALL = 1 << 16  # bytes; below it TensorFlow's own copy is as good
 
 
@@ -75,19 +73,6 @@ class AlignedBuffers:
         while sum(b.nbytes for b in list(self._free.values())) > self._keep_bytes:
             with contextlib.suppress(KeyError, StopIteration, RuntimeError):
                 self._free.pop(next(iter(self._free)))  # the oldest
-
-
-def keep_freed_memory() -> None:
-    """Make the C library keep freed memory for the next message of tens of megabytes.
-
-    Else it goes back to the system, and a quarter of the time to receive the next one
-    is spent on getting fresh pages. For a process that does nothing but serve: it stays
-    as large as it ever was. Does nothing where the C library isn't glibc.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 BUFFERS = AlignedBuffers()
