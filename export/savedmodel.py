@@ -107,7 +107,11 @@ def export_savedmodel(
         Sizes()
         if compiler == "none"
         else chosen_sizes(
-            config.max_position_embeddings, prompt_buckets, cache_buckets, batch_sizes
+            config.max_position_embeddings,
+            prompt_buckets,
+            cache_buckets,
+            batch_sizes,
+            framework=framework,
         )
     )
     texts = tokenizer_text(source)

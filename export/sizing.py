@@ -26,6 +26,8 @@ def chosen_sizes(
     prompt: Sequence[int] | None,
     cache: Sequence[int] | None,
     rows: Sequence[int] | None,
+    *,
+    framework: str = "tf",
 ) -> Sizes:
     """Sizes as given, or a few up to the model's ``positions``.
 
@@ -40,7 +42,8 @@ def chosen_sizes(
     if cache is None:
         cache = _steps(128, positions, 2)
     if rows is None:
-        rows = [1, 2, 4, 8, 16, 32]
+        # All of a JAX graph is compiled for each, of the others one loop of few rows.
+        rows = [1, 8, 32] if framework == "jax" else [1, 2, 4, 8, 16, 32]
     return Sizes(
         rows=_checked("--batch-sizes", rows, None),
         prompt=_checked("--prompt-buckets", prompt, positions),
