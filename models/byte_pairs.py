@@ -92,7 +92,9 @@ class BytePairs:
         return tuple(_merged([i for i in letters if i != _NONE], self._merges))
 
 
-def _merged(ids: list[int], merges: Mapping[tuple[int, int], tuple[int, int]]):
+def _merged(
+    ids: list[int], merges: Mapping[tuple[int, int], tuple[int, int]]
+) -> Iterator[int]:
     """The ids after all merges, lowest rank first and leftmost among equals.
 
     A heap of the pairs and a list of each place's neighbours: n·log n for n bytes,
@@ -164,8 +166,7 @@ def _ranges(characters: Iterator[str]) -> str:
 
 
 def _expect_byte_level(document: Mapping[str, Any]) -> None:
-    splitter, decoder = document.get("pre_tokenizer"), document.get("decoder")
-    model = document.get("model")
+    splitter, model = document.get("pre_tokenizer", {}), document.get("model", {})
     if document.get("normalizer") is not None:
         raise OtherPipeline("it normalizes text")
     if (
@@ -174,7 +175,7 @@ def _expect_byte_level(document: Mapping[str, Any]) -> None:
         or splitter.get("use_regex", True) is not True
     ):
         raise OtherPipeline("it cuts text in another way than GPT-2's pattern")
-    if _kind(decoder) != "ByteLevel":
+    if _kind(document.get("decoder")) != "ByteLevel":
         raise OtherPipeline("its decoder is not ByteLevel")
     if _kind(model) != "BPE":
         raise OtherPipeline("its model is not BPE")
