@@ -113,7 +113,8 @@ class Manifest:
     an empty list means that any size is accepted. ``generate`` lists the N of the
     ``generate_{N}`` signatures. ``batch_sizes`` are the B that were compiled ahead
     (``allowed_batch_sizes`` of the server). ``prompt_buckets`` are sizes of S,
-    ``cache_buckets`` of C.
+    ``cache_buckets`` of C; ``compiled_prompts`` and ``compiled_caches`` those that a
+    compiled graph rounds up to by itself.
     """
 
     config: dict[str, Any]
@@ -125,6 +126,8 @@ class Manifest:
     generate: list[int] = field(default_factory=list)
     prompt_buckets: list[int] = field(default_factory=list)
     cache_buckets: list[int] = field(default_factory=list)
+    compiled_prompts: list[int] = field(default_factory=list)
+    compiled_caches: list[int] = field(default_factory=list)
     batch_sizes: list[int] = field(default_factory=list)
     max_positions: int = 2048
     vocab_size: int = 50272

@@ -20,7 +20,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .sizes import GIB, parameter_count, serving_bytes, weights_bytes
+from ..models.config import OPTConfig
+from .estimate import estimate
+from .sizes import GIB, parameter_count
 
 DISTRIBUTION = "optserve"
 EXTRAS = ("export", "serve", "edge", "telemetry", "tokenizers")
@@ -186,8 +188,9 @@ def check_room(
         if config is None or have is None:
             yield Check(name, "note" if have is None else "ok", found)
             continue
-        weights = weights_bytes(config)
-        need = serving_bytes(config, versions=1) if name == "memory" else weights
+        planned = estimate(OPTConfig.from_dict(dict(config)), [])
+        peak = max(planned.export_memory, planned.verify_memory)
+        need = peak if name == "memory" else planned.artefact
         found += f", {need / GIB:.1f} GiB needed for float32"
         advice = f"a float32 export needs more {name}: int8 weights need about a third"
         fits = have >= need

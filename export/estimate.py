@@ -16,14 +16,19 @@ from .errors import ExportError
 from .sizes import (
     GIB,
     cache_layout,
+    held_bytes,
     parameter_count,
     serving_bytes,
+    tflite_bytes,
     weights_bytes,
 )
+from .verify.plan import MOST_CACHE
 
 MESSAGE_LIMIT = 2**31 - 1
 TOOLS_BYTES = int(0.9 * GIB)
 """What TensorFlow and JAX take by themselves, tracing included."""
+LITERT_BYTES = int(0.1 * GIB)
+"""What LiteRT takes by itself."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ def estimate(
     *,
     weights: str = "float32",
     cache: str = "float32",
+    framework: str = "tf",
 ) -> Estimate:
     """Sizes for a configuration and the options of an export."""
     values: Mapping[str, Any] = config.to_dict()
@@ -83,17 +89,22 @@ def estimate(
     # Twice, while it is converted.
     largest = 4 * config.vocab_size * config.embed_dim
     positions = config.max_position_embeddings
-    unpacked = cache_layout(values).row_bytes
-    # Verifying holds one long sequence's activations and the cache of its questions.
-    working = positions * (4 * unpacked + 8 * config.ffn_dim) + 8 * largest
+    # Verifying holds one long sequence's cache a few times, and the token table's rows.
+    tried = min(MOST_CACHE, positions * cache_layout(values).row_bytes)
+    working = 5 * tried + 3 * largest
     return Estimate(
         parameters=parameter_count(values).total,
         artefact=stored,
         # The checkpoint is read tensor by tensor; the writer adds a part of its own.
         export_memory=int(1.25 * stored) + 2 * largest + TOOLS_BYTES,
-        verify_memory=stored + working + TOOLS_BYTES,
+        verify_memory=held_bytes(values, weights, framework) + working + TOOLS_BYTES,
         server_memory=serving_bytes(
-            values, weights=weights, cache=cache, versions=1, rows=1
+            values,
+            weights=weights,
+            cache=cache,
+            framework=framework,
+            versions=1,
+            rows=1,
         ),
         cache_row=layout.row_bytes,
         full_cache=layout.row_bytes * positions,
@@ -103,6 +114,64 @@ def estimate(
             for name in signatures
         },
     )
+
+
+@dataclass(frozen=True)
+class EdgeEstimate:
+    """As :class:`Estimate`, of a TFLite export. ``device_memory`` is what running it
+    takes, ``full_cache`` included."""
+
+    parameters: int
+    artefact: int
+    export_memory: int
+    verify_memory: int
+    device_memory: int
+    cache_row: int
+    full_cache: int
+    signatures: dict[str, dict[str, str]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def estimate_tflite(
+    config: OPTConfig, buckets: Sequence[int], cache_size: int, *, weights: str
+) -> EdgeEstimate:
+    """Sizes for a configuration and the options of a TFLite export."""
+    values: Mapping[str, Any] = config.to_dict()
+    layout = cache_layout(values)
+    stored = tflite_bytes(values, weights)
+    cache = layout.row_bytes * cache_size
+    # Packed for the kernels, once for each signature; float16 becomes float32 for it.
+    packed = stored * (1 + len(buckets)) * (2 if weights == "float16" else 1)
+    device = stored + packed + 3 * cache + LITERT_BYTES
+    table = 4 * config.vocab_size * config.embed_dim
+    signatures = {"decode": 1, **{f"prefill_{S}": S for S in buckets}}
+    return EdgeEstimate(
+        parameters=parameter_count(values).total,
+        artefact=stored,
+        export_memory=3 * table + TOOLS_BYTES,
+        verify_memory=device + 4 * table + TOOLS_BYTES,
+        device_memory=device,
+        cache_row=layout.row_bytes,
+        full_cache=cache,
+        signatures={
+            name: _edge_tensors(config, S, cache_size) for name, S in signatures.items()
+        },
+    )
+
+
+def _edge_tensors(config: OPTConfig, S: int, C: int) -> dict[str, str]:
+    L, H, D = config.num_hidden_layers, config.num_attention_heads, config.head_dim
+    inputs = [f"input_ids int32[1,{S}]", "cache_length int32[1]"]
+    inputs += ["input_length int32[1]"] if S > 1 else []
+    inputs += [f"key_0…{L - 1} and value_0…{L - 1} float32[1,{H},{C},{D}]"]
+    outputs = [
+        f"logits float32[1,{config.vocab_size}]",
+        f"new_cache float32[1,{S},{L},2,{H},{D}]",
+    ]
+    return {"inputs": ", ".join(inputs), "outputs": ", ".join(outputs)}
 
 
 def _tensors(name, layout, vocab_size: int, width: int) -> dict[str, str]:

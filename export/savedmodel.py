@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -86,7 +87,7 @@ def export_savedmodel(
         ExportError: options that exclude each other, or an unusable checkpoint.
         LayoutError: the version exists.
     """
-    compiler = _checked(framework, compiler, weights, cache)
+    compiler = checked(framework, compiler, weights, cache)
     if list(generate) != sorted(set(generate)) or min(generate, default=1) < 1:
         raise ExportError(
             f"--generate should be ascending numbers from 1 on, got {list(generate)}"
@@ -125,6 +126,8 @@ def export_savedmodel(
         signatures=[*SIGNATURES, *map(generate_name, generate), "describe", *texts],
         generate=list(generate),
         batch_sizes=list(sizes.rows),
+        compiled_prompts=list(sizes.prompt),
+        compiled_caches=list(sizes.cache),
         max_positions=config.max_position_embeddings,
         vocab_size=config.vocab_size,
         **special_ids(config),
@@ -136,6 +139,7 @@ def export_savedmodel(
     with staging(Path(out), version) as folder:
         identity = folder.stat().st_ino
         _write(folder, config, stored, layout, manifest, texts, sizes, progress)
+        gc.collect()  # the graph's weights, before others verify them
         progress("writing the manifest")
         path = folder / MANIFEST_PATH
         path.parent.mkdir(exist_ok=True)
@@ -190,7 +194,12 @@ def _write(
     settle_fingerprint(folder)
 
 
-def _checked(framework: str, compiler: str | None, weights: str, cache: str) -> str:
+def checked(framework: str, compiler: str | None, weights: str, cache: str) -> str:
+    """The compiler, a default put in.
+
+    Raises:
+        ExportError: options that exclude each other.
+    """
     if compiler is None:
         compiler = "xla" if framework == "jax" else "none"
     for option, value, known in (

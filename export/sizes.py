@@ -59,6 +59,39 @@ def weights_bytes(config: Mapping[str, Any], dtype: str = "float32") -> int:
     return _MATRIX_BYTES[dtype] * count.matrices + scales + 4 * count.other
 
 
+def held_bytes(
+    config: Mapping[str, Any], dtype: str = "float32", framework: str = "tf"
+) -> int:
+    """Memory that a loaded version's weights take.
+
+    The TensorFlow graph holds int8 matrices as bfloat16, too, and float16 ones as
+    float32; ``graph_tf.Widened`` says why.
+    """
+    wide = {"int8": 2, "float16": 4}.get(dtype, 0) if framework == "tf" else 0
+    return weights_bytes(config, dtype) + wide * parameter_count(config).matrices
+
+
+def tflite_bytes(config: Mapping[str, Any], dtype: str = "float32") -> int:
+    """Bytes of a ``.tflite`` file's weights (``tflite_weights.py`` says how stored).
+
+    A scale is stored with its matrix; the token table's once more, as rows to gather,
+    and int4's once more for the kernels.
+    """
+    shapes = weight_shapes(OPTConfig.from_dict(dict(config)))
+    total = 0
+    for name, shape in shapes.items():
+        numbers = prod(shape)
+        if len(shape) < 2 or name == "decoder.embed_positions.weight":
+            total += 4 * numbers
+        elif dtype == "int4" and ".layers." in name:
+            total += numbers // 2 + 2 * (2 * numbers // 32)
+        elif dtype in ("int8", "int4"):
+            total += numbers + 4 * shape[0] * (2 if "embed_tokens" in name else 1)
+        else:
+            total += _MATRIX_BYTES[dtype] * numbers
+    return total
+
+
 def cache_layout(config: Mapping[str, Any], dtype: str = "float32") -> CacheLayout:
     """The cache's layout for a ``config.json``."""
     heads = int(config["num_attention_heads"])
@@ -75,6 +108,7 @@ def serving_bytes(
     *,
     weights: str = "float32",
     cache: str = "float32",
+    framework: str = "tf",
     versions: int = 2,
     rows: int = 8,
 ) -> int:
@@ -89,4 +123,4 @@ def serving_bytes(
     unpacked = cache_layout(config).row_bytes
     working = rows * positions * (layout.row_bytes + unpacked)
     logits = 4 * rows * int(config["vocab_size"])
-    return versions * weights_bytes(config, weights) + working + logits + GIB
+    return versions * held_bytes(config, weights, framework) + working + logits + GIB

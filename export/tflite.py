@@ -11,7 +11,7 @@ The manifest also travels inside the file, as the metadata entry ``optserve_mani
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,6 +46,7 @@ def export_tflite(
     version: int | None = None,
     revision: str | None = None,
     progress: Progress = lambda message: None,
+    inspect: Callable[[Path], object] = lambda folder: None,
 ) -> Path:
     """Write ``OUT/VERSION`` with a model for LiteRT (see the module).
 
@@ -62,6 +63,8 @@ def export_tflite(
         version: the folder's number; the next free one if None.
         revision: of a hub checkpoint.
         progress: called with a short message as the work goes on.
+        inspect: called with the finished folder before it appears as a version; what
+            it raises leaves nothing behind.
 
     Returns:
         The version's folder. It appears whole or not at all.
@@ -74,11 +77,9 @@ def export_tflite(
     refuse_existing(out, version)
     source = resolve(checkpoint, revision=revision)
     config = OPTConfig.from_pretrained(source)
-    if cache_size is None:
-        cache_size = min(CACHE_SIZE, config.max_position_embeddings)
-    if prompt_buckets is None:
-        prompt_buckets = [min(PROMPT_BUCKET, cache_size)]
-    buckets = _checked(config, framework, weights, prompt_buckets, cache_size)
+    buckets, cache_size = chosen_sizes(
+        config, framework, weights, prompt_buckets, cache_size
+    )
     stored = open_weights(source)
     shapes = {name: stored.shape(name) for name in stored}
     check_weights(weight_shapes(config), shapes, source=source)
@@ -111,6 +112,7 @@ def export_tflite(
         (folder / MANIFEST_PATH).parent.mkdir()
         manifest = replace(manifest, files=folder_digests(folder))
         (folder / MANIFEST_PATH).write_text(manifest.to_json(), encoding="utf-8")
+        inspect(folder)
     return next(path for path in out.iterdir() if path.stat().st_ino == identity)
 
 
@@ -139,13 +141,22 @@ def _write_model(
         write(file, graphs, arguments, dict(constants(config, stored, dtype)), metadata)
 
 
-def _checked(
+def chosen_sizes(
     config: OPTConfig,
     framework: str,
     weights: str,
-    prompt_buckets: Sequence[int],
-    cache_size: int,
-) -> list[int]:
+    prompt_buckets: Sequence[int] | None,
+    cache_size: int | None,
+) -> tuple[list[int], int]:
+    """Prompt buckets and cache size as given, or the defaults.
+
+    Raises:
+        ExportError: options that a TFLite export doesn't take.
+    """
+    if cache_size is None:
+        cache_size = min(CACHE_SIZE, config.max_position_embeddings)
+    if prompt_buckets is None:
+        prompt_buckets = [min(PROMPT_BUCKET, cache_size)]
     for option, value, known in (
         ("framework", framework, ("tf", "jax")),
         ("weights", weights, WEIGHTS),
@@ -167,4 +178,4 @@ def _checked(
             f"--prompt-buckets should be sizes from 2 to the cache's {cache_size}, "
             f"got {', '.join(map(str, prompt_buckets)) or 'none'}"
         )
-    return buckets
+    return buckets, cache_size

@@ -4,24 +4,56 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..contract import generate_name
-from ..errors import ExportError
-from ..estimate import Estimate, estimate, read_config
+from ..estimate import (
+    EdgeEstimate,
+    Estimate,
+    estimate,
+    estimate_tflite,
+    read_config,
+)
 from ..layout import next_version, refuse_existing
-from ..savedmodel import GENERATE, SIGNATURES
+from ..savedmodel import SIGNATURES, checked
+from ..tflite import chosen_sizes
+
+_LABELS = {
+    "parameters": ("parameters", False),
+    "artefact": ("artefact", True),
+    "export_memory": ("memory to export", True),
+    "verify_memory": ("memory to verify", True),
+    "server_memory": ("memory to serve one row", True),
+    "device_memory": ("memory to run it", True),
+    "cache_row": ("cache of one token", True),
+    "full_cache": ("cache of a full sequence", True),
+    "message_tokens": ("tokens cached in a message", False),
+}
 
 
-def dry_run(args: argparse.Namespace) -> int:
-    """Print the estimate. Reads ``config.json`` alone, writes nothing. Returns 0."""
-    if args.target != "savedmodel":
-        raise ExportError("--dry-run is for --target savedmodel")
+def dry_run(args: argparse.Namespace, edge: Mapping[str, Any]) -> int:
+    """Print the estimate. Reads ``config.json`` alone, writes nothing. Returns 0.
+
+    ``edge`` are a TFLite export's own options.
+    """
     refuse_existing(args.out, args.version)
-    names = [*SIGNATURES, *map(generate_name, getattr(args, "generate", GENERATE))]
-    found = estimate(
-        read_config(args.checkpoint), names, weights=args.weights, cache=args.cache
-    )
+    config = read_config(args.checkpoint)
+    if args.target == "tflite":
+        sizes = edge.get("prompt_buckets"), edge.get("cache_size")
+        buckets, slots = chosen_sizes(config, args.framework, args.weights, *sizes)
+        found = estimate_tflite(config, buckets, slots, weights=args.weights)
+    else:
+        checked(args.framework, args.compiler, args.weights, args.cache)
+        names = [*SIGNATURES, *map(generate_name, args.generate)]
+        found = estimate(
+            config,
+            names,
+            weights=args.weights,
+            cache=args.cache,
+            framework=args.framework,
+        )
     version = next_version(args.out) if args.version is None else args.version
     folder = Path(args.out) / str(version)
     if args.json:
@@ -31,20 +63,12 @@ def dry_run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _show(folder: Path, found: Estimate) -> None:
-    rows = [
-        ("would write", str(folder)),
-        ("parameters", f"{found.parameters:,}"),
-        ("artefact", _bytes(found.artefact)),
-        ("memory to export", _bytes(found.export_memory)),
-        ("memory to verify", _bytes(found.verify_memory)),
-        ("memory to serve one row", _bytes(found.server_memory)),
-        ("cache of one token", _bytes(found.cache_row)),
-        ("cache of a full sequence", _bytes(found.full_cache)),
-        ("tokens cached in a message", f"{found.message_tokens:,}"),
-    ]
-    for name, value in rows:
-        print(f"{name:26} {value}")
+def _show(folder: Path, found: Estimate | EdgeEstimate) -> None:
+    print(f"{'would write':26} {folder}")
+    for field, value in found.to_dict().items():
+        if field in _LABELS:
+            label, in_bytes = _LABELS[field]
+            print(f"{label:26} {_bytes(value) if in_bytes else f'{value:,}'}")
     for name, tensors in found.signatures.items():
         print(f"{name}\n    {tensors['inputs']}\n    → {tensors['outputs']}")
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 from typing import Any
 
 from ...models.files import resolve
@@ -20,12 +21,19 @@ from ..deploy import FOLDER, DeployOptions, write_deployment
 from ..digest import export_digest
 from ..errors import ExportError
 from ..layout import read_manifest
+from ..verify.edge import require_litert
 from ..verify.process import verify_in_fresh_process
 from .dry_run import dry_run
+
+_EXIT_CODES = (
+    "Exit code: 0 published; 1 refused, or not verified, and nothing published; "
+    "2 wrong arguments; 130 or 143 interrupted, and what was written removed."
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
+    parser.epilog = _EXIT_CODES
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="directory, or hub id")
     parser.add_argument("out", metavar="OUT", help="the model's base folder")
     parser.add_argument(
@@ -100,11 +108,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export; prints the version's folder.
 
-    A SavedModel is verified in a process of its own before its version appears, and
-    deployment files are written beside the first version of a base folder.
+    It is verified in a process of its own before its version appears; deployment files
+    are written beside the first version of a SavedModel's base folder.
     """
     if args.dry_run:
-        return dry_run(args)
+        return dry_run(args, edge_options(args) if args.target == "tflite" else {})
     with _cleaning_up():
         return _export(args)
 
@@ -116,30 +124,30 @@ def _export(args: argparse.Namespace) -> int:
     from ..savedmodel import export_savedmodel
     from ..tflite import export_tflite
 
-    started = time.monotonic()
+    clock = _Clock()
+    reports: list[dict[str, Any]] = []
 
-    def progress(message: str) -> None:
-        print(f"[{time.monotonic() - started:6.1f} s] {message}", file=sys.stderr)
+    def inspect(folder: Path) -> None:
+        if not args.no_verify:
+            clock("verifying every signature in a process of its own")
+            source = resolve(args.checkpoint, revision=args.revision)
+            reports.append(verify_in_fresh_process(folder, source))
 
     common = {
         "framework": args.framework,
         "weights": args.weights,
         "version": args.version,
         "revision": args.revision,
-        "progress": progress,
+        "progress": clock,
+        "inspect": inspect,
     }
+    deployed: list[Path] = []
     if args.target == "tflite":
-        path = export_tflite(args.checkpoint, args.out, **common, **_edge_options(args))
+        if not args.no_verify:
+            require_litert()  # before the work
+        path = export_tflite(args.checkpoint, args.out, **common, **edge_options(args))
     else:
         options = DeployOptions(name=args.name)  # refuses a name before the work
-        reports: list[dict[str, Any]] = []
-
-        def inspect(folder: Path) -> None:
-            if not args.no_verify:
-                progress("verifying every signature in a process of its own")
-                source = resolve(args.checkpoint, revision=args.revision)
-                reports.append(verify_in_fresh_process(folder, source))
-
         path = export_savedmodel(
             args.checkpoint,
             args.out,
@@ -149,27 +157,57 @@ def _export(args: argparse.Namespace) -> int:
             prompt_buckets=args.prompt_buckets,
             cache_buckets=args.cache_buckets,
             batch_sizes=args.batch_sizes,
-            inspect=inspect,
             **common,
         )
         deployed = _deploy(path, options)
-        for report in reports:
-            report["export"] = path.name  # it had no number yet
+    for report in reports:
+        report["export"] = path.name  # it had no number yet
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    result: dict[str, Any] = {
+    result = {
         "path": str(path),
         "bytes": size,
-        "seconds": round(time.monotonic() - started, 3),
+        "digest": export_digest(read_manifest(path)),
+        "seconds": clock.seconds(),
+        "phases": clock.phases(),
+        "memory": {"export": _peak(RUSAGE_SELF), "verify": _peak(RUSAGE_CHILDREN)},
+        "verification": reports[0] if reports else None,
+        "deployment": [str(file) for file in deployed],
     }
-    if args.target == "savedmodel":
-        result["digest"] = export_digest(read_manifest(path))
-        result["verification"] = reports[0] if reports else None
-        result["deployment"] = [str(file) for file in deployed]
     if args.json:
         print(json.dumps(result, indent=1))
     else:
         print(f"{path} ({size / 1e6:.1f} MB)")
     return 0
+
+
+class _Clock:
+    """Prints what an export is at, and how long each part of it took."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._begun: list[tuple[str, float]] = []
+
+    def __call__(self, message: str) -> None:
+        self._begun.append((message, self.seconds()))
+        print(f"[{self.seconds():6.1f} s] {message}", file=sys.stderr)
+
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return round(time.monotonic() - self._started, 3)
+
+    def phases(self) -> list[dict[str, Any]]:
+        """Each part and its seconds."""
+        ends = [begin for _, begin in self._begun[1:]] + [self.seconds()]
+        return [
+            {"phase": name, "seconds": round(end - begin, 3)}
+            for (name, begin), end in zip(self._begun, ends, strict=True)
+        ]
+
+
+def _peak(who: int) -> int:
+    """The most memory that this process, or one that it started, has held: bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return getrusage(who).ru_maxrss * unit
 
 
 @contextmanager
@@ -199,7 +237,12 @@ def _deploy(version: Path, options: DeployOptions) -> list[Path]:
     return write_deployment(read_manifest(version), folder, options)
 
 
-def _edge_options(args: argparse.Namespace) -> dict[str, Any]:
+def edge_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of a TFLite export that are its own.
+
+    Raises:
+        ExportError: options of a SavedModel.
+    """
     if args.compiler == "xla" or args.cache != "float32":
         raise ExportError(
             "--target tflite takes neither --compiler xla nor --cache: leave them out"

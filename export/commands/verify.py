@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from ...models.files import resolve
 from ..errors import ExportError
 from ..verify import Report, compare_exports, verify_export
 from ..verify.report import show
@@ -16,20 +17,31 @@ _BASELINE_LIMIT = 64 * 1024**2
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
+    parser.epilog = (
+        "Exit code: 0 verified; 1 not, or it could not be; 2 wrong arguments."
+    )
     add = parser.add_argument
-    add("export", type=Path, metavar="OUT", help="base folder, or one version's folder")
+    add(
+        "export",
+        type=Path,
+        metavar="OUT",
+        help="base folder, one version's folder, or a .tflite file",
+    )
     against = parser.add_mutually_exclusive_group()
     against.add_argument(
-        "--checkpoint", type=Path, help="what it was exported from: compare the numbers"
+        "--checkpoint",
+        help="directory or hub id that it was exported from: compare the numbers",
     )
     against.add_argument(
         "--against", type=Path, metavar="OTHER", help="another export to compare with"
     )
+    add("--revision", help="of a hub checkpoint")
     add(
         "--max-length",
         type=int,
         metavar="N",
-        help="longest sequence to try (default: the model's positions)",
+        help="longest sequence to try (default: the model's positions, fewer for a "
+        "model whose cache is large)",
     )
     add(
         "--baseline",
@@ -62,8 +74,11 @@ def run(args: argparse.Namespace) -> int:
     if args.against is not None:
         report = compare_exports(args.export, args.against, max_length=args.max_length)
     else:
+        checkpoint = args.checkpoint
+        if checkpoint is not None:
+            checkpoint = resolve(checkpoint, revision=args.revision)
         report = verify_export(
-            args.export, checkpoint=args.checkpoint, max_length=args.max_length
+            args.export, checkpoint=checkpoint, max_length=args.max_length
         )
     if baseline is not None:
         report.problems += drift(report, baseline, args.max_drift)
@@ -108,12 +123,12 @@ def drift(report: Report, baseline: dict, allowed: float) -> list[str]:
         if isinstance(before, (int, float)) and abs(value - before) > allowed:
             found.append(f"drift: {label} scores {value:.4f}, before {before:.4f}")
     errors = {
-        (o.get("signature"), o.get("output")): o.get("mean_error")
+        (o.get("signature"), o.get("output"), o.get("source")): o.get("mean_error")
         for o in baseline["outputs"]
         if isinstance(o, dict)
     }
     for output in report.outputs:
-        before = errors.get((output.signature, output.output))
+        before = errors.get((output.signature, output.output, output.source))
         if isinstance(before, (int, float)) and output.mean_error - before > allowed:
             found.append(
                 f"drift: {output.signature} {output.output} has a mean error of "

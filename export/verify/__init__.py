@@ -3,23 +3,32 @@
     report = verify_export("OUT/1", checkpoint="models/opt-125m")
     report = compare_exports("OUT-INT8/1", "OUT-FLOAT32/1")
 
-The export is loaded and called as a server would call it; the source model answers the
-same questions in float32, in the other framework where it is installed, one layer in
-memory at a time. Importing this package brings neither TensorFlow nor JAX.
+The export is loaded and called as a server (or, for a TFLite file, a device) would call
+it. The source model answers the same questions in float32, in the other framework where
+it is installed, one layer in memory at a time: with its weights as they are, and
+rounded as the export's are, which leaves little room for a mistake whatever the type.
+Importing this package brings neither TensorFlow nor JAX.
 """
 
 from __future__ import annotations
 
+import gc
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from ..contract import Manifest
 from ..digest import check_files, export_digest
 from ..errors import ExportError
-from ..layout import read_manifest, version_folder
-from .plan import make_plan
-from .report import Report, measure, tolerance
+from ..layout import MANIFEST_PATH, read_manifest, version_folder
+from .plan import Plan, make_plan
+from .report import Report, measure
+from .tolerances import tolerance
 
 __all__ = ["Report", "compare_exports", "verify_export"]
+
+_MODEL = "model.tflite"
 
 
 def verify_export(
@@ -31,49 +40,52 @@ def verify_export(
     """Check a version's files and, given its checkpoint, its numbers.
 
     Args:
-        export: a version's folder, or a base folder (its newest version).
+        export: a version's folder, a base folder (its newest version), or a
+            ``.tflite`` file.
         checkpoint: the local directory that it was exported from.
-        max_length: longest sequence tried; the model's positions if None.
-
-    A TFLite export's files are checked alone.
+        max_length: longest sequence tried; if None the model's positions, or as many
+            as :data:`~.plan.MOST_CACHE` holds.
 
     Raises:
         LayoutError: not an export.
+        ExportError: a TFLite file without LiteRT to run it.
     """
     begin = time.monotonic()
-    folder = version_folder(export)
-    manifest = read_manifest(folder)
-    problems = check_files(folder, manifest)
-    report = Report(
-        export=folder.name,
-        digest=export_digest(manifest),
-        made_of=manifest.checkpoint_digest,
-        kind=describe_kind(manifest),
-        files=problems,
-    )
-    servable = (folder / "saved_model.pb").is_file()
-    if not servable:
-        report.notes.append("not a SavedModel: its files were checked, not its numbers")
-    if problems or not servable:
+    found = _Export.at(export)
+    manifest = found.manifest
+    report = found.report()
+    if found.alone:
+        report.notes.append("a file by itself: nothing vouches for its bytes")
+    else:
+        report.files = check_files(found.folder, manifest)
+    if report.files:
         # What is not the export that was written is not worth calling.
         report.seconds = time.monotonic() - begin
         return report
-    from .subject import ExportedModel
-
-    plan = make_plan(manifest, max_length=max_length)
-    subject = ExportedModel(folder, manifest)
+    plan = found.plan(max_length=max_length)
+    report.notes += plan.notes
+    subject = found.open()
     observed = subject.observe(plan)
     report.problems += subject.problems
     report.seen(plan, observed)
-    del subject  # its weights go before the source model comes
     if checkpoint is not None:
         from .reference import SourceModel
 
         source = SourceModel(checkpoint, other_than=manifest.framework)
-        expected = source.answer(plan, observed)
-        report.against = f"its checkpoint, float32, {source.framework}"
-        allowed = tolerance(manifest.weights_dtype, manifest.cache_dtype)
-        report.outputs = measure(plan, observed, expected, allowed)
+        if found.file is None:
+            from .weights import wrong_weights
+
+            report.problems += wrong_weights(
+                subject.stored, source.config, source.weights, manifest.weights_dtype
+            )
+        del subject  # its weights go before the source model's come
+        gc.collect()
+        report.against = f"its checkpoint, computed in float32 by {source.framework}"
+        for dtype in dict.fromkeys(("float32", manifest.weights_dtype)):
+            source.rounding = found.rounding(source.config, dtype)
+            expected = source.answer(plan, observed)
+            allowed = tolerance(manifest, source=dtype, edge=found.file is not None)
+            report.outputs += measure(plan, observed, expected, allowed, dtype)
     report.seconds = time.monotonic() - begin
     return report
 
@@ -87,50 +99,107 @@ def compare_exports(
     out.
 
     Raises:
-        ExportError: one of them is not a SavedModel of this project.
+        ExportError: one of them is a SavedModel and the other a TFLite file.
     """
-    from .subject import ExportedModel
-
     begin = time.monotonic()
-    folder, other_folder = version_folder(export), version_folder(other)
-    manifest, other_manifest = read_manifest(folder), read_manifest(other_folder)
-    plan = make_plan(manifest, other_manifest, max_length=max_length)
-    observed, expected = [], []
-    problems = []
-    for path in (folder, other_folder):
-        if not (path / "saved_model.pb").is_file():
-            raise ExportError(f"{path} is not a SavedModel: only those are compared")
-    for path, its, answers in (
-        (folder, manifest, observed),
-        (other_folder, other_manifest, expected),
-    ):
-        subject = ExportedModel(path, its)
-        answers += subject.observe(plan)
-        problems += subject.problems
+    pair = [_Export.at(export), _Export.at(other)]
+    first, second = pair
+    if (first.file is None) != (second.file is None):
+        raise ExportError(
+            f"{first.folder} and {second.folder} are a SavedModel and a TFLite file: "
+            "compare two of a kind, or each with its checkpoint"
+        )
+    plan = first.plan(second.manifest, max_length=max_length)
+    report = first.report()
+    report.notes += plan.notes
+    report.against = f"{second.folder.name}, {describe_kind(second.manifest)}"
+    answers = []
+    for found in pair:
+        subject = found.open()
+        answers.append(subject.observe(plan))
+        report.problems += subject.problems
         del subject
-    report = Report(
-        export=folder.name,
-        digest=export_digest(manifest),
-        made_of=manifest.checkpoint_digest,
-        kind=describe_kind(manifest),
-        against=f"{other_folder.name}, {describe_kind(other_manifest)}",
-        problems=problems,
-    )
-    if manifest.checkpoint_digest != other_manifest.checkpoint_digest:
+        gc.collect()
+    if first.manifest.checkpoint_digest != second.manifest.checkpoint_digest:
         report.notes.append("the two were exported from different checkpoints")
-    allowed = tolerance(
-        manifest.weights_dtype,
-        manifest.cache_dtype,
-        other_manifest.weights_dtype,
-        other_manifest.cache_dtype,
-    )
-    report.seen(plan, observed)
-    report.outputs = measure(plan, observed, expected, allowed)
+    edge = first.file is not None
+    allowed = sum(tolerance(found.manifest, edge=edge) for found in pair)
+    report.seen(plan, answers[0])
+    report.outputs = measure(plan, *answers, allowed)
     report.seconds = time.monotonic() - begin
     return report
 
 
-def describe_kind(manifest) -> str:
+@dataclass(frozen=True)
+class _Export:
+    """What a path means. ``file`` is a TFLite model's, ``alone`` if nothing else is
+    there."""
+
+    folder: Path
+    manifest: Manifest
+    file: Path | None
+    alone: bool = False
+
+    @classmethod
+    def at(cls, path: str | Path) -> _Export:
+        path = Path(path)
+        if path.is_file():
+            return cls._of_file(path)
+        folder = version_folder(path)
+        manifest, file = read_manifest(folder), folder / _MODEL
+        if not file.is_file():
+            return cls(folder, manifest, None)
+        if not manifest.cache_buckets:
+            raise ExportError(f"{folder}: its manifest is not a TFLite export's")
+        return cls(folder, manifest, file)
+
+    @classmethod
+    def _of_file(cls, path: Path) -> _Export:
+        if path.name == _MODEL and (path.parent / MANIFEST_PATH).is_file():
+            return cls.at(path.parent)
+        # What a device reads it with.
+        from ...runtime.errors import OptserveError
+        from ...runtime.litert_file import read_manifest as manifest_inside
+
+        try:
+            return cls(path.parent, manifest_inside(path), path, alone=True)
+        except OptserveError as error:
+            raise ExportError(str(error)) from None
+
+    def plan(self, *others: Manifest, max_length: int | None) -> Plan:
+        if self.file is None:
+            return make_plan(self.manifest, *others, max_length=max_length)
+        from .edge import make_edge_plan
+
+        return make_edge_plan(self.manifest, *others, max_length=max_length)
+
+    def open(self) -> Any:
+        """The model, loaded: an ``ExportedModel`` or an ``EdgeModel``."""
+        if self.file is not None:
+            from .edge import EdgeModel
+
+            return EdgeModel(self.file, self.manifest)
+        from .subject import ExportedModel
+
+        return ExportedModel(self.folder, self.manifest)
+
+    def rounding(self, config: Any, dtype: str) -> Any:
+        from .rounding import savedmodel_rounding, tflite_rounding
+
+        if self.file is None:
+            return savedmodel_rounding(config, dtype)
+        return tflite_rounding(dtype)
+
+    def report(self) -> Report:
+        return Report(
+            export=self.folder.name,
+            digest=export_digest(self.manifest),
+            made_of=self.manifest.checkpoint_digest,
+            kind=describe_kind(self.manifest),
+        )
+
+
+def describe_kind(manifest: Manifest) -> str:
     """A few words: framework, compiler, weights and cache."""
     return (
         f"{manifest.framework}/{manifest.compiler}, {manifest.weights_dtype} weights, "

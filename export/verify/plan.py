@@ -8,7 +8,7 @@ source model needs to read each stream once, and two exports can be asked the sa
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +17,10 @@ from ..contract import Manifest, tokens_per_call
 
 STREAMS = 4
 """Stream 0 is long; the others are for rows of a batch."""
+ODD_BATCH = 3
+MOST_CACHE = 192 * 1024**2
+"""Bytes of the fullest cache tried, float32, unless more is asked for: with it a
+verification's time and memory stay in proportion to the weights."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Plan:
     prompt_buckets: tuple[int, ...]
     cache_buckets: tuple[int, ...]
     pad_token_id: int = 1
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def streams(self) -> list[np.ndarray]:
@@ -96,23 +101,39 @@ def make_plan(
     Args:
         manifest: of the export to ask.
         others: of exports that are asked the same; only signatures that all have.
-        max_length: longest sequence; the model's positions if None.
+        max_length: longest sequence; if None the model's positions, or as many as
+            ``MOST_CACHE`` holds.
     """
     everyone = (manifest, *others)
     positions = min(m.max_positions for m in everyone)
-    limit = min(positions, max_length or positions)
-    prompts = [b for b in manifest.prompt_buckets if b <= limit]
-    caches = [c for c in manifest.cache_buckets if c <= positions]
-    shape = _Shapes(limit, prompts, caches, _batch(manifest))
+    limit = min(positions, max_length or affordable(manifest))
+    notes = ()
+    if limit < positions:
+        notes = (f"sequences of up to {limit} of {positions} positions were tried",)
+    shape = _Shapes(
+        limit=limit,
+        prompts=[b for b in manifest.prompt_buckets if b <= limit],
+        caches=[c for c in manifest.cache_buckets if c <= positions],
+        prompt_edges=[s for s in manifest.compiled_prompts if 1 < s <= limit],
+        cache_edges=[c for c in manifest.compiled_caches if c <= limit],
+        batch=min((b for b in manifest.batch_sizes if b > 1), default=ODD_BATCH),
+    )
     names = [n for n in manifest.signatures if all(n in m.signatures for m in everyone)]
     questions = [q for name in names for q in _questions(name, shape)]
     return Plan(
         questions=tuple(dict.fromkeys(questions)),
         vocab_size=min(m.vocab_size for m in everyone),
-        prompt_buckets=tuple(prompts),
-        cache_buckets=tuple(caches),
+        prompt_buckets=tuple(shape.prompts),
+        cache_buckets=tuple(shape.caches),
         pad_token_id=manifest.pad_token_id,
+        notes=notes,
     )
+
+
+def affordable(manifest: Manifest) -> int:
+    """The longest sequence whose cache ``MOST_CACHE`` holds."""
+    row = replace(manifest.cache_layout, dtype="float32").row_bytes
+    return max(1, MOST_CACHE // row)
 
 
 def fit(size: int, buckets: Sequence[int]) -> int | None:
@@ -124,9 +145,13 @@ def fit(size: int, buckets: Sequence[int]) -> int | None:
 
 @dataclass(frozen=True)
 class _Shapes:
+    """Sizes to ask with: buckets that a request must have, edges that it may cross."""
+
     limit: int
     prompts: list[int]
     caches: list[int]
+    prompt_edges: list[int]
+    cache_edges: list[int]
     batch: int
 
     def question(self, name: str, rows: Sequence[Row], *, cache: bool, left=False):
@@ -143,45 +168,50 @@ class _Shapes:
         return Question(name, tuple(rows), size, slots, left)
 
     def lengths(self) -> list[int]:
-        """Prompt lengths: one token, odd ones, the edges of buckets, the longest."""
-        edges = [b for b in self.prompts[:2] + self.prompts[-1:] if b <= self.limit]
-        over = [b + 1 for b in self.prompts[:1] if b + 1 <= max(self.prompts)]
-        return sorted({min(n, self.limit) for n in (1, 7, *edges, *over)})
+        """Prompt lengths: one token, odd ones, on and over edges, the longest."""
+        on = self.prompts[:2] + self.prompts[-1:]
+        on += self.prompt_edges[:1] + self.prompt_edges[-1:]
+        most = max(self.prompts, default=self.limit)
+        over = [b + 1 for b in self.prompts[:1] + self.prompt_edges[:1] if b < most]
+        return sorted({min(n, self.limit) for n in (1, 7, *on, *over)})
 
-    def mixed(self, past: bool) -> list[Row]:
+    def pasts(self) -> list[int]:
+        """Lengths of caches on the edges of their sizes, and one over."""
+        on = self.caches[:2] + self.cache_edges[:1]
+        over = [c + 1 for c in self.cache_edges[:1]]
+        return [c for c in (*on, *over) if c < self.limit]
+
+    def mixed(self, past: bool, rows: int) -> list[Row]:
         """Rows of a batch, of different lengths; one with an empty cache."""
         most = max(2, min(self.limit // 4, *(self.prompts[-1:] or [23]), 23))
         return [
             Row(i % STREAMS, (0, 5, 2, 9)[i % 4] if past else 0, 1 + (i * 7) % most)
-            for i in range(self.batch)
+            for i in range(rows)
         ]
-
-
-def _batch(manifest: Manifest) -> int:
-    return min((b for b in manifest.batch_sizes if b > 1), default=3)
 
 
 def _questions(name: str, shapes: _Shapes) -> Iterator[Question]:
     made = tokens_per_call(name)
     if name in ("describe", "tokenizer"):
-        candidates = [Question(name, (Row(0, 0, 0),) * b, 0) for b in (1, 3)]
+        candidates = [Question(name, (Row(0, 0, 0),) * b, 0) for b in (1, ODD_BATCH)]
     elif name == "decode":
         candidates = _decode_questions(shapes)
     elif made is not None:
         singles = [Row(0, 0, 1), Row(0, 0, 7), Row(0, 6, 1)]
-        rows = [*([row] for row in singles), shapes.mixed(past=True)]
+        singles += [Row(0, c, 1) for c in shapes.pasts()[-2:]]
+        rows = [*([row] for row in singles), shapes.mixed(True, shapes.batch)]
         candidates = [shapes.question(name, r, cache=True) for r in rows]
     else:
-        singles = [[Row(0, 0, n)] for n in shapes.lengths()]
+        lengths = shapes.lengths()
         if name != "prefill":
-            singles = singles[:2]
+            lengths = lengths[:4]  # the longest are for one of them
+        mixed = shapes.mixed(False, shapes.batch)
         candidates = [
             shapes.question(name, rows, cache=False)
-            for rows in [*singles, shapes.mixed(past=False)]
+            for rows in [*([Row(0, 0, n)] for n in lengths), mixed]
         ]
         if name == "serving_default":
-            rows = shapes.mixed(past=False)
-            candidates.append(shapes.question(name, rows, cache=False, left=True))
+            candidates.append(shapes.question(name, mixed, cache=False, left=True))
     yield from (question for question in candidates if question is not None)
 
 
@@ -190,14 +220,14 @@ def _decode_questions(shapes: _Shapes) -> list[Question | None]:
         return shapes.question("decode", rows, cache=True)
 
     full = min(shapes.limit, max(shapes.caches, default=shapes.limit) + 1)
-    edges = [c for c in shapes.caches[:2] if c < shapes.limit]
+    even = shapes.mixed(True, shapes.batch)
     return [
         ask(Row(0, 0, 1)),  # an empty cache
         ask(Row(0, 0, 7)),
         ask(Row(0, 5, 1)),  # odd lengths
         ask(Row(0, 5, 4)),
-        *(ask(Row(0, c, 1)) for c in edges),  # full to a bucket's edge
+        *(ask(Row(0, c, 1)) for c in shapes.pasts()),
         ask(Row(0, full - 1, 1)),  # full to the end
-        ask(*(Row(r.stream, r.past, 1) for r in shapes.mixed(past=True))),
-        ask(*shapes.mixed(past=True)),
+        ask(*(Row(r.stream, r.past, 1) for r in even)),
+        ask(*shapes.mixed(True, ODD_BATCH)),
     ]

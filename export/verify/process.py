@@ -6,12 +6,11 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from ..errors import ExportError
-from .report import MEAN_SHARE
+from .tolerances import MEAN_SHARE
 
 
 def verify_in_fresh_process(
@@ -25,20 +24,21 @@ def verify_in_fresh_process(
     Raises:
         ExportError: it is not verified; the message says what is wrong.
     """
-    with tempfile.TemporaryDirectory(prefix="optserve-verify-") as scratch:
-        path = Path(scratch) / "report.json"
-        command = [sys.executable, "-m", "optserve.runtime.cli", "verify", str(folder)]
-        command += ["--checkpoint", str(checkpoint), "--report", str(path), "--json"]
-        if max_length is not None:
-            command += ["--max-length", str(max_length)]
-        ended = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        )
-        report = json.loads(path.read_text()) if path.exists() else None
+    command = [sys.executable, "-m", "optserve.runtime.cli", "verify", str(folder)]
+    command += ["--checkpoint", str(checkpoint), "--json"]
+    if max_length is not None:
+        command += ["--max-length", str(max_length)]
+    ended = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+    try:
+        report = json.loads(ended.stdout)
+    except ValueError:
+        report = None
     if report is None:
         lines = [line for line in ended.stderr.splitlines() if line.strip()]
         reason = lines[-1] if lines else f"exit code {ended.returncode}"
@@ -59,8 +59,9 @@ def _reasons(report: dict[str, Any]) -> str:
         ):
             reasons.append(
                 f"{output['signature']} {output['output']} is off by "
-                f"{output['max_error']:.2g} at {output['worst']}, allowed "
-                f"{output['tolerance']:g}"
+                f"{output['max_error']:.2g} (mean {output['mean_error']:.2g}) at "
+                f"{output['worst']}, allowed {output['tolerance']:g} "
+                f"(mean {MEAN_SHARE * output['tolerance']:g})"
             )
     more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
     return "; ".join(reasons[:3]) + more

@@ -15,6 +15,7 @@ from ...models.files import open_weights
 from ...models.weights import check_weights, params_from_weights, weight_shapes
 from ..contract import tokens_per_call
 from .plan import Plan, Question, Row
+from .rounding import Rounding, exact
 from .subject import PIECE, Answer
 
 _TOGETHER = 256
@@ -25,15 +26,18 @@ class SourceModel:
     """A checkpoint that answers a plan's questions.
 
     ``framework`` is the one that computes: if both are installed not the export's own,
-    so that a mistake of one library, or of our code for it, has no twin here.
+    so that a mistake of one library, or of our code for it, has no twin here. It
+    computes in float32, with its weights as they are or, by ``rounding``, as they are
+    after being stored in another type.
     """
 
     def __init__(self, checkpoint: str | Path, *, other_than: str) -> None:
+        self.rounding: Rounding = exact
         self.config = OPTConfig.from_pretrained(checkpoint)
-        self._weights = open_weights(checkpoint)
+        self.weights = open_weights(checkpoint)
         check_weights(
             weight_shapes(self.config),
-            {name: self._weights.shape(name) for name in self._weights},
+            {name: self.weights.shape(name) for name in self.weights},
             source=checkpoint,
         )
         both = importlib.util.find_spec("jax") is not None
@@ -48,6 +52,7 @@ class SourceModel:
         A generation is judged token by token, each given the export's own tokens before
         it: ``regret`` is how far its logit is below the best one's.
         """
+        self._head = None
         reader = _Reader(self)
         rows = {}
         for question, got in zip(plan.questions, observed, strict=True):
@@ -120,8 +125,7 @@ class SourceModel:
         return np.concatenate(hidden, 1), cache
 
     def _run(self, tokens: np.ndarray, mask: np.ndarray, past: list | None):
-        names = params_from_weights(self.config, {name: name for name in self._weights})
-        table = self._weights["decoder.embed_tokens.weight"]
+        names = params_from_weights(self.config, {name: name for name in self.weights})
         params = {
             key: value
             if key in ("layers", "embed_tokens")
@@ -140,7 +144,7 @@ class SourceModel:
         decoded = self._math.base_model(
             self.config,
             params,
-            inputs_embeds=self._array(np.asarray(table[tokens], np.float32)),
+            inputs_embeds=self._array(self._embedded(tokens)),
             mask=self._array(mask),
             past=past,
             store=store,
@@ -148,7 +152,12 @@ class SourceModel:
         return np.asarray(decoded.last_hidden_state), decoded.cache
 
     def _load(self, name: str) -> Any:
-        return self._array(np.asarray(self._weights[name], np.float32))
+        return self._array(self.rounding(name, self.weights[name]))
+
+    def _embedded(self, tokens: np.ndarray) -> np.ndarray:
+        name = "decoder.embed_tokens.weight"
+        rows = self.rounding(name, self.weights[name][tokens.reshape(-1)])
+        return rows.reshape(*tokens.shape, -1)
 
     def _array(self, value: np.ndarray) -> Any:
         if self.framework == "jax":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ class ExportedModel:
         self._cache_streams(plan)
         return [self._ask(plan, question) for question in plan.questions]
 
+    @property
+    def stored(self) -> Mapping[str, Any]:
+        """Its weights by their names in it: variables with ``numpy()``."""
+        return getattr(self._loaded, "stored", {})
+
     def _ask(self, plan: Plan, question: Question) -> Answer | None:
         name = question.signature
         if name not in self._loaded.signatures:
@@ -58,12 +64,14 @@ class ExportedModel:
             if tokens_per_call(name):
                 self._check_sampling(plan, question, answer)
         except Exception as error:  # whatever a graph raises is this question's answer
-            self.problems.append(f"{name} {question}: {_brief(error)}")
+            self.problems.append(f"{name} {question}: {brief(error)}")
             return None
         return answer
 
     def _call(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        tensors = {key: self._tf.constant(value) for key, value in inputs.items()}
+        tensors = {
+            key: self._tf.convert_to_tensor(value) for key, value in inputs.items()
+        }
         outputs = self._loaded.signatures[name](**tensors)
         return {key: value.numpy() for key, value in outputs.items()}
 
@@ -87,6 +95,9 @@ class ExportedModel:
         """The rows' prefixes as this export made them; noise where nobody may look."""
         slots = question.slots or 0
         rows = question.rows
+        if len(rows) == 1 and rows[0].past == slots:
+            cache = self._prefixes[rows[0].stream][None, :slots]
+            return {"cache": cache, "cache_length": np.array([slots], np.int32)}
         shape = (len(rows), slots, *self._manifest.cache_layout.row_shape)
         cache = np.full(shape, 1e4, np.float32)
         for b, row in enumerate(rows):
@@ -107,7 +118,7 @@ class ExportedModel:
             try:
                 self._prefixes[stream] = self._make_prefix(plan, wanted)
             except Exception as error:
-                self.problems.append(f"caching {len(wanted)} tokens: {_brief(error)}")
+                self.problems.append(f"caching {len(wanted)} tokens: {brief(error)}")
                 shape = (len(wanted), *self._manifest.cache_layout.row_shape)
                 self._prefixes[stream] = np.zeros(shape, np.float32)
 
@@ -195,9 +206,7 @@ class ExportedModel:
         narrow = {"temperature": np.ones(B, np.float32), "top_k": np.ones(B, np.int32)}
         got = self._call(question.signature, {**inputs, **narrow})
         for b, row in enumerate(greedy):
-            if not np.array_equal(
-                got["tokens"][b, : len(row["tokens"])], row["tokens"]
-            ):
+            if not _equally_likely(row, {k: v[b] for k, v in got.items()}):
                 self.problems.append(
                     f"{question.signature} {question}: top_k 1 differs from greedy"
                 )
@@ -249,6 +258,22 @@ def _greedy(rows: int, made: int) -> dict[str, np.ndarray]:
     }
 
 
-def _brief(error: Exception) -> str:
+def _equally_likely(
+    greedy: dict[str, np.ndarray], other: dict[str, np.ndarray]
+) -> bool:
+    """Whether two rows have the same tokens up to a tie, if there is one.
+
+    Of tokens with equal logits greedy takes the first; sampling may take any.
+    """
+    length = len(greedy["tokens"])
+    different = np.flatnonzero(greedy["tokens"] != other["tokens"][:length])
+    if not different.size:
+        return True
+    first = different[0]
+    return bool(np.isclose(greedy["logprobs"][first], other["logprobs"][first], 1e-6))
+
+
+def brief(error: Exception) -> str:
+    """An error's text in one line of bearable length."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:300]}…"

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from optserve.runtime.errors import OptserveError
+from optserve.runtime.server import EmbeddedServer
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "pre_ln"
 
@@ -58,3 +60,16 @@ def test_from_nothing(tmp_path):
     optserve("deploy", "jax", "--tls", "server", cwd=tmp_path)
     flags = (tmp_path / "jax" / "deploy" / "kubernetes.yaml").read_text()
     assert "--xla_cpu_compilation_enabled=true" in flags
+    tampering_is_caught(tmp_path / "tf")
+
+
+def tampering_is_caught(out: Path) -> None:
+    """One bit of a weight is changed."""
+    (data,) = (out / "1" / "variables").glob("variables.data-*")
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(AssertionError):
+        optserve("verify", out, cwd=out)
+    with pytest.raises(OptserveError, match="is not the file that was exported"):
+        EmbeddedServer(out)

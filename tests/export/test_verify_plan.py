@@ -12,7 +12,8 @@ from optserve.export.contract import CacheLayout, Manifest
 from optserve.export.errors import ExportError
 from optserve.export.verify.cache import unpack
 from optserve.export.verify.plan import Plan, Question, Row, fit, make_plan
-from optserve.export.verify.report import Report, measure, tolerance
+from optserve.export.verify.report import Report, measure
+from optserve.export.verify.tolerances import tolerance
 
 ALL = [
     "serving_default",
@@ -28,7 +29,7 @@ ALL = [
 
 def manifest(**more) -> Manifest:
     values = {
-        "config": {},
+        "config": {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 8},
         "framework": "tf",
         "compiler": "none",
         "weights_dtype": "float32",
@@ -97,12 +98,33 @@ def test_the_shapes_where_errors_hide():
     assert sizes == {1, 8}
 
 
+def test_edges_of_what_a_graph_rounds_up_to():
+    made_of = manifest(compiled_prompts=[1, 16, 64], compiled_caches=[32, 128])
+    asked = by_signature(make_plan(made_of))
+    for name in ("prefill", "score", "embed", "serving_default"):
+        lengths = {q.rows[0].new for q in asked[name] if len(q.rows) == 1}
+        assert {1, 7, 16, 17} <= lengths
+    for name in ("decode", "generate_4"):
+        pasts = {q.rows[0].past for q in asked[name]}
+        assert {0, 32, 33} <= pasts
+    assert all(q.size == max(r.new for r in q.rows) for q in asked["decode"])
+
+
 def test_streams_are_the_same_for_everyone():
     first, second = make_plan(manifest()), make_plan(manifest(framework="jax"))
     for a, b in zip(first.streams, second.streams, strict=True):
         np.testing.assert_array_equal(a, b)
     short = make_plan(manifest(), max_length=40)
     assert max(len(s) for s in short.streams) <= 40
+
+
+def test_a_large_model_is_tried_with_a_shorter_cache():
+    large = {"num_hidden_layers": 24, "num_attention_heads": 32, "hidden_size": 2048}
+    plan = make_plan(manifest(config=large, max_positions=2048))
+    assert plan.length(0) == 512
+    assert plan.notes == ("sequences of up to 512 of 2048 positions were tried",)
+    whole = make_plan(manifest(config=large, max_positions=2048), max_length=2048)
+    assert whole.length(0) == 2048 and not whole.notes
 
 
 def test_only_common_signatures_are_compared():
@@ -186,9 +208,10 @@ def test_two_generations_are_compared_as_far_as_they_agree():
     assert found["new_cache"].max_error == 0
 
 
-def test_the_loosest_type_counts():
-    assert tolerance("float32", "float32") < tolerance("bfloat16", "float32")
-    assert tolerance("float32", "int8") == tolerance("int8")
+def test_tolerances_add_up_and_rounding_leaves_less():
+    plain, int8 = manifest(), manifest(weights_dtype="int8")
+    assert tolerance(plain) < tolerance(manifest(cache_dtype="bfloat16"))
+    assert tolerance(int8) > tolerance(int8, source="int8") > tolerance(plain)
 
 
 def report(**more) -> Report:

@@ -1,0 +1,65 @@
+"""What a type of weights loses, as float32 numbers: a source to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import ml_dtypes
+import numpy as np
+
+from ...models.config import OPTConfig
+from ..packing import is_matrix, quantize
+
+Rounding = Callable[[str, np.ndarray], np.ndarray]
+"""From a checkpoint's tensor, or rows of it, and its name to float32."""
+
+_FLOATS = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+
+
+def exact(name: str, array: np.ndarray) -> np.ndarray:
+    """As the checkpoint has it."""
+    return np.asarray(array, np.float32)
+
+
+def savedmodel_rounding(config: OPTConfig, dtype: str) -> Rounding:
+    """What a SavedModel with weights of ``dtype`` holds: see ``packing.py``."""
+    if dtype == "float32":
+        return exact
+
+    def rounded(name: str, array: np.ndarray) -> np.ndarray:
+        if not is_matrix(name):
+            return exact(name, array)
+        # The query's scale is within its weights.
+        scaled = config.head_dim**-0.5 if name.endswith("q_proj.weight") else 1.0
+        array = exact(name, array) * np.float32(scaled)
+        return _rounded(array, dtype) / np.float32(scaled)
+
+    return rounded
+
+
+def tflite_rounding(dtype: str) -> Rounding:
+    """What a TFLite file with weights of ``dtype`` holds: see ``tflite_weights.py``."""
+    if dtype == "float32":
+        return exact
+    return partial(_rounded_for_tflite, dtype)
+
+
+def _rounded_for_tflite(dtype: str, name: str, array: np.ndarray) -> np.ndarray:
+    from ..tflite_weights import BLOCK, quantize_blocks, stored_dtype
+
+    array = exact(name, array)
+    if not is_matrix(name):
+        return array
+    kind = stored_dtype(name, dtype)
+    if kind != "int4":
+        return _rounded(array, kind)
+    values, scales = quantize_blocks(array)
+    return values * scales.astype(np.float32).repeat(BLOCK, axis=1)
+
+
+def _rounded(array: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype == "int8":
+        values, scale = quantize(array)
+        return values * scale[:, None]
+    return array.astype(_FLOATS[dtype]).astype(np.float32)

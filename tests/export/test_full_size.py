@@ -1,0 +1,107 @@
+"""Memory and time of large exports: generated checkpoints, exported by the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from optserve.models.config import OPTConfig
+from optserve.models.random_checkpoint import write_random_checkpoint
+
+GIB = 1024**3
+
+
+def resident(root: int) -> int:
+    """Bytes in memory of a process and all that it started, pages of files included."""
+    parents, sizes = {}, {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            status = (entry / "status").read_text()
+        except OSError:
+            continue
+        found = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+        parents[int(entry.name)] = int(found["PPid"])
+        sizes[int(entry.name)] = 1024 * int(found.get("VmRSS", "0 kB").split()[0])
+
+    def below(process: int) -> bool:
+        while process > 1:
+            if process == root:
+                return True
+            process = parents.get(process, 0)
+        return False
+
+    return sum(size for process, size in sizes.items() if below(process))
+
+
+def export(*arguments: object) -> tuple[dict, int]:
+    """The report of `optserve export`, and the most memory that it took as a whole."""
+    command = [sys.executable, "-m", "optserve.runtime.cli", "export"]
+    ended = subprocess.Popen(
+        [*command, *map(str, arguments), "--json"],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+    peak, done = 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.is_set():
+            peak = max(peak, resident(ended.pid))
+            time.sleep(0.05)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    printed, _ = ended.communicate()
+    done.set()
+    watcher.join()
+    assert ended.returncode == 0
+    return json.loads(printed), peak
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Sharded, as published checkpoints of this size are."""
+    made: dict[str, Path] = {}
+
+    def of(size: str) -> Path:
+        if size not in made:
+            folder = tmp_path_factory.mktemp(size)
+            config = OPTConfig.preset(size)
+            made[size] = write_random_checkpoint(folder, config, max_shard_size="2GB")
+        return made[size]
+
+    return of
+
+
+@pytest.mark.full_size
+@pytest.mark.parametrize("size", ["350m", "1.3b"])
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_peak_memory(checkpoint, tmp_path, capsys, size, weights):
+    source = checkpoint(size)
+    file_size = sum(f.stat().st_size for f in source.glob("*.safetensors"))
+    report, peak = export(source, tmp_path / "out", "--weights", weights)
+    assert report["verification"]["ok"]
+    asked = [source, tmp_path / "plan", "--weights", weights, "--dry-run"]
+    planned, _ = export(*asked)
+    with capsys.disabled():
+        print(f"\n{size} {weights}: weights {file_size / GIB:.2f} GiB, ", end="")
+        print(f"peak {peak / GIB:.2f} GiB = {peak / file_size:.2f} times; processes ")
+        for name, most in report["memory"].items():
+            expected = planned[f"{name}_memory"]
+            print(f"  {name} {most / GIB:.2f} GiB, planned {expected / GIB:.2f} GiB")
+        for phase in report["phases"]:
+            print(f"  {phase['seconds']:7.1f} s {phase['phase']}")
+    # TensorFlow and JAX themselves are half of a small model's memory.
+    allowed = {"float32": 2.2, "int8": 1.3}[weights] * file_size
+    if size == "1.3b":
+        assert peak <= allowed
+    for name, most in report["memory"].items():
+        assert 0.6 * planned[f"{name}_memory"] < most < planned[f"{name}_memory"]
