@@ -156,6 +156,7 @@ class AsyncClient:
         wanted = replace(wanted, sampling=wanted.chosen.seeded())
         source = enumerate_any(prompts)
         tasks: set[asyncio.Task[Generation]] = set()
+        done: set[asyncio.Task[Generation]] = set()
         more = True
         try:
             while more or tasks:
@@ -172,7 +173,7 @@ class AsyncClient:
                     for task in done:
                         yield task.result()
         finally:
-            await _cancel(tasks)
+            await _cancel(tasks | done)
 
     async def score(
         self, texts: Iterable[Prompt], *, timeout: float | None = None
@@ -384,11 +385,12 @@ async def _all(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
                 task.result()
         return [task.result() for task in tasks]
     finally:
-        await _cancel(task for task in tasks if not task.done())
+        await _cancel(tasks)
 
 
 async def _cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
-    pending = list(tasks)
-    for task in pending:
+    """End those that run; of all, take the failures that nobody else looks at."""
+    several = list(tasks)
+    for task in several:
         task.cancel()
-    await asyncio.gather(*pending, return_exceptions=True)
+    await asyncio.gather(*several, return_exceptions=True)
