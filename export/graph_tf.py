@@ -83,8 +83,7 @@ class Matrix(PackedWeight):
                 tf.matmul(x[row : row + 1], block, transpose_b=True)
                 for row in range(rows)
             )
-            found = [xla.optimization_barrier(y)[0] for y in products]
-            columns.append(tf.concat(found, axis=0))
+            columns.append(tf.concat([_barrier(y) for y in products], axis=0))
         return tf.concat(columns, axis=1)
 
     def _wide(self, x):
@@ -221,10 +220,12 @@ def generate(
     """
     B, C = opt.shape(request.token)[0], opt.shape(request.cache)[1]
     H, D = config.num_attention_heads, config.head_dim
-    past = by_layers(request.cache, request.length, cache_dtype)
-    if compiled:  # made once, not in each step again
-        past = [[xla.optimization_barrier(x)[0] for x in layer] for layer in past]
+    hold = _barrier if compiled else tf.identity
     write = write_slot_compiled if compiled else write_slot
+    past = [  # made once, not in each step again
+        [hold(x) for x in layer]
+        for layer in by_layers(request.cache, request.length, cache_dtype)
+    ]
 
     def body(*state) -> Any:
         state = _State(*state)
@@ -251,7 +252,7 @@ def generate(
         )
         logits = opt.lm_logits(config, params, done.last_hidden_state[:, 0])
         position = request.length + step + 1
-        token, logprob = choose(logits, request.wanted, position, state.seen)
+        token, logprob = choose(logits, request.wanted, position, state.seen, hold)
         alive, now = state.alive, tf.range(N) == step
         tokens = tf.where(alive, token, -1)[:, None]
         logprob = tf.where(alive, logprob, 0.0)[:, None]
@@ -287,6 +288,11 @@ def generate(
     made = tf.stack([tf.stack(layer) for layer in end.made])
     count = tf.reduce_sum(tf.cast(end.tokens >= 0, tf.int32), axis=1)
     return end.tokens, end.logprobs, count, pack(made, cache_dtype)
+
+
+def _barrier(x):
+    """``x``, which XLA computes on its own, apart from what uses it."""
+    return xla.optimization_barrier(x)[0]
 
 
 def write_slot(buffer, rows, slot):

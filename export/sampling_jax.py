@@ -59,11 +59,13 @@ def penalize(x, penalty, seen):
 def first_argmax(x):
     """The largest value's index [B] int32; the lowest one among equals.
 
-    Two plain reductions, which XLA vectorises; its argmax it does not.
+    In two steps, which a compiler makes vector code of; of an argmax it doesn't.
     """
-    best = jnp.max(x, axis=1, keepdims=True)
-    ids = jnp.arange(x.shape[1], dtype=jnp.int32)
-    return jnp.min(jnp.where(x == best, ids, x.shape[1] - 1), axis=1)
+    V = x.shape[1]
+    largest = jnp.max(x, axis=1, keepdims=True)
+    ids = jnp.arange(V, dtype=jnp.int32)
+    index = jnp.min(jnp.where(x == largest, ids, V), axis=1)
+    return jnp.minimum(index, V - 1)  # of NaNs none is the largest
 
 
 def draw(x, wanted: Wanted, position):
@@ -81,7 +83,9 @@ def draw(x, wanted: Wanted, position):
         lambda: least,
     )
     noise = gumbel(wanted.seed, position, x.shape[1])
-    return first_argmax(jnp.where(keys >= least[:, None], x + noise, -jnp.inf))
+    # Apart: logarithms are slow inside of an argmax.
+    x = lax.optimization_barrier(jnp.where(keys >= least[:, None], x + noise, -jnp.inf))
+    return first_argmax(x)
 
 
 def ordered_bits(x):

@@ -28,11 +28,12 @@ class Wanted(NamedTuple):
     repetition_penalty: Any
 
 
-def choose(logits, wanted: Wanted, position, seen):
+def choose(logits, wanted: Wanted, position, seen, hold=tf.identity):
     """Tokens [B] int32 and their log-probabilities [B] from raw ``logits`` [B,V].
 
     ``position`` [B] is the new tokens' slot; ``seen`` [B,V] boolean are the ids that
-    the repetition penalty looks at.
+    the repetition penalty looks at. ``hold(x)`` keeps a compiler from computing ``x``
+    inside of what follows: logarithms are slow inside of an argmax.
     """
     x = tf.cond(
         tf.reduce_any(wanted.repetition_penalty != 1),
@@ -42,7 +43,9 @@ def choose(logits, wanted: Wanted, position, seen):
     best = first_argmax(x)
     token = tf.cond(
         tf.reduce_any(wanted.temperature != 0),
-        lambda: tf.where(wanted.temperature == 0, best, draw(x, wanted, position)),
+        lambda: tf.where(
+            wanted.temperature == 0, best, draw(x, wanted, position, hold)
+        ),
         lambda: best,
     )
     chosen = tf.gather(logits, token, axis=1, batch_dims=1)
@@ -55,11 +58,17 @@ def penalize(x, penalty, seen):
 
 
 def first_argmax(x):
-    """The largest value's index [B] int32; the lowest one among equals."""
-    return tf.argmax(x, axis=1, output_type=tf.int32)
+    """The largest value's index [B] int32; the lowest one among equals.
+
+    In two steps, which a compiler makes vector code of; of an argmax it doesn't.
+    """
+    V = tf.shape(x)[1]
+    largest = tf.reduce_max(x, axis=1, keepdims=True)
+    index = tf.reduce_min(tf.where(x == largest, tf.range(V), V), axis=1)
+    return tf.minimum(index, V - 1)  # of NaNs none is the largest
 
 
-def draw(x, wanted: Wanted, position):
+def draw(x, wanted: Wanted, position, hold):
     """One token of each row [B], as if its temperature were not 0."""
     x = x / tf.where(wanted.temperature == 0, 1.0, wanted.temperature)[:, None]
     keys = ordered_bits(x)
@@ -75,7 +84,7 @@ def draw(x, wanted: Wanted, position):
         lambda: least,
     )
     noise = gumbel(wanted.seed, position, tf.shape(x)[1])
-    return first_argmax(tf.where(keys >= least[:, None], x + noise, x.dtype.min))
+    return first_argmax(hold(tf.where(keys >= least[:, None], x + noise, x.dtype.min)))
 
 
 def ordered_bits(x):
