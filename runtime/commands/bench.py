@@ -23,16 +23,19 @@ from ..bench.run import (
     peer_engines,
 )
 
+# Sizes to compile for; fewer than by default, so that a server is ready soon.
+SIZES = "--batch-sizes 1,8 --cache-buckets 256,1024"
+TF = f"--framework tf --compiler xla {SIZES}"
 OURS = {
     # name: (export options, how it is reached)
-    "optserve-int8": ("--framework tf --compiler xla --weights int8", "grpc"),
-    "optserve-float32": ("--framework tf --compiler xla --weights float32", "grpc"),
+    "optserve-int8": (f"{TF} --weights int8 --cache int8", "grpc"),
+    "optserve-float32": (f"{TF} --weights float32", "grpc"),
     "optserve-bfloat16": ("--framework tf --compiler none --weights bfloat16", "grpc"),
-    "optserve-jax-int8": ("--framework jax --weights int8", "grpc"),
-    "optserve-int8-inprocess": (
-        "--framework tf --compiler xla --weights int8",
-        "inprocess",
+    "optserve-jax-int8": (
+        f"--framework jax {SIZES} --prompt-buckets 1,128,1024 --weights int8",
+        "grpc",
     ),
+    "optserve-int8-inprocess": (f"{TF} --weights int8 --cache int8", "inprocess"),
     "optserve-litert-int8": ("--target tflite --weights int8", "litert"),
     "optserve-litert-float32": ("--target tflite --weights float32", "litert"),
 }
