@@ -205,6 +205,15 @@ def functional(kind, base):
         found = functional([ids.astype(np.int32), mask.astype(np.int32)])
         close(found, wanted)
         assert len(functional.trainable_variables) == len(model.trainable_variables)
+    options = {"output_hidden_states": True, "output_attentions": True}
+    for form in (True, False):  # the whole output, as a dict and as a tuple
+        # Keras counts the outputs of a layer's first call for all that follow.
+        model, _ = loaded(kind, base)
+        functional = keras.Model(i, model(i, return_dict=form, **options))
+        found, wanted = functional(ids.astype(np.int32)), model(ids, **options)
+        close(found[0], wanted[0])
+        close(found[2][0], wanted.hidden_states[0])
+        close(found[3][1], wanted.attentions[1])
 
 
 # --- errors -------------------------------------------------------------------------
