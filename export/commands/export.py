@@ -162,11 +162,13 @@ def _export(args: argparse.Namespace) -> int:
         deployed = _deploy(path, options)
     for report in reports:
         report["export"] = path.name  # it had no number yet
+    manifest = read_manifest(path)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     result = {
         "path": str(path),
         "bytes": size,
-        "digest": export_digest(read_manifest(path)),
+        "digest": export_digest(manifest),
+        "checkpoint_digest": manifest.checkpoint_digest,
         "seconds": clock.seconds(),
         "phases": clock.phases(),
         "memory": {"export": _peak(RUSAGE_SELF), "verify": _peak(RUSAGE_CHILDREN)},

@@ -53,6 +53,10 @@ def test_a_second_version_moves_no_label(out, checkpoint, capsys):
     report = json.loads(printed.out)
     assert report["path"] == str(out / "5")
     assert report["verification"] is None and report["deployment"] == []
+    assert report["checkpoint_digest"] == read_manifest(out / "5").checkpoint_digest
+    assert sum(p["seconds"] for p in report["phases"]) < report["seconds"] + 0.1
+    assert "writing the SavedModel" in [p["phase"] for p in report["phases"]]
+    assert report["memory"]["export"] > 100e6  # TensorFlow alone is more
     assert "optserve deploy" in printed.err
     assert (out / "deploy" / "models.config").read_text() == before
     assert main([*arguments, "--version", "5"]) == 1

@@ -1,4 +1,4 @@
-"""Memory and time of large exports: generated checkpoints, exported by the command."""
+"""Large exports, from sharded checkpoints to served tokens: memory and time."""
 
 from __future__ import annotations
 
@@ -66,6 +66,17 @@ def export(*arguments: object) -> tuple[dict, int]:
     return json.loads(printed), peak
 
 
+SERVE = """
+import sys
+from optserve.runtime import Client
+from optserve.runtime.server import EmbeddedServer
+
+with EmbeddedServer(sys.argv[1]) as server, Client(server.target) as client:
+    (made,) = client.generate([[2, 5, 7]], max_new_tokens=4, stop_token_ids=[])
+    print(*made.tokens)
+"""
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """Sharded, as published checkpoints of this size are."""
@@ -99,6 +110,13 @@ def test_peak_memory(checkpoint, tmp_path, capsys, size, weights):
             print(f"  {name} {most / GIB:.2f} GiB, planned {expected / GIB:.2f} GiB")
         for phase in report["phases"]:
             print(f"  {phase['seconds']:7.1f} s {phase['phase']}")
+    served = subprocess.run(
+        [sys.executable, "-c", SERVE, str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert len(served.stdout.split()) == 4
     # TensorFlow and JAX themselves are half of a small model's memory.
     allowed = {"float32": 2.2, "int8": 1.3}[weights] * file_size
     if size == "1.3b":
