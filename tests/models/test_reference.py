@@ -108,7 +108,7 @@ def test_other_inputs(pair, kind):
     positions = np.random.default_rng(0).integers(0, 32, [3, 8])
     embeds = np.random.default_rng(1).normal(size=(3, 8, config.embed_dim))
     heads = (config.num_hidden_layers, config.num_attention_heads)
-    head_mask = np.linspace(0, 1, np.prod(heads)).reshape(heads)
+    head_mask = np.linspace(1, 0, np.prod(heads)).reshape(heads)
     labels = np.where(keep, ids, -100)
     cases = [{"input_ids": ids, "position_ids": positions}]
     if kind.framework == "tf":
