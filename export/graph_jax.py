@@ -17,6 +17,7 @@ from ..models.config import OPTConfig
 from ..models.weights import PackedWeight
 from .sampling_jax import Wanted, choose
 
+_MOST_ROWS_OF_FLOAT32 = 4  # one by one, without anything to convert
 _BLOCK = 8192  # of a matrix's rows: stays in the processor's cache for the next row
 
 
@@ -43,9 +44,14 @@ class Matrix(PackedWeight):
 
     def _by_row(self, x):
         rows, size = x.shape
+        values, _ = lax.optimization_barrier((self.values, self.step))
+        if values.dtype == jnp.float32:
+            if rows > _MOST_ROWS_OF_FLOAT32:
+                return lax.optimization_barrier(x @ values.T)
+            # With nothing to convert XLA would call a library, which is slower.
+            values = values * jnp.where(self.step < -1, 2.0, 1.0)
         # XLA doesn't move a division into another operation's inner loop.
         x = x / jnp.where(jnp.arange(size) < -1 - self.step, 2.0, 1.0)
-        values, _ = lax.optimization_barrier((self.values, self.step))
         size = _BLOCK if rows > 1 else values.shape[0]
         columns = []
         for at in range(0, values.shape[0], size):

@@ -47,6 +47,7 @@ class Widened(tf.saved_model.experimental.TrackableResource):
         return tf.ensure_shape(found, self._stored.shape)
 
 
+_MOST_ROWS_OF_FLOAT32 = 4  # one by one, without anything to convert
 _BLOCK = 8192  # of a matrix's rows: stays in the processor's cache for the next row
 
 
@@ -70,11 +71,14 @@ class Matrix(PackedWeight):
 
     def _by_row(self, x):
         rows, size = opt.shape(x)
-        x = x / tf.where(tf.range(size) < -1 - self.step, 2.0, 1.0)
-        values = xla.optimization_barrier(tf.convert_to_tensor(self.values), self.step)[
-            0
-        ]
+        values = tf.convert_to_tensor(self.values)
+        values = xla.optimization_barrier(values, self.step)[0]
+        if values.dtype == tf.float32:
+            if rows > _MOST_ROWS_OF_FLOAT32:
+                return _barrier(tf.matmul(x, values, transpose_b=True))
+            values = values * tf.where(self.step < -1, 2.0, 1.0)  # see `graph_jax`
         values = tf.cast(values, tf.float32)
+        x = x / tf.where(tf.range(size) < -1 - self.step, 2.0, 1.0)
         size = _BLOCK if rows > 1 else values.shape[0]
         columns = []
         for at in range(0, values.shape[0], size):
