@@ -23,8 +23,17 @@ class Counters:
     """How often the cache was built again on another model version."""
     first_token_seconds: float = 0.0
     """From the request to the first new token, waiting included."""
+    first_tokens: int = 0
+    """How many came with the first one, in the same call."""
     seconds: float = 0.0
     """From the request to the last new token."""
+
+    def tokens_per_second(self, tokens: int) -> float:
+        """Of so many new ones: those behind the first call's; all, if that made all."""
+        seconds = self.seconds - self.first_token_seconds
+        if tokens <= self.first_tokens:
+            return tokens / self.seconds if self.seconds > 0 else 0.0
+        return (tokens - self.first_tokens) / seconds if seconds > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class Piece:
     generation_tokens: int = 0
     """New tokens so far, these included."""
     generation_tps: float = 0.0
-    """New tokens a second so far, the first not counted."""
+    """New tokens a second so far, as ``Generation.tokens_per_second``."""
     model_version: int = 0
 
 
@@ -109,14 +118,12 @@ class Generation:
 
     @property
     def tokens_per_second(self) -> float:
-        """New tokens a second behind the first; 0 where there are none."""
-        counters = self.counters
-        rest = counters.seconds - counters.first_token_seconds
-        return (len(self.tokens) - 1) / rest if rest > 0 else 0.0
+        """New tokens a second behind the first call's; all, if that made all."""
+        return self.counters.tokens_per_second(len(self.tokens))
 
     @property
     def token_seconds(self) -> float:
-        """Mean seconds a token behind the first."""
+        """Mean seconds a token at that speed."""
         return 1 / self.tokens_per_second if self.tokens_per_second else 0.0
 
     def to_dict(self) -> dict[str, Any]:

@@ -70,6 +70,7 @@ class Row:
         self._seen = set(self.tokens) if sampling.repetition_penalty != 1 else set()
         self._clock = clock
         self._begin = clock()
+        self._first_call = 0  # number of the call that made the first token
         self._shown = 0  # characters and tokens that pieces have told
         self._told = 0
 
@@ -142,9 +143,11 @@ class Row:
 
     def tick(self) -> None:
         """Note that a token came now."""
-        now = self._clock() - self._begin
-        self.counters.first_token_seconds = self.counters.first_token_seconds or now
-        self.counters.seconds = now
+        counters, now = self.counters, self._clock() - self._begin
+        if not counters.first_token_seconds:
+            counters.first_token_seconds, self._first_call = now, counters.calls
+        counters.first_tokens += counters.calls == self._first_call
+        counters.seconds = now
 
     def fork(self) -> Row:
         """A row that goes on from here on its own; the two count their cost together.
@@ -200,7 +203,7 @@ class Row:
             index=self.index,
             prompt_tokens=self.prompt_tokens,
             generation_tokens=self.generated,
-            generation_tps=self._speed(),
+            generation_tps=self.counters.tokens_per_second(self.generated),
             model_version=self.version or 0,
         )
 
@@ -229,10 +232,6 @@ class Row:
         self.finish_reason, self.stopped_by = reason, by
         if self.cache is not None:
             self.cache.truncate(len(self.tokens))
-
-    def _speed(self) -> float:
-        rest = self.counters.seconds - self.counters.first_token_seconds
-        return (self.generated - 1) / rest if rest > 0 else 0.0
 
 
 def likeliest(logprobs: np.ndarray, count: int) -> TopLogprobs:

@@ -161,6 +161,19 @@ def test_counters_count():
     assert first.tokens_per_second > 0 and first.bytes_received > 0
 
 
+def test_tokens_that_came_in_one_call_tell_no_speed_between_them():
+    options = {"max_new_tokens": 8, "stop_token_ids": []}
+    with Client(transport=NumpyTransport(generate=(8,))) as client:
+        (whole,) = client.generate([[2, 5]], **options)
+        assert whole.counters.first_tokens == 8
+        assert whole.tokens_per_second == pytest.approx(8 / whole.counters.seconds)
+    with Client(transport=NumpyTransport(generate=(2,))) as client:
+        (parts,) = client.generate([[2, 5]], **options)
+    seconds = parts.counters.seconds - parts.counters.first_token_seconds
+    assert parts.counters.first_tokens == 2
+    assert parts.tokens_per_second == pytest.approx(6 / seconds)
+
+
 def test_one_client_serves_several_threads():
     with Client(transport=NumpyTransport(generate=(2, 4))) as client:
 
