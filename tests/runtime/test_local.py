@@ -69,9 +69,9 @@ def test_texts_beyond_the_sizes_compiled_for_are_scored_all_the_same(export):
     compiled = served("pre_ln", framework="jax").path  # for 16 tokens at most
     with Client(export) as plain, Client(compiled) as client:
         for found, want in zip(client.score(texts), plain.score(texts), strict=True):
-            np.testing.assert_allclose(found.logprobs, want.logprobs, atol=1e-4)
+            np.testing.assert_allclose(found.logprobs, want.logprobs, atol=1e-3)
         for found, want in zip(client.embed(texts), plain.embed(texts), strict=True):
-            np.testing.assert_allclose(found, want, atol=1e-4)
+            np.testing.assert_allclose(found, want, atol=1e-3)
 
 
 def test_refusals(export, tmp_path):
