@@ -24,7 +24,8 @@ class Served:
 
         self.path = path
         self._model = tf.saved_model.load(str(path))
-        self.width = read_manifest(path).cache_layout.row_shape[-1]
+        self.row_shape = read_manifest(path).cache_layout.row_shape
+        self.width = self.row_shape[-1]
 
     def __call__(self, name: str, **inputs: Any) -> dict[str, np.ndarray]:
         import tensorflow as tf
