@@ -45,6 +45,8 @@ test-reference: pyproject.toml
 	$(VENV)-reference/bin/python -m pip install --quiet -e '.[all,dev]' 'transformers<5' tf-keras
 	$(VENV)-reference/bin/python -m pytest -m reference
 
+BENCHED := optserve-int8,optserve-float32,ctranslate2-int8,ctranslate2-float32,torch-bfloat16
+
 # Ours against the peers that can be installed, which need an environment of their own.
 bench: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet 'matplotlib>=3.8'
@@ -54,7 +56,9 @@ bench: $(VENV)/ready
 	    onnxruntime optimum-onnx
 	$(BIN)/optserve bench --peer-python $(VENV)-peers/bin/python --prompts 128 \
 	    --batches 1,8 --json bench-work/figures.json --plot bench-work/figures.svg \
-	    --engines optserve-int8,optserve-float32,ctranslate2-int8,ctranslate2-float32,torch-bfloat16,torch-float32,onnxruntime-float32
+	    --engines optserve-litert-int8,onnxruntime-float32,torch-float32,$(BENCHED)
+	$(BIN)/optserve bench --peer-python $(VENV)-peers/bin/python --prompts 900 \
+	    --json bench-work/figures-900.json --engines $(BENCHED)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
