@@ -125,7 +125,7 @@ def compare_exports(
     edge = first.file is not None
     allowed = sum(tolerance(found.manifest, edge=edge) for found in pair)
     report.seen(plan, answers[0])
-    report.outputs = measure(plan, *answers, allowed)
+    report.outputs = measure(plan, answers[0], answers[1], allowed)
     report.seconds = time.monotonic() - begin
     return report
 
