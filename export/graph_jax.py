@@ -69,18 +69,30 @@ class Matrix(PackedWeight):
 
 
 def pack(x, dtype: str):
-    """Vectors [..., D] float32 as the wire carries them; see ``CacheLayout``."""
+    """Vectors [..., D] float32 as the wire carries them; see ``CacheLayout``.
+
+    By shifts: XLA has no bitcast between types of different size for symbolic shapes.
+    """
     if dtype == "float32":
         return x
-    *lead, D = x.shape
     if dtype == "bfloat16":
-        pairs = x.astype(jnp.bfloat16).reshape(*lead, D // 2, 2)
-        return lax.bitcast_convert_type(pairs, jnp.float32)
+        wide = x.astype(jnp.bfloat16).astype(jnp.float32)
+        return _words(lax.bitcast_convert_type(wide, jnp.uint32) >> 16, 2)
     largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
     scale = jnp.where(largest > 0, _coarse(largest / 127.0), 1.0)
-    fours = jnp.round(x / scale).astype(jnp.int8).reshape(*lead, D // 4, 4)
-    wire = lax.bitcast_convert_type(fours, jnp.float32)
+    integers = jnp.round(x / scale).astype(jnp.int32)
+    wire = _words(lax.bitcast_convert_type(integers, jnp.uint32) & 0xFF, 4)
     return jnp.concatenate([wire, scale], axis=-1)
+
+
+def _words(parts, count: int):
+    """``count`` neighbours [..., D] uint32 in one float32, the first one lowest."""
+    bits = 32 // count
+    groups = parts.reshape(*parts.shape[:-1], parts.shape[-1] // count, count)
+    words = groups[..., 0]
+    for i in range(1, count):
+        words = words | (groups[..., i] << (bits * i))
+    return lax.bitcast_convert_type(words, jnp.float32)
 
 
 def _coarse(scale):
@@ -96,10 +108,13 @@ def unpack(wire, dtype: str):
         return wire
     *lead, width = wire.shape
     if dtype == "bfloat16":
-        pairs = lax.bitcast_convert_type(wire, jnp.bfloat16)
-        return pairs.reshape(*lead, 2 * width).astype(jnp.float32)
-    integers = lax.bitcast_convert_type(wire[..., :-1], jnp.int8)
-    values = integers.reshape(*lead, 4 * (width - 1)).astype(jnp.float32)
+        words = lax.bitcast_convert_type(wire, jnp.uint32)
+        pairs = jnp.stack([words << 16, (words >> 16) << 16], axis=-1)
+        pairs = lax.bitcast_convert_type(pairs, jnp.float32)
+        return pairs.reshape(*lead, 2 * width)
+    words = lax.bitcast_convert_type(wire[..., :-1], jnp.int32)
+    fours = jnp.stack([(words << left) >> 24 for left in (24, 16, 8, 0)], axis=-1)
+    values = fours.astype(jnp.float32).reshape(*lead, 4 * (width - 1))
     return values * wire[..., -1:]
 
 
