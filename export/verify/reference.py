@@ -233,9 +233,17 @@ class _Reader:
                 ).transpose(3, 0, 1, 2, 4)
 
 
+_BLOCK = 64  # tokens
+
+
 def chosen_logprobs(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """Log-probabilities ``[T]`` of tokens ``[T]`` under logits ``[T,V]``."""
-    top = logits.max(-1, keepdims=True)
-    total = np.log(np.exp(logits - top, dtype=np.float64).sum(-1, keepdims=True)) + top
-    logprobs = np.take_along_axis(logits - total, tokens[:, None], -1)[:, 0]
+    chosen = np.take_along_axis(logits, tokens[:, None], -1)[:, 0]
+    totals = []
+    for at in range(0, len(logits), _BLOCK):  # doubles of all of them take gigabytes
+        block = logits[at : at + _BLOCK]
+        top = block.max(-1, keepdims=True)
+        sums = np.exp(block - top, dtype=np.float64).sum(-1)
+        totals.append(np.log(sums) + top[:, 0])
+    logprobs = chosen - np.concatenate([*totals, np.empty(0)])
     return logprobs.astype(np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 from .plan import Plan, Question
 from .subject import Answer
 from .tolerances import MEAN_SHARE
+
+_BLOCK = 1 << 20  # numbers
 
 
 @dataclass
@@ -153,19 +156,34 @@ def _errors(
 def _difference(name: str, got: np.ndarray, wanted: np.ndarray) -> _Error:
     if got.shape != wanted.shape:
         return _Error(float("inf"), float("inf"))
-    scale = float(np.sqrt(np.mean(np.square(wanted, dtype=np.float64))))
-    scale = max(scale, 1.0 if name == "logprobs" else 1e-6)
-    difference = np.abs(got.astype(np.float64) - wanted) / scale
-    if not np.isfinite(difference).all():
-        return _Error(float("inf"), float("inf"))
+    scale = max(_rms(wanted), 1.0 if name == "logprobs" else 1e-6)
+    largest = total = 0.0
+    for mine, theirs in zip(_blocks(got), _blocks(wanted), strict=True):
+        difference = np.abs(mine - theirs) / scale
+        if not np.isfinite(difference).all():
+            return _Error(float("inf"), float("inf"))
+        largest = max(largest, float(difference.max()))
+        total += float(difference.sum())
     agreement = None
     if name == "logits":
         agreement = float(np.mean(got.argmax(-1) == wanted.argmax(-1)))
-    return _Error(float(difference.max()), float(difference.mean()), agreement)
+    return _Error(largest, total / wanted.size, agreement)
+
+
+def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """The numbers of ``array`` as doubles, a part at a time: all of a long sequence's
+    logits take gigabytes."""
+    flat = array.reshape(-1)
+    for at in range(0, flat.size, _BLOCK):
+        yield flat[at : at + _BLOCK].astype(np.float64)
+
+
+def _rms(array: np.ndarray) -> float:
+    return float(np.sqrt(sum(np.dot(b, b) for b in _blocks(array)) / array.size))
 
 
 def _regret(regret: np.ndarray, logits: np.ndarray) -> _Error:
-    scale = max(float(np.sqrt(np.mean(np.square(logits, dtype=np.float64)))), 1e-6)
+    scale = max(_rms(logits), 1e-6)
     share = regret / scale
     return _Error(float(share.max()), float(share.mean()), float(np.mean(regret == 0)))
 
