@@ -256,7 +256,9 @@ def generate(
         )
         logits = opt.lm_logits(config, params, done.last_hidden_state[:, 0])
         position = request.length + step + 1
-        token, logprob = choose(logits, request.wanted, position, state.seen, hold)
+        token, logprob = choose(
+            logits, request.wanted, position, state.seen, compiled=compiled
+        )
         alive, now = state.alive, tf.range(N) == step
         tokens = tf.where(alive, token, -1)[:, None]
         logprob = tf.where(alive, logprob, 0.0)[:, None]

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jax.scipy.special import logsumexp
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 _LOWEST = -(2**31)
+_PARTS = 32  # that a row's sum is made of
 
 
 class Wanted(NamedTuple):
@@ -28,6 +28,15 @@ class Wanted(NamedTuple):
     top_k: Any
     top_p: Any
     repetition_penalty: Any
+
+
+def total(x):
+    """Sums [B] of ``x`` [B,V]; XLA makes vector code of products, not of sums."""
+    B, V = x.shape
+    size = V // _PARTS
+    parts = x[:, : _PARTS * size].reshape(B * _PARTS, size)
+    sums = (parts @ jnp.ones((size, 1), x.dtype)).reshape(B, _PARTS)
+    return jnp.sum(jnp.concatenate([sums, x[:, _PARTS * size :]], axis=1), axis=1)
 
 
 def choose(logits, wanted: Wanted, position, seen):
@@ -48,7 +57,8 @@ def choose(logits, wanted: Wanted, position, seen):
         lambda: best,
     )
     chosen = jnp.take_along_axis(logits, token[:, None], axis=1, mode="clip")[:, 0]
-    return token, chosen - logsumexp(logits, axis=1)
+    top = jnp.max(logits, axis=1)
+    return token, chosen - top - jnp.log(total(jnp.exp(logits - top[:, None])))
 
 
 def penalize(x, penalty, seen):
@@ -83,9 +93,7 @@ def draw(x, wanted: Wanted, position):
         lambda: least,
     )
     noise = gumbel(wanted.seed, position, x.shape[1])
-    # Apart: logarithms are slow inside of an argmax.
-    x = lax.optimization_barrier(jnp.where(keys >= least[:, None], x + noise, -jnp.inf))
-    return first_argmax(x)
+    return first_argmax(jnp.where(keys >= least[:, None], x + noise, -jnp.inf))
 
 
 def ordered_bits(x):
@@ -95,41 +103,47 @@ def ordered_bits(x):
 
 
 def top_k_threshold(keys, k):
-    """The k-th largest of each row's ``keys`` [B]; the least number where k is off."""
+    """A number [B] that k of a row's ``keys`` [B,V] reach; more if some are equal."""
     k = jnp.where(k > 0, k, keys.shape[1])
-
-    def enough(least):
-        return jnp.sum(keys >= least[:, None], axis=1, dtype=jnp.int32) >= k
-
-    return _largest(enough, keys.shape[0])
+    return _largest(lambda at: total((keys >= at[:, None]).astype(jnp.int32)), k)
 
 
 def top_p_threshold(x, keys, least, p):
     """The smallest key [B], at least ``least``, above which a mass below p lies."""
     top = jnp.max(x, axis=1, keepdims=True)
     weights = jnp.where(keys >= least[:, None], jnp.exp(x - top), 0.0)
-    limit = p * jnp.sum(weights, axis=1)
 
-    def too_low(at):
-        return jnp.sum(jnp.where(keys > at[:, None], weights, 0.0), axis=1) >= limit
+    def above(at):
+        return total(jnp.where(keys > at[:, None], weights, 0.0))
 
-    found = _largest(too_low, keys.shape[0])
-    # `found` is the last key that still has p above it: the next one is kept.
-    found = jnp.where(too_low(found), found + 1, found)
+    limit = p * total(weights)
+    found = _largest(above, limit)
+    # `found` is the last number that still has p above it: the next one is kept.
+    found = jnp.where(above(found) >= limit, found + 1, found)
     return jnp.where(p < 1, jnp.maximum(found, least), least)
 
 
-def _largest(holds, B):
-    """For each row the largest int32 for which ``holds``, true up to some number.
+def _largest(measure, wanted):
+    """The largest int32 [B] at which a falling ``measure`` is at least ``wanted`` [B].
 
-    The number's bits are settled from the highest, which is the sign.
+    Its bits are settled from the highest, which is the sign, until they are all known
+    or every row measures what is wanted: larger numbers would keep the same tokens.
     """
 
-    def settle(bit, least):
+    def settle(state):
+        bit, least, measured = state
         higher = least + jnp.left_shift(jnp.int32(1), 31 - bit)
-        return jnp.where(holds(higher), higher, least)
+        there = measure(higher)
+        holds = there >= wanted
+        least = jnp.where(holds, higher, least)
+        return bit + 1, least, jnp.where(holds, there, measured)
 
-    return lax.fori_loop(0, 32, settle, jnp.full((B,), _LOWEST, jnp.int32))
+    lowest = jnp.full(wanted.shape, _LOWEST, jnp.int32)
+    return lax.while_loop(
+        lambda state: (state[0] < 32) & jnp.any(state[2] != wanted),
+        settle,
+        (jnp.int32(0), lowest, measure(lowest)),
+    )[1]
 
 
 def gumbel(seed, position, V):
@@ -145,18 +159,14 @@ def gumbel(seed, position, V):
 
 def threefry2x32(k0, k1, x0, x1):
     """First word of Threefry-2x32 with 20 rounds (Random123), uint32."""
-    schedule = jnp.stack([k0, k1, k0 ^ k1 ^ jnp.uint32(_PARITY)])
-    rotations = jnp.array(_ROTATIONS, jnp.uint32)
-
-    def four_rounds(group, words):
-        x0, x1 = words
-        for turn in rotations[group % 2]:
+    keys = (k0, k1, k0 ^ k1 ^ jnp.uint32(_PARITY))
+    x0, x1 = x0 + k0, x1 + k1
+    for group in range(5):
+        for turn in _ROTATIONS[group % 2]:
             x0 = x0 + x1
-            x1 = (x1 << turn) | (x1 >> (32 - turn))
-            x1 = x1 ^ x0
-        x0 = x0 + schedule[(group + 1) % 3]
-        last = (group + 1).astype(jnp.uint32)
-        return x0, x1 + schedule[(group + 2) % 3] + last
-
-    # A loop, since XLA takes minutes to compile the rounds in one piece.
-    return lax.fori_loop(0, 5, four_rounds, (x0 + k0, x1 + k1))[0]
+            x1 = ((x1 << turn) | (x1 >> (32 - turn))) ^ x0
+        last = jnp.uint32(group + 1)
+        x0, x1 = x0 + keys[(group + 1) % 3], x1 + keys[(group + 2) % 3] + last
+        # XLA takes minutes to compile the rounds in one piece.
+        x0, x1 = lax.optimization_barrier((x0, x1))
+    return x0

@@ -12,10 +12,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.python import xla
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 _LOWEST = -(2**31)
+_PARTS = 32  # that a row's sum is made of
 
 
 class Wanted(NamedTuple):
@@ -28,12 +30,22 @@ class Wanted(NamedTuple):
     repetition_penalty: Any
 
 
-def choose(logits, wanted: Wanted, position, seen, hold=tf.identity):
+def total(x, compiled: bool):
+    """Sums [B] of ``x`` [B,V]; XLA makes vector code of products, not of sums."""
+    if not compiled:
+        return tf.reduce_sum(x, axis=1)
+    B, V = x.shape
+    size = V // _PARTS
+    parts = tf.reshape(x[:, : _PARTS * size], [B * _PARTS, size])
+    sums = tf.reshape(tf.matmul(parts, tf.ones([size, 1], x.dtype)), [B, _PARTS])
+    return total(tf.concat([sums, x[:, _PARTS * size :]], axis=1), compiled=False)
+
+
+def choose(logits, wanted: Wanted, position, seen, *, compiled: bool):
     """Tokens [B] int32 and their log-probabilities [B] from raw ``logits`` [B,V].
 
     ``position`` [B] is the new tokens' slot; ``seen`` [B,V] boolean are the ids that
-    the repetition penalty looks at. ``hold(x)`` keeps a compiler from computing ``x``
-    inside of what follows: logarithms are slow inside of an argmax.
+    the repetition penalty looks at. ``compiled`` says that XLA compiles it.
     """
     x = tf.cond(
         tf.reduce_any(wanted.repetition_penalty != 1),
@@ -44,12 +56,15 @@ def choose(logits, wanted: Wanted, position, seen, hold=tf.identity):
     token = tf.cond(
         tf.reduce_any(wanted.temperature != 0),
         lambda: tf.where(
-            wanted.temperature == 0, best, draw(x, wanted, position, hold)
+            wanted.temperature == 0, best, draw(x, wanted, position, compiled)
         ),
         lambda: best,
     )
     chosen = tf.gather(logits, token, axis=1, batch_dims=1)
-    return token, chosen - tf.reduce_logsumexp(logits, axis=1)
+    top = tf.reduce_max(logits, axis=1)
+    return token, chosen - top - tf.math.log(
+        total(tf.exp(logits - top[:, None]), compiled)
+    )
 
 
 def penalize(x, penalty, seen):
@@ -68,23 +83,23 @@ def first_argmax(x):
     return tf.minimum(index, V - 1)  # of NaNs none is the largest
 
 
-def draw(x, wanted: Wanted, position, hold):
+def draw(x, wanted: Wanted, position, compiled: bool):
     """One token of each row [B], as if its temperature were not 0."""
     x = x / tf.where(wanted.temperature == 0, 1.0, wanted.temperature)[:, None]
     keys = ordered_bits(x)
     lowest = tf.fill([tf.shape(x)[0]], tf.constant(_LOWEST))
     least = tf.cond(
         tf.reduce_any(wanted.top_k > 0),
-        lambda: top_k_threshold(keys, wanted.top_k),
+        lambda: top_k_threshold(keys, wanted.top_k, compiled),
         lambda: lowest,
     )
     least = tf.cond(
         tf.reduce_any(wanted.top_p < 1),
-        lambda: top_p_threshold(x, keys, least, wanted.top_p),
+        lambda: top_p_threshold(x, keys, least, wanted.top_p, compiled),
         lambda: least,
     )
-    noise = gumbel(wanted.seed, position, tf.shape(x)[1])
-    return first_argmax(hold(tf.where(keys >= least[:, None], x + noise, x.dtype.min)))
+    noise = gumbel(wanted.seed, position, tf.shape(x)[1], compiled)
+    return first_argmax(tf.where(keys >= least[:, None], x + noise, x.dtype.min))
 
 
 def ordered_bits(x):
@@ -93,74 +108,78 @@ def ordered_bits(x):
     return tf.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
-def top_k_threshold(keys, k):
-    """The k-th largest of each row's ``keys`` [B]; the least number where k is off."""
+def top_k_threshold(keys, k, compiled: bool):
+    """A number [B] that k of a row's ``keys`` [B,V] reach; more if some are equal."""
     k = tf.where(k > 0, k, tf.shape(keys)[1])
 
-    def enough(least):
-        kept = tf.cast(keys >= least[:, None], tf.int32)
-        return tf.reduce_sum(kept, axis=1) >= k
+    def reaching(at):
+        return total(tf.cast(keys >= at[:, None], tf.int32), compiled)
 
-    return _largest(enough, tf.shape(keys)[0])
+    return _largest(reaching, k)
 
 
-def top_p_threshold(x, keys, least, p):
+def top_p_threshold(x, keys, least, p, compiled: bool):
     """The smallest key [B], at least ``least``, above which a mass below p lies."""
     top = tf.reduce_max(x, axis=1, keepdims=True)
     weights = tf.where(keys >= least[:, None], tf.exp(x - top), 0.0)
-    limit = p * tf.reduce_sum(weights, axis=1)
 
-    def too_low(at):
-        above = tf.reduce_sum(tf.where(keys > at[:, None], weights, 0.0), axis=1)
-        return above >= limit
+    def above(at):
+        return total(tf.where(keys > at[:, None], weights, 0.0), compiled)
 
-    found = _largest(too_low, tf.shape(keys)[0])
-    # `found` is the last key that still has p above it: the next one is kept.
-    found = tf.where(too_low(found), found + 1, found)
+    limit = p * total(weights, compiled)
+    found = _largest(above, limit)
+    # `found` is the last number that still has p above it: the next one is kept.
+    found = tf.where(above(found) >= limit, found + 1, found)
     return tf.where(p < 1, tf.maximum(found, least), least)
 
 
-def _largest(holds, B):
-    """For each row the largest int32 for which ``holds``, true up to some number.
+def _largest(measure, wanted):
+    """The largest int32 [B] at which a falling ``measure`` is at least ``wanted`` [B].
 
-    The number's bits are settled from the highest, which is the sign.
+    Its bits are settled from the highest, which is the sign, until they are all known
+    or every row measures what is wanted: larger numbers would keep the same tokens.
     """
 
-    def settle(bit, least):
+    def settle(bit, least, measured):
         higher = least + tf.bitwise.left_shift(1, 31 - bit)
-        return bit + 1, tf.where(holds(higher), higher, least)
+        there = measure(higher)
+        holds = there >= wanted
+        least = tf.where(holds, higher, least)
+        return bit + 1, least, tf.where(holds, there, measured)
 
-    start = tf.fill([B], tf.constant(_LOWEST))
-    return tf.while_loop(lambda bit, _: bit < 32, settle, (0, start))[1]
+    lowest = tf.fill(tf.shape(wanted), tf.constant(_LOWEST))
+    return tf.while_loop(
+        lambda bit, _, measured: (bit < 32) & tf.reduce_any(measured != wanted),
+        settle,
+        (0, lowest, measure(lowest)),
+    )[1]
 
 
-def gumbel(seed, position, V):
+def gumbel(seed, position, V, compiled: bool):
     """Noise [B,V]: −log(−log u), u from Threefry with counter (position, token id)."""
     ids = tf.bitcast(tf.range(V), tf.uint32)[None, :]
     key = tf.bitcast(seed, tf.uint32)
     at = tf.bitcast(position, tf.uint32)[:, None]
     zeros = tf.zeros([tf.shape(seed)[0], V], tf.uint32)
-    word = threefry2x32(key[:, :1], key[:, 1:], at + zeros, ids + zeros)
+    word = threefry2x32(key[:, :1], key[:, 1:], at + zeros, ids + zeros, compiled)
     high = tf.bitcast(tf.bitwise.right_shift(word, tf.constant(9, tf.uint32)), tf.int32)
     u = (tf.cast(high, tf.float32) + 0.5) * 2.0**-23
     return -tf.math.log(-tf.math.log(u))
 
 
-def threefry2x32(k0, k1, x0, x1):
+def threefry2x32(k0, k1, x0, x1, compiled: bool):
     """First word of Threefry-2x32 with 20 rounds (Random123), uint32."""
-    schedule = tf.stack([k0, k1, k0 ^ k1 ^ tf.constant(_PARITY, tf.uint32)])
-    rotations = tf.constant(_ROTATIONS, tf.uint32)
-
-    def four_rounds(group, x0, x1):
-        for turn in tf.unstack(tf.gather(rotations, group % 2)):
+    keys = (k0, k1, k0 ^ k1 ^ tf.constant(_PARITY, tf.uint32))
+    x0, x1 = x0 + k0, x1 + k1
+    for group in range(5):
+        for turn in _ROTATIONS[group % 2]:
             x0 = x0 + x1
-            right = tf.constant(32, tf.uint32) - turn
-            x1 = tf.bitwise.left_shift(x1, turn) | tf.bitwise.right_shift(x1, right)
-            x1 = x1 ^ x0
-        x0 = x0 + tf.gather(schedule, (group + 1) % 3)
-        last = tf.cast(group + 1, tf.uint32)
-        return group + 1, x0, x1 + tf.gather(schedule, (group + 2) % 3) + last
-
-    # A loop, since XLA takes minutes to compile the rounds in one piece.
-    start = (0, x0 + k0, x1 + k1)
-    return tf.while_loop(lambda group, *_: group < 5, four_rounds, start)[1]
+            left = tf.bitwise.left_shift(x1, tf.constant(turn, tf.uint32))
+            right = tf.bitwise.right_shift(x1, tf.constant(32 - turn, tf.uint32))
+            x1 = (left | right) ^ x0
+        last = tf.constant(group + 1, tf.uint32)
+        x0, x1 = x0 + keys[(group + 1) % 3], x1 + keys[(group + 2) % 3] + last
+        if compiled:
+            # XLA takes minutes to compile the rounds in one piece.
+            x0, x1 = xla.optimization_barrier(x0, x1)
+    return x0
