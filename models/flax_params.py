@@ -46,7 +46,7 @@ def as_array(value: np.ndarray) -> Any:
     found = aligned(value.shape, value.dtype)
     for part, rows in chunks(value):
         found[part] = rows
-    return jnp.asarray(found)
+    return jax.device_put(found)  # jnp.asarray would copy
 
 
 def random_params(config: OPTConfig, rng: Any, *, head: bool) -> Tree:
