@@ -153,6 +153,11 @@ class OPTConfig:
         return self.embed_dim != self.hidden_size
 
     @property
+    def has_dropout(self) -> bool:
+        """Whether training drops anything at random, layers included."""
+        return bool(self.dropout or self.attention_dropout or self.layerdrop)
+
+    @property
     def has_final_norm(self) -> bool:
         """Whether a LayerNorm follows the last layer: pre-LN models, unless removed."""
         return self.do_layer_norm_before and not self._remove_final_layer_norm

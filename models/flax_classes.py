@@ -67,6 +67,7 @@ class _FlaxOPT:
 
     config_class = OPTConfig
     base_model_prefix = "model"
+    framework = "flax"
     main_input_name = "input_ids"
     module_class: type[OPTModule]
 
@@ -230,12 +231,12 @@ class _FlaxOPT:
             config, input_shape, seed=seed, dtype=dtype, _do_init=False, remat=remat
         )
         tree = {}
-        for name in weight_shapes(config, head=head):
+        for name in checkpoint.wanted:
             if name in checkpoint.usable:
                 path = tree_path(name, head=head)
                 value = checkpoint.weights[name]
                 tree[path] = as_array(value.T if path[-1] == "kernel" else value)
-        if checkpoint.usable != weight_shapes(config, head=head).keys():
+        if checkpoint.usable != checkpoint.wanted.keys():
             tree = flatten_dict(random_params(config, model.key, head=head)) | tree
         params = unflatten_dict(tree)
         if not _do_init:
@@ -252,12 +253,15 @@ class _FlaxOPT:
         *,
         safe_serialization: bool | None = None,
         format: str | None = None,
+        **needless: Any,
     ) -> None:
         """Write ``config.json`` and the weights; see :func:`.files.save_weights`.
 
         ``safe_serialization=False`` is ``format="msgpack"``.
         """
-        format = format_to_save(format, safe_serialization, push_to_hub, "msgpack")
+        format = format_to_save(
+            format, safe_serialization, push_to_hub, "msgpack", needless
+        )
         head = self.module_class.head
         tree = flatten_dict(unfreeze(self.params if params is None else params))
 
@@ -299,14 +303,16 @@ class _FlaxOPT:
         ``attention_mask`` (B, S): 0 is padding. With ``past_key_values`` (from
         :meth:`init_cache` or the output before) it has the cache's full length and
         ``position_ids`` (B, S) are needed. ``params`` replace the model's own.
-        ``deterministic=False`` needs a ``dropout_rng``. Raises ValueError for shapes,
-        ids and positions out of range (inside ``jax.jit``, when it runs).
+        Dropout needs ``deterministic=False`` and a ``dropout_rng``. Raises ValueError
+        for shapes, ids and positions out of range (inside ``jax.jit``, when it runs).
         """
         module = self.module
         config = module.config
         ids, mask, positions = check_inputs(
             config, input_ids, attention_mask, position_ids, past_key_values
         )
+        if not config.has_dropout:
+            deterministic = True
         if not deterministic and dropout_rng is None:
             raise ValueError("deterministic=False needs a dropout_rng")
         variables = {"params": unfreeze(params or self.params)}
@@ -348,6 +354,34 @@ class FlaxOPTForCausalLM(_FlaxOPT):
     """The decoder with its head: ``logits``."""
 
     module_class = FlaxOPTForCausalLMModule
+
+    def prepare_inputs_for_generation(
+        self, input_ids, max_length: int, attention_mask=None
+    ) -> dict[str, Any]:
+        """What a decoding loop's first call takes beside ``input_ids`` (B, S).
+
+        An empty cache for ``max_length`` tokens, a mask of that length and positions;
+        ``attention_mask`` (B, S) marks padding.
+        """
+        B, S = input_ids.shape
+        mask = jnp.ones([B, S], jnp.int32)
+        if attention_mask is not None:
+            mask = jnp.asarray(attention_mask).astype(jnp.int32)
+        return {
+            "past_key_values": self.init_cache(B, max_length),
+            "attention_mask": jnp.pad(
+                mask, [(0, 0), (0, max_length - S)], constant_values=1
+            ),
+            "position_ids": jnp.cumsum(mask, axis=1) - 1,
+        }
+
+    def update_inputs_for_generation(
+        self, model_outputs, model_kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """``model_kwargs`` for the next token, after the call that gave the outputs."""
+        model_kwargs["past_key_values"] = model_outputs.past_key_values
+        model_kwargs["position_ids"] = model_kwargs["position_ids"][:, -1:] + 1
+        return model_kwargs
 
 
 for _output in (FlaxBaseModelOutput, FlaxCausalLMOutput):

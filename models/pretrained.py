@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .config import HUB_OPTIONS, OPTConfig
 from .files import Weights, open_weights, resolve
-from .weights import check_weights, weight_shapes
+from .weights import Shape, check_weights, weight_shapes
 
 _NEEDLESS = (
     *("from_pt", "from_tf", "from_flax", "use_safetensors", "framework"),
@@ -18,13 +19,20 @@ _NEEDLESS = (
 )
 """Options of the reference that say what this package finds out or does by itself."""
 
+_UPLOAD = (
+    *("token", "create_pr", "repo_id", "private", "commit_message"),
+    *("commit_description", "revision", "tags"),
+)
+"""Options of the reference's ``save_pretrained`` that matter to an upload alone."""
+
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A checkpoint, opened: ``usable`` names the weights that fit ``config``."""
+    """A checkpoint, opened: ``usable`` names those ``wanted`` weights that fit."""
 
     config: OPTConfig
     weights: Weights
+    wanted: Mapping[str, Shape]
     usable: frozenset[str]
 
     @classmethod
@@ -72,17 +80,39 @@ class Pretrained:
                 + ", ".join(replaced),
                 stacklevel=4,
             )
-        return cls(config, weights, frozenset(usable))
+        return cls(config, weights, wanted, frozenset(usable))
+
+    def loading_info(self) -> dict[str, list[Any]]:
+        """The reference's ``output_loading_info``, with canonical names.
+
+        What is missing raises, so nothing is listed there.
+        """
+        return {
+            "missing_keys": [],
+            "unexpected_keys": [n for n in self.weights if n not in self.wanted],
+            "mismatched_keys": [
+                (name, self.weights.shape(name), shape)
+                for name, shape in self.wanted.items()
+                if name not in self.usable
+            ],
+        }
 
 
 def format_to_save(
-    format: str | None, safe_serialization: bool | None, push_to_hub: bool, native: str
+    format: str | None,
+    safe_serialization: bool | None,
+    push_to_hub: bool,
+    native: str,
+    others: Iterable[str],
 ) -> str:
     """The format that ``save_pretrained`` writes.
 
     ``safe_serialization`` is the reference's way to choose: False means the framework's
-    ``native`` one. Without any choice it is safetensors.
+    ``native`` one. Without any choice it is safetensors. ``others`` are the remaining
+    options' names: TypeError for those that the reference does not have either.
     """
+    if unknown := sorted(set(others) - set(_UPLOAD)):
+        raise TypeError(f"save_pretrained got {unknown[0]!r}, which is no option")
     if push_to_hub:
         raise ValueError(
             "push_to_hub is not done here: save, then upload the directory with "

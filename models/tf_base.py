@@ -17,6 +17,7 @@ from .pretrained import Pretrained, format_to_save
 from .tf_inputs import (
     check_head_mask,
     check_ids,
+    check_length,
     check_mask,
     check_positions,
     is_token_list,
@@ -42,6 +43,7 @@ class TFOPTBase(keras.Model):
 
     config_class = OPTConfig
     base_model_prefix = "model"
+    framework = "tf"
     main_input_name = "input_ids"
     _head: bool
 
@@ -81,11 +83,13 @@ class TFOPTBase(keras.Model):
         *,
         dtype: Any = None,
         name: str | None = None,
+        output_loading_info: bool = False,
         **options: Any,
     ):
         """A model with a checkpoint's weights, from a directory or the hub.
 
-        ``dtype`` is Keras's (``"bfloat16"``, ``"mixed_bfloat16"``, …); ``options``:
+        ``dtype`` is Keras's (``"bfloat16"``, ``"mixed_bfloat16"``, …);
+        ``output_loading_info`` asks for ``(model, info)``; ``options``:
         ``config``, ``ignore_mismatched_sizes``, ``format``, ``revision``,
         ``cache_dir``, ``local_files_only``, ``force_download``, ``token``,
         ``subfolder``, and fields of the configuration to change. Weights are read one
@@ -102,22 +106,27 @@ class TFOPTBase(keras.Model):
                 return checkpoint.weights[name]
             return fresh(name, shape)
 
-        return cls(checkpoint.config, initial=initial, dtype=dtype, name=name)
+        model = cls(checkpoint.config, initial=initial, dtype=dtype, name=name)
+        return (model, checkpoint.loading_info()) if output_loading_info else model
 
     def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
-        *,
-        format: str | None = None,
-        safe_serialization: bool | None = None,
-        max_shard_size: int | str = "5GB",
+        saved_model: bool = False,
+        version: int = 1,
         push_to_hub: bool = False,
+        *,
+        max_shard_size: int | str = "5GB",
+        safe_serialization: bool | None = None,
+        format: str | None = None,
+        **needless: Any,
     ) -> None:
         """Write ``config.json`` and the weights; see :func:`.files.save_weights`.
 
-        ``safe_serialization=False`` is ``format="h5"``.
+        ``safe_serialization=False`` is ``format="h5"``. ``saved_model`` writes
+        ``saved_model/{version}`` too, with :meth:`export`.
         """
-        format = format_to_save(format, safe_serialization, push_to_hub, "h5")
+        format = format_to_save(format, safe_serialization, push_to_hub, "h5", needless)
         self.config.save_pretrained(save_directory)
         save_weights(
             save_directory,
@@ -126,6 +135,8 @@ class TFOPTBase(keras.Model):
             max_shard_size=max_shard_size,
             base_model=not self._head,
         )
+        if saved_model:
+            self.export(os.path.join(save_directory, "saved_model", str(version)))
 
     def export(self, filepath, format: str = "tf_saved_model", **kwargs: Any) -> None:
         """Keras's export, of ids and mask to logits (or hidden states).
@@ -173,13 +184,21 @@ class TFOPTBase(keras.Model):
         }
         return params_from_weights(self.config, weights)
 
-    def num_parameters(self) -> int:
-        """Number of weights; a tied head counts once."""
-        return sum(int(np.prod(v.shape)) for v in self.named_weights().values())
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """Number of weights, frozen ones too; a tied head counts once."""
+        counted = self.trainable_weights if only_trainable else self.weights
+        return sum(int(np.prod(v.shape)) for v in counted)
 
     def get_input_embeddings(self) -> TokenEmbedding:
         """The layer that makes ``inputs_embeds`` of ids; ``.weight`` is the table."""
         return self.groups["decoder.embed_tokens"]  # pyright: ignore[reportReturnType]
+
+    def get_output_embeddings(self) -> WeightGroup | None:
+        """The layer whose table makes logits; None in the class without a head."""
+        if not self._head:
+            return None
+        tied = self.config.tie_word_embeddings
+        return self.groups["decoder.embed_tokens" if tied else "lm_head"]
 
     @property
     def dummy_inputs(self) -> dict[str, Any]:
@@ -241,9 +260,11 @@ class TFOPTBase(keras.Model):
             embeds = tf.cast(tf.convert_to_tensor(embeds), self.compute_dtype)
         B, S = tf_opt.shape(ids if embeds is None else embeds)[:2]
         start = tf_opt.shape(past[0][0])[2] if past is not None else 0
-        mask = check_mask(config, given["attention_mask"], B, start + S)
+        mask = check_mask(given["attention_mask"], B, start + S)
         positions = given.get("position_ids")
-        if positions is not None:
+        if positions is None:
+            mask = check_length(config, mask)
+        else:
             positions = check_positions(config, positions)
         return params, tf_opt.base_model(
             config,
@@ -269,10 +290,20 @@ class TFOPTBase(keras.Model):
 
     def _rng(self, training: Any) -> Any:
         """A fresh seed when training; None, which means no dropout, otherwise."""
-        c = self.config
-        if not training or not (c.dropout or c.attention_dropout or c.layerdrop):
+        if not training or not self.config.has_dropout:
             return None
         return tf.cast(self.seed_generator.next(), tf.int32)
+
+    @property
+    def output(self) -> list[Any]:
+        """The largest symbolic output so far.
+
+        Keras's own is the first one; it takes a functional model over an output with
+        more tensors than that for unconnected.
+        """
+        if not self._inbound_nodes:
+            return super().output
+        return max((node.output_tensors for node in self._inbound_nodes), key=len)
 
     def predict_step(self, data):
         """Keras's hook. No caches: Keras joins batches along axis 0, which is not
@@ -284,10 +315,10 @@ class TFOPTBase(keras.Model):
         self, x=None, y=None, y_pred: Any = None, sample_weight=None, training=True
     ):
         """Keras's hook: the compiled loss sees logits (or hidden states) alone."""
-        return super().compute_loss(
-            x, y, prediction(y, y_pred), sample_weight, training
-        )
+        y_pred = prediction(x, y, y_pred)
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Keras's hook, as :meth:`compute_loss`."""
-        return super().compute_metrics(x, y, prediction(y, y_pred), sample_weight)
+        y_pred = prediction(x, y, y_pred)
+        return super().compute_metrics(x, y, y_pred, sample_weight)

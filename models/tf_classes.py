@@ -16,7 +16,7 @@ from . import tf_opt
 from .outputs import TFBaseModelOutputWithPast, TFCausalLMOutputWithPast
 from .tf_base import TFOPTBase
 from .tf_inputs import check_labels
-from .tf_training import find_labels, own_loss
+from .tf_training import find_labels, own_loss, prediction
 
 
 def _caches(cache: list[Any]) -> list[Any]:
@@ -116,6 +116,24 @@ class TFOPTForCausalLM(TFOPTBase):
         )
         return output if given["return_dict"] else output.to_tuple()
 
+    def prepare_inputs_for_generation(
+        self,
+        inputs: Any,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The inputs of a decoding loop's next call: with a cache, the last ids only.
+
+        ``attention_mask`` may be among ``kwargs``.
+        """
+        return {
+            "input_ids": inputs[:, -1:] if past_key_values else inputs,
+            "attention_mask": kwargs.get("attention_mask"),
+            "past_key_values": past_key_values,
+            "use_cache": use_cache,
+        }
+
     def compute_loss(
         self, x=None, y=None, y_pred: Any = None, sample_weight=None, training=True
     ):
@@ -128,6 +146,13 @@ class TFOPTForCausalLM(TFOPTBase):
         if self._compile_loss is not None or labels is None:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         return tf.add_n([own_loss(x, y_pred, labels, sample_weight), *self.losses])
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Keras's hook: without targets, ``x["labels"]`` are, as in the loss."""
+        labels = find_labels(x, None)
+        if y is None and labels is not None:
+            y, y_pred = labels[:, 1:], prediction(x, y, y_pred)[:, :-1]
+        return super().compute_metrics(x, y, y_pred, sample_weight)
 
 
 for _output in (TFBaseModelOutputWithPast, TFCausalLMOutputWithPast):

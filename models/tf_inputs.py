@@ -89,20 +89,25 @@ def check_labels(config: OPTConfig, labels: Any, logits: Any) -> Any:
     return tf.where(counts, wanted, IGNORED_LABEL)
 
 
-def check_mask(config: OPTConfig, mask: Any, B: Any, T: Any) -> Any:
-    """``mask`` [B,T] as int32, ones by default, over no more tokens than positions."""
-    limit = config.max_position_embeddings
+def check_mask(mask: Any, B: Any, T: Any) -> Any:
+    """``mask`` [B,T] as int32, ones by default."""
     if mask is None:
-        mask = tf.ones([B, T], tf.int32)
+        return tf.ones([B, T], tf.int32)
     mask = tf.cast(tf.convert_to_tensor(mask), tf.int32)
-    known = tuple(mask.shape)
-    for size, wanted in zip(known, (B, T), strict=True) if len(known) == 2 else ():
-        if isinstance(wanted, int) and size not in (wanted, None):
-            raise ValueError(
-                "attention_mask should cover the past and the new tokens, "
-                f"shape ({B}, {T}), got {mask.shape}"
-            )
-    if isinstance(T, int) and limit >= T:
+    wanted = [size if isinstance(size, int) else None for size in (B, T)]
+    if not mask.shape.is_compatible_with(wanted):
+        raise ValueError(
+            "attention_mask should cover the past and the new tokens, "
+            f"shape {tuple(wanted)}, got {tuple(mask.shape)}"
+        )
+    return mask
+
+
+def check_length(config: OPTConfig, mask: Any) -> Any:
+    """``mask`` [B,T], which marks no more tokens than there are positions."""
+    limit = config.max_position_embeddings
+    T = mask.shape[1]
+    if T is not None and limit >= T:
         return mask
     bad = tf.reduce_any(tf.reduce_sum(mask, axis=1) > limit)
     return refuse(mask, bad, f"the tokens exceed max_position_embeddings {limit}")

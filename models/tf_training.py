@@ -11,10 +11,12 @@ from . import tf_opt
 from .outputs import ModelOutput
 
 
-def prediction(y: Any, y_pred: Any) -> Any:
-    """The part of an output that targets ``y`` are compared with."""
+def prediction(x: Any, y: Any, y_pred: Any) -> Any:
+    """The part of the output for inputs ``x`` that targets ``y`` are compared with."""
+    if isinstance(y_pred, tuple):  # the loss comes first if there is one
+        return y_pred[int(isinstance(x, Mapping) and "labels" in x)]
     if not isinstance(y_pred, ModelOutput):
-        return y_pred[0] if isinstance(y_pred, tuple) else y_pred
+        return y_pred
     if isinstance(y, Mapping) and all(name in y_pred for name in y):
         return {name: y_pred[name] for name in y}
     return y_pred["logits" if "logits" in y_pred else "last_hidden_state"]
@@ -33,14 +35,9 @@ def own_loss(x: Any, y_pred: Any, labels: Any, sample_weight: Any = None) -> Any
 
     ``y_pred`` is the output for the inputs ``x``: a :class:`ModelOutput` or a tuple.
     """
-    if isinstance(y_pred, ModelOutput):
-        logits = y_pred["logits"]
-    else:  # a tuple, where the loss comes first if there is one
-        logits = y_pred[int(isinstance(x, Mapping) and "labels" in x)]
-    losses, counts = tf_opt.token_losses(logits, labels)
+    losses, counts = tf_opt.token_losses(prediction(x, None, y_pred), labels)
     counts = tf.cast(counts, losses.dtype)
     if sample_weight is not None:
         weight = tf.cast(sample_weight, losses.dtype)
         counts *= tf.reshape(weight, [-1, 1])
-    loss = tf.math.divide_no_nan(tf.reduce_sum(losses * counts), tf.reduce_sum(counts))
-    return loss
+    return tf.math.divide_no_nan(tf.reduce_sum(losses * counts), tf.reduce_sum(counts))

@@ -93,6 +93,7 @@ def input_embeddings(kind, base):
         ids = tokens(config, 2, 6)
         embedding = model.get_input_embeddings()
         assert embedding.weight.shape == (config.vocab_size, config.embed_dim)
+        assert model.get_output_embeddings() is (embedding if kind.head else None)
         found = kind.value(model, inputs_embeds=embedding(ids))
         close(found, kind.value(model, ids))
         assert model(model.dummy_inputs)[0].shape[0] == 2
@@ -199,6 +200,36 @@ def chunks(kind, base):
         found.append(np.asarray(output[0]))
         start += size
     close(np.concatenate(found, axis=1), whole)
+
+
+@feature(INPUTS, "`prepare_inputs_for_generation`: a greedy loop", head=True)
+def greedy(kind, base):
+    model, config = loaded(kind, base)
+    ids, mask = tokens(config, 3, 5), padded([5, 3, 1], 5, "left")
+
+    def longer(ids, logits):
+        return np.concatenate([ids, np.argmax(logits[:, -1:], -1)], axis=1)
+
+    found = wanted = ids
+    masks = [np.pad(mask, [(0, 0), (0, n)], constant_values=1) for n in range(4)]
+    for seen in masks:
+        wanted = longer(wanted, expected(config, wanted, seen)["logits"])
+    if kind.framework == "tf":
+        past = None
+        for seen in masks:
+            inputs = model.prepare_inputs_for_generation(
+                found, past_key_values=past, use_cache=True, attention_mask=seen
+            )
+            output = model(**inputs)
+            past, found = output.past_key_values, longer(found, output.logits)
+    else:
+        inputs, new = model.prepare_inputs_for_generation(ids, 9, mask), ids
+        for _ in masks:
+            output = model(new, **inputs)
+            inputs = model.update_inputs_for_generation(output, inputs)
+            found = longer(found, output.logits)
+            new = found[:, -1:]
+    np.testing.assert_array_equal(found, wanted)
 
 
 @feature(INPUTS, "`params` other than the model's own", "flax")

@@ -191,6 +191,8 @@ def formats(kind, base, tmp_path):
     assert (tmp_path / "safe" / "model.safetensors").exists()
     with pytest.raises(ValueError, match="upload_folder"):
         model.save_pretrained(tmp_path / "native", push_to_hub=True)
+    with pytest.raises(TypeError, match="'sharded'"):
+        model.save_pretrained(tmp_path / "native", sharded=True)
 
 
 @feature(FILES, "`config` as an object or a path; `subfolder`; needless options")
@@ -261,7 +263,17 @@ def mismatched(kind, base, tmp_path):
     with pytest.warns(UserWarning, match="embed_positions"):
         model = kind.cls.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
     found, wanted = named(kind, model), random_weights(config)
-    assert found["decoder.embed_positions.weight"].shape == (22, 24)
+    table = "decoder.embed_positions.weight"
+    assert found[table].shape == (22, 24)
+    if kind.framework == "tf":
+        options = {"ignore_mismatched_sizes": True, "output_loading_info": True}
+        with pytest.warns(UserWarning, match="embed_positions"):
+            _, info = kind.cls.from_pretrained(tmp_path, **options)
+        assert info == {
+            "missing_keys": [],
+            "unexpected_keys": [],
+            "mismatched_keys": [(table, (34, 24), (22, 24))],
+        }
     close(found["decoder.embed_tokens.weight"], wanted["decoder.embed_tokens.weight"])
 
 
