@@ -98,5 +98,5 @@ def test_peak_of_from_pretrained(name, stored, dtype, checkpoints, capsys):
         )
     assert above <= 1.02  # the weights, and one part of one of them
     assert found["private"] <= 1.15 * final  # without pages of files, libraries mostly
-    if dtype == "float32":
-        assert whole <= 1.15
+    if dtype == "float32" or not name.startswith("TF"):
+        assert whole <= 1.15  # TensorFlow alone is 0.27 of the weights in bfloat16
