@@ -9,7 +9,7 @@ Serving reads: a TFRecord of ``PredictionLog`` messages
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from .contract import Manifest, generate_name, signature
@@ -21,7 +21,7 @@ MOST_RECORDS = 1000
 """A server refuses a file with more."""
 
 _MOST_TOKENS = 4096  # of a prefill
-_MOST_BYTES = 1 << 29  # of a cache
+_MOST_BYTES = 1 << 30  # of a cache
 
 Dims = Mapping[str, int]
 
@@ -58,7 +58,8 @@ def warmup_calls(
 ) -> Iterator[tuple[str, Dims]]:
     """Signature names and the sizes B, S and C to call them with.
 
-    Sizes whose tensors would be huge are left to their first request.
+    A cache has the fewest slots that are rounded up to a size. Sizes whose smallest
+    request would be huge are left to their first one.
     """
     generating = [generate_name(n) for n in manifest.generate]
     most_slots = _MOST_BYTES // manifest.cache_layout.row_bytes
@@ -69,11 +70,11 @@ def warmup_calls(
         for prompt in prompts:
             if rows * prompt <= _MOST_TOKENS:
                 yield "prefill", {"B": rows, "S": prompt, "C": 0}
-        for slots in fed.cache or (8,):
+        for slots in _fewest(fed.cache):
             if rows * slots <= most_slots:
                 yield "decode", {"B": rows, "S": 1, "C": slots}
     for rows in loop.rows or (1,):
-        for slots in loop.cache or (8,):
+        for slots in _fewest(loop.cache):
             if rows * slots <= most_slots:
                 # The signatures share one loop, so one of them compiles it for all.
                 yield from (
@@ -81,6 +82,11 @@ def warmup_calls(
                 )
     for name in generating:
         yield name, {"B": 1, "S": prompts[:2][-1], "C": 1}
+
+
+def _fewest(sizes: Sequence[int]) -> list[int]:
+    """The fewest slots that are rounded up to each of ``sizes``; a few if none are."""
+    return [size + 1 for size in (0, *sizes[:-1])] if sizes else [8]
 
 
 def _prediction_log(manifest: Manifest, name: str, dims: Dims) -> bytes:

@@ -24,7 +24,7 @@ from ..bench.run import (
 )
 
 # Sizes to compile for; fewer than by default, so that a server is ready soon.
-SIZES = "--batch-sizes 1,8 --cache-buckets 256,1024"
+SIZES = "--batch-sizes 1,8 --cache-buckets 128,192,256,1024"
 TF = f"--framework tf --compiler xla {SIZES}"
 OURS = {
     # name: (export options, how it is reached)

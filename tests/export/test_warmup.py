@@ -63,9 +63,21 @@ def test_every_size_is_covered_once(model):
     for rows in (1, 4):
         for prompt in (1, 16):
             assert calls.count(("prefill", rows, prompt, 0)) == 1
-        for slots in (32, 64):
+        for slots in (1, 33):  # the fewest that are rounded up to 32 and 64
             assert calls.count(("decode", rows, 1, slots)) == 1
             assert calls.count(("generate_1", rows, 1, slots)) == 1
+
+
+def test_a_huge_cache_is_left_to_its_first_request(model):
+    manifest = dataclasses.replace(read_manifest(model.path), generate=[1])
+    most = 2**30 // manifest.cache_layout.row_bytes
+    sizes = Sizes(rows=(1, 2), cache=(most // 2 + 1, most))
+    calls = [
+        (dims["B"], dims["C"])
+        for name, dims in warmup_calls(manifest, sizes, sizes)
+        if name == "decode"
+    ]
+    assert calls == [(1, 1), (1, most // 2 + 2), (2, 1)]
 
 
 def test_more_than_a_server_replays_is_refused(model, tmp_path):
