@@ -143,6 +143,11 @@ def refuse_existing(out: str | Path, version: int | None) -> None:
         )
 
 
+def folder_of(out: str | Path, inode: int) -> Path:
+    """The version that a staging folder of this inode has become."""
+    return next(path for path in Path(out).iterdir() if path.stat().st_ino == inode)
+
+
 def next_version(out: str | Path) -> int:
     """One more than the highest version, 1 in an empty folder."""
     return max(versions(out), default=0) + 1

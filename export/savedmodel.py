@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -26,7 +25,7 @@ from .contract import (
 )
 from .digest import folder_digests
 from .errors import ExportError
-from .layout import MANIFEST_PATH, refuse_existing, staging
+from .layout import MANIFEST_PATH, folder_of, refuse_existing, staging
 from .packing import packed_weights, weights_digest
 from .reproducible import settle_fingerprint, without_locations
 from .sizing import Sizes, chosen_sizes
@@ -57,7 +56,6 @@ def export_savedmodel(
     version: int | None = None,
     revision: str | None = None,
     progress: Progress = lambda message: None,
-    inspect: Callable[[Path], object] = lambda folder: None,
 ) -> Path:
     """Write ``OUT/VERSION``, a SavedModel with every signature of the contract.
 
@@ -77,8 +75,6 @@ def export_savedmodel(
         version: the folder's number; the next free one if None.
         revision: of a hub checkpoint.
         progress: called with a short message as the work goes on.
-        inspect: called with the finished folder before it appears as a version; what
-            it raises leaves nothing behind.
 
     Returns:
         The version's folder. It appears whole or not at all.
@@ -139,14 +135,12 @@ def export_savedmodel(
     with staging(Path(out), version) as folder:
         identity = folder.stat().st_ino
         _write(folder, config, stored, layout, manifest, texts, sizes, progress)
-        gc.collect()  # the graph's weights, before others verify them
         progress("writing the manifest")
         path = folder / MANIFEST_PATH
         path.parent.mkdir(exist_ok=True)
         manifest = replace(manifest, files=folder_digests(folder))
         path.write_text(manifest.to_json(), encoding="utf-8")
-        inspect(folder)
-    return next(path for path in Path(out).iterdir() if path.stat().st_ino == identity)
+    return folder_of(out, identity)
 
 
 def _write(

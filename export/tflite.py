@@ -11,7 +11,7 @@ The manifest also travels inside the file, as the metadata entry ``optserve_mani
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from ..models.weights import check_weights, weight_shapes
 from .contract import Manifest
 from .digest import folder_digests
 from .errors import ExportError
-from .layout import MANIFEST_PATH, refuse_existing, staging
+from .layout import MANIFEST_PATH, folder_of, refuse_existing, staging
 from .packing import weights_digest
 from .savedmodel import Progress, special_ids, tokenizer_text, tool_versions
 
@@ -46,7 +46,6 @@ def export_tflite(
     version: int | None = None,
     revision: str | None = None,
     progress: Progress = lambda message: None,
-    inspect: Callable[[Path], object] = lambda folder: None,
 ) -> Path:
     """Write ``OUT/VERSION`` with a model for LiteRT (see the module).
 
@@ -63,8 +62,6 @@ def export_tflite(
         version: the folder's number; the next free one if None.
         revision: of a hub checkpoint.
         progress: called with a short message as the work goes on.
-        inspect: called with the finished folder before it appears as a version; what
-            it raises leaves nothing behind.
 
     Returns:
         The version's folder. It appears whole or not at all.
@@ -112,8 +109,7 @@ def export_tflite(
         (folder / MANIFEST_PATH).parent.mkdir()
         manifest = replace(manifest, files=folder_digests(folder))
         (folder / MANIFEST_PATH).write_text(manifest.to_json(), encoding="utf-8")
-        inspect(folder)
-    return next(path for path in out.iterdir() if path.stat().st_ino == identity)
+    return folder_of(out, identity)
 
 
 def _write_model(

@@ -12,15 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 from typing import Any
 
 from ...models.files import resolve
+from ..apart import peak_memory, run_apart, why
 from ..contract import CACHE_DTYPES, WEIGHT_DTYPES
 from ..deploy import FOLDER, DeployOptions, write_deployment
 from ..digest import export_digest
 from ..errors import ExportError
-from ..layout import read_manifest
+from ..layout import folder_of, read_manifest, refuse_existing, staging
 from ..verify.edge import require_litert
 from ..verify.process import verify_in_fresh_process
 from .dry_run import dry_run
@@ -29,6 +29,11 @@ _EXIT_CODES = (
     "Exit code: 0 published; 1 refused, or not verified, and nothing published; "
     "2 wrong arguments; 130 or 143 interrupted, and what was written removed."
 )
+_OPTIONS = (
+    *("target", "framework", "compiler", "weights", "cache", "generate"),
+    *("prompt_buckets", "cache_buckets", "batch_sizes", "cache_size"),
+)
+"""What a version is made with."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -102,36 +107,54 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--name", default="opt", help="the model's name in the deployment files"
     )
+    parser.add_argument(
+        "--no-deploy", action="store_true", help="write no deployment files"
+    )
     parser.add_argument("--json", action="store_true", help="say the result as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Export; prints the version's folder.
 
-    It is verified in a process of its own before its version appears; deployment files
-    are written beside the first version of a SavedModel's base folder.
+    One process writes it and then another verifies it, before its version appears;
+    deployment files are written beside the first version of a SavedModel's base folder.
     """
     if args.dry_run:
         return dry_run(args, edge_options(args) if args.target == "tflite" else {})
+    options = DeployOptions(name=args.name)  # refuses a name before the work
+    clock = _Clock()
     with _cleaning_up():
-        return _export(args)
+        made = _write(args, clock) if args.no_verify else _write_verified(args, clock)
+        path = Path(made["path"])
+        deploys = args.target == "savedmodel" and not args.no_deploy
+        deployed = _deploy(path, options) if deploys else []
+    manifest = read_manifest(path)
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    result = {
+        "path": str(path),
+        "bytes": size,
+        "digest": export_digest(manifest),
+        "checkpoint_digest": manifest.checkpoint_digest,
+        "seconds": clock.seconds(),
+        "phases": made["phases"],
+        "memory": made["memory"],
+        "verification": made["verification"],
+        "deployment": [str(file) for file in deployed],
+    }
+    if args.json:
+        print(json.dumps(result, indent=1))
+    else:
+        print(f"{path} ({size / 1e6:.1f} MB)")
+    return 0
 
 
-def _export(args: argparse.Namespace) -> int:
+def _write(args: argparse.Namespace, clock: _Clock) -> dict[str, Any]:
+    """Export in this process, unverified. The report's part on it."""
     from ...models.quiet import import_tensorflow
 
     import_tensorflow()
     from ..savedmodel import export_savedmodel
     from ..tflite import export_tflite
-
-    clock = _Clock()
-    reports: list[dict[str, Any]] = []
-
-    def inspect(folder: Path) -> None:
-        if not args.no_verify:
-            clock("verifying every signature in a process of its own")
-            source = resolve(args.checkpoint, revision=args.revision)
-            reports.append(verify_in_fresh_process(folder, source))
 
     common = {
         "framework": args.framework,
@@ -139,15 +162,10 @@ def _export(args: argparse.Namespace) -> int:
         "version": args.version,
         "revision": args.revision,
         "progress": clock,
-        "inspect": inspect,
     }
-    deployed: list[Path] = []
     if args.target == "tflite":
-        if not args.no_verify:
-            require_litert()  # before the work
         path = export_tflite(args.checkpoint, args.out, **common, **edge_options(args))
     else:
-        options = DeployOptions(name=args.name)  # refuses a name before the work
         path = export_savedmodel(
             args.checkpoint,
             args.out,
@@ -159,27 +177,57 @@ def _export(args: argparse.Namespace) -> int:
             batch_sizes=args.batch_sizes,
             **common,
         )
-        deployed = _deploy(path, options)
-    for report in reports:
-        report["export"] = path.name  # it had no number yet
-    manifest = read_manifest(path)
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    result = {
+    return {
         "path": str(path),
-        "bytes": size,
-        "digest": export_digest(manifest),
-        "checkpoint_digest": manifest.checkpoint_digest,
-        "seconds": clock.seconds(),
         "phases": clock.phases(),
-        "memory": {"export": _peak(RUSAGE_SELF), "verify": _peak(RUSAGE_CHILDREN)},
-        "verification": reports[0] if reports else None,
-        "deployment": [str(file) for file in deployed],
+        "memory": {"export": peak_memory()},
+        "verification": None,
     }
-    if args.json:
-        print(json.dumps(result, indent=1))
-    else:
-        print(f"{path} ({size / 1e6:.1f} MB)")
-    return 0
+
+
+def _write_verified(args: argparse.Namespace, clock: _Clock) -> dict[str, Any]:
+    """Export and verify, each in a process of its own, so that one of them at a time
+    is in memory. The report's part on it."""
+    refuse_existing(args.out, args.version)
+    if args.target == "tflite":
+        edge_options(args)
+        require_litert()
+    source = resolve(args.checkpoint, revision=args.revision)
+    with staging(args.out, args.version) as folder:
+        inode = folder.stat().st_ino
+        base = (
+            folder / "base"
+        )  # `folder` itself is locked, so that no export removes it
+        ended = run_apart(*_unverified(args, source, base))
+        if ended.returncode != 0:  # it has said what is wrong
+            raise ExportError(f"nothing published: the export failed ({why(ended)})")
+        made = json.loads(ended.stdout)
+        written = Path(made["path"])
+        for entry in written.iterdir():
+            entry.rename(folder / entry.name)
+        written.rmdir()
+        base.rmdir()
+        clock("verifying every signature in a process of its own")
+        report = verify_in_fresh_process(folder, source)
+    path = folder_of(args.out, inode)
+    report["export"] = path.name  # it had no number yet
+    return {
+        "path": str(path),
+        "phases": made["phases"] + clock.phases(),
+        "memory": {**made["memory"], "verify": report["memory"]},
+        "verification": report,
+    }
+
+
+def _unverified(args: argparse.Namespace, source: Path, out: Path) -> list[str]:
+    """The command that exports the same to another base folder, and no more."""
+    command = ["export", str(source), str(out), "--no-verify", "--no-deploy", "--json"]
+    for option in _OPTIONS:
+        value = getattr(args, option)
+        if value is not None:
+            values = value if isinstance(value, list) else [value]
+            command += [f"--{option.replace('_', '-')}", ",".join(map(str, values))]
+    return command
 
 
 class _Clock:
@@ -204,12 +252,6 @@ class _Clock:
             {"phase": name, "seconds": round(end - begin, 3)}
             for (name, begin), end in zip(self._begun, ends, strict=True)
         ]
-
-
-def _peak(who: int) -> int:
-    """The most memory that this process, or one that it started, has held: bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return getrusage(who).ru_maxrss * unit
 
 
 @contextmanager

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
 from ...models.files import resolve
+from ..apart import peak_memory
 from ..errors import ExportError
 from ..verify import Report, compare_exports, verify_export
 from ..verify.report import show
@@ -70,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     if args.max_length is not None and args.max_length < 1:
         raise ExportError(f"--max-length is 1 or more, got {args.max_length}")
     baseline = None if args.baseline is None else read_baseline(args.baseline)
+    # Its products are up to ten times as fast; the default on recent processors alone.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     import_tensorflow()
     if args.against is not None:
         report = compare_exports(args.export, args.against, max_length=args.max_length)
@@ -80,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
         report = verify_export(
             args.export, checkpoint=checkpoint, max_length=args.max_length
         )
+    report.memory = peak_memory()
     if baseline is not None:
         report.problems += drift(report, baseline, args.max_drift)
     if args.report is not None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from ..apart import run_apart, why
 from ..errors import ExportError
 from .tolerances import MEAN_SHARE
 
@@ -24,15 +24,12 @@ def verify_in_fresh_process(
     Raises:
         ExportError: it is not verified; the message says what is wrong.
     """
-    command = [sys.executable, "-m", "optserve.runtime.cli", "verify", str(folder)]
-    command += ["--checkpoint", str(checkpoint), "--json"]
+    command = ["verify", str(folder), "--checkpoint", str(checkpoint), "--json"]
     if max_length is not None:
         command += ["--max-length", str(max_length)]
-    ended = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
+    ended = run_apart(
+        *command,
+        stderr=subprocess.PIPE,
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
     )
     try:
@@ -41,9 +38,8 @@ def verify_in_fresh_process(
         report = None
     if report is None:
         lines = [line for line in ended.stderr.splitlines() if line.strip()]
-        reason = lines[-1] if lines else f"exit code {ended.returncode}"
-        if ended.returncode < 0:
-            reason = f"killed by signal {-ended.returncode}, out of memory?"
+        said = lines and ended.returncode >= 0
+        reason = lines[-1] if said else why(ended)
         raise ExportError(f"verifying did not end well, nothing published: {reason}")
     if not report["ok"]:
         raise ExportError(f"not verified, nothing published: {_reasons(report)}")

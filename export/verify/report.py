@@ -62,6 +62,7 @@ class Report:
     scores: dict[str, float] = field(default_factory=dict)
     greedy: dict[str, list[int]] = field(default_factory=dict)
     seconds: float = 0.0
+    memory: int = 0  # bytes, the most that the command held
 
     @property
     def ok(self) -> bool:

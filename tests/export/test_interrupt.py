@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +24,8 @@ def start(out: Path, *options: str) -> subprocess.Popen:
         [*command, str(out), *options],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        # Ignored by whatever a shell runs in the background.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
     )
 
@@ -53,3 +56,36 @@ def test_killed_at_random_moments(tmp_path, options):
     assert start(out, *options).wait() == 0
     assert len(versions(out)) == len(before) + 1
     assert not list(out.glob(".staging-*"))
+
+
+def working_on(out: Path) -> set[int]:
+    """Processes with a folder below ``out`` among their arguments."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        try:
+            command = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if entry.name.isdigit() and f"{out}/".encode() in command:
+            found.add(int(entry.name))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)],
+)
+def test_the_processes_of_an_export_end_with_it(tmp_path, number, code):
+    out = tmp_path / "out"
+    export = start(out)
+    deadline = time.monotonic() + 60
+    while not working_on(out):
+        assert time.monotonic() < deadline and export.poll() is None
+        time.sleep(0.05)
+    export.send_signal(number)
+    assert export.wait() == code
+    while working_on(out):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    if number != signal.SIGKILL:
+        assert list(out.iterdir()) == []
