@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from ...models.config import OPTConfig
 from ...models.files import open_weights
 from ...models.weights import check_weights, params_from_weights, weight_shapes
 from ..contract import tokens_per_call
-from .plan import Plan, Question, Row
+from .plan import MOST_CACHE, Plan, Question, Row
 from .rounding import Rounding, exact
 from .subject import PIECE, Answer
 
 _TOGETHER = 256
-"""Sequences up to this length are read as one batch, longer ones alone."""
+"""Sequences up to this length are read in batches, longer ones alone."""
+_SHARE = 50
+"""Keys and values of a batch take as much as one sequence's may, or this part of the
+weights: all weights are read again for each batch."""
 
 
 class SourceModel:
@@ -53,32 +57,46 @@ class SourceModel:
         it: ``regret`` is how far its logit is below the best one's.
         """
         self._head = None
-        reader = _Reader(self)
-        rows = {}
-        for question, got in zip(plan.questions, observed, strict=True):
+        answers: list[Any] = [got and [{} for _ in got] for got in observed]
+        wanted: dict[bytes, list[tuple[int, int]]] = {}  # by sequence: question and row
+        for i, (question, got) in enumerate(zip(plan.questions, observed, strict=True)):
             for b, row in enumerate(question.rows if got else ()):
                 made = got[b].get("tokens") if got else None
-                rows[question, b] = reader.want(plan, row, made)
-        reader.read()
-        return [
-            [
-                self._expected(question, row, rows[question, b], reader)
-                for b, row in enumerate(question.rows)
-            ]
-            if got
-            else None
-            for question, got in zip(plan.questions, observed, strict=True)
-        ]
+                tokens = _sequence(plan, row, made)
+                wanted.setdefault(tokens.tobytes(), []).append((i, b))
+        for group in self._groups([np.frombuffer(key, np.int32) for key in wanted]):
+            hidden, layers = self.run(*_padded(group))
+            for at, tokens in enumerate(group):
+                read = _Read(tokens, hidden[at], [(k[at], v[at]) for k, v in layers])
+                for i, b in wanted[tokens.tobytes()]:
+                    question = plan.questions[i]
+                    answers[i][b] = self._expected(question, question.rows[b], read)
+            del hidden, layers, read  # before the next group's
+        return answers
+
+    def _groups(self, sequences: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
+        """Sequences to read together: short ones, as many as the memory is good for."""
+        config = self.config
+        token = 2 * 4 * config.num_hidden_layers * config.hidden_size
+        most = max(MOST_CACHE, self.weights.nbytes // _SHARE) // token
+        group: list[np.ndarray] = []
+        for sequence in sorted(sequences, key=len):
+            size = (len(group) + 1) * len(sequence)
+            if group and (size > most or len(sequence) > _TOGETHER):
+                yield group
+                group = []
+            group.append(sequence)
+        if group:
+            yield group
 
     def _expected(
-        self, question: Question, row: Row, sequence: int, reader: _Reader
+        self, question: Question, row: Row, read: _Read
     ) -> dict[str, np.ndarray]:
         name = question.signature
         if name in ("describe", "tokenizer"):
             return {}
-        tokens = reader.sequences[sequence]
+        tokens, hidden = read.tokens, read.hidden
         begin, end = row.past, row.past + row.new
-        hidden, cache = reader.hidden[sequence], reader.caches[sequence]
         if name == "embed":
             return {"last_hidden_state": hidden[begin:end]}
         if name == "serving_default":
@@ -94,11 +112,11 @@ class SourceModel:
                 "regret": logits.max(-1) - chosen,
                 "logits": logits,
                 "logprobs": chosen_logprobs(logits, made),
-                "new_cache": cache[begin : len(tokens) - 1],
+                "new_cache": read.cache(begin, len(tokens) - 1),
             }
         return {
             "logits": self.logits(hidden[end - 1]),
-            "new_cache": cache[begin:end],
+            "new_cache": read.cache(begin, end),
         }
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
@@ -189,48 +207,36 @@ def _loaded(names: Any, load: Callable[[str], Any]) -> Any:
     return None if names is None else load(names)
 
 
-class _Reader:
-    """Collects the sequences that must be read, and reads each of them once."""
+@dataclass(frozen=True)
+class _Read:
+    """What the model made of one sequence: hidden states [T,W] and, for each layer,
+    keys and values [H,T,D], with padding behind."""
 
-    def __init__(self, source: SourceModel) -> None:
-        self._source = source
-        self._known: dict[bytes, int] = {}
-        self.sequences: list[np.ndarray] = []
-        self.hidden: dict[int, np.ndarray] = {}  # [T,W]
-        self.caches: dict[int, np.ndarray] = {}  # [T,L,2,H,D]
+    tokens: np.ndarray
+    hidden: np.ndarray
+    layers: list[tuple[np.ndarray, np.ndarray]]
 
-    def want(self, plan: Plan, row: Row, made: np.ndarray | None) -> int:
-        """The sequence that answers a row: its stream, or what it generated."""
-        stream = plan.streams[row.stream]
-        if made is None:
-            tokens = stream[: plan.length(row.stream)]
-        else:
-            tokens = np.concatenate([stream[: row.past + row.new], made])
-        key = tokens.tobytes()
-        if key not in self._known:
-            self._known[key] = len(self.sequences)
-            self.sequences.append(tokens)
-        return self._known[key]
+    def cache(self, begin: int, end: int) -> np.ndarray:
+        """The cache's rows [end - begin,L,2,H,D]."""
+        rows = [np.stack([k[:, begin:end], v[:, begin:end]]) for k, v in self.layers]
+        return np.stack(rows).transpose(3, 0, 1, 2, 4)
 
-    def read(self) -> None:
-        """Run the model over everything wanted, short sequences as one batch."""
-        short = [i for i, s in enumerate(self.sequences) if len(s) <= _TOGETHER]
-        groups = [short] if short else []
-        groups += [[i] for i, s in enumerate(self.sequences) if len(s) > _TOGETHER]
-        for group in groups:
-            longest = max(1, *(len(self.sequences[i]) for i in group))
-            tokens = np.zeros((len(group), longest), np.int32)
-            mask = np.zeros((len(group), longest), np.int32)
-            for b, i in enumerate(group):
-                sequence = self.sequences[i]
-                tokens[b, : len(sequence)], mask[b, : len(sequence)] = sequence, 1
-            hidden, layers = self._source.run(tokens, mask)
-            for b, i in enumerate(group):
-                T = len(self.sequences[i])
-                self.hidden[i] = hidden[b, :T]
-                self.caches[i] = np.stack(
-                    [np.stack([k[b, :, :T], v[b, :, :T]]) for k, v in layers]
-                ).transpose(3, 0, 1, 2, 4)
+
+def _sequence(plan: Plan, row: Row, made: np.ndarray | None) -> np.ndarray:
+    """The tokens that answer a row: its whole stream, or with what it generated."""
+    stream = plan.streams[row.stream]
+    if made is None:
+        return stream[: plan.length(row.stream)]
+    return np.concatenate([stream[: row.past + row.new], made])
+
+
+def _padded(sequences: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and mask, both int32 [B,T]."""
+    shape = (len(sequences), max(1, *map(len, sequences)))
+    tokens, mask = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    for b, sequence in enumerate(sequences):
+        tokens[b, : len(sequence)], mask[b, : len(sequence)] = sequence, 1
+    return tokens, mask
 
 
 _BLOCK = 64  # tokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from .plan import Plan, Question, fit
 
 PIECE = 512
 """Most tokens read at once: attention's memory grows with it."""
+
+_SAMPLED = 8
+"""Tokens that are enough to tell whether a signature samples as it should."""
 
 Answer = list[dict[str, np.ndarray]]
 """What a question's rows got: by output name, the real part of each row."""
@@ -44,7 +47,10 @@ class ExportedModel:
             if name not in self._loaded.signatures:
                 self.problems.append(f"signature {name} is in the manifest alone")
         self._cache_streams(plan)
-        return [self._ask(plan, question) for question in plan.questions]
+        answers = [self._ask(plan, question) for question in plan.questions]
+        for question, answer in _first_and_last_generations(plan, answers):
+            self._try_sampling(plan, question, answer)
+        return answers
 
     @property
     def stored(self) -> Mapping[str, Any]:
@@ -60,13 +66,10 @@ class ExportedModel:
                 return self._strings(question)
             outputs = self._call(name, self._inputs(plan, question))
             self._check_shapes(question, outputs)
-            answer = self._rows(question, outputs)
-            if tokens_per_call(name):
-                self._check_sampling(plan, question, answer)
+            return self._rows(question, outputs)
         except Exception as error:  # whatever a graph raises is this question's answer
             self.problems.append(f"{name} {question}: {brief(error)}")
             return None
-        return answer
 
     def _call(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         tensors = {
@@ -199,25 +202,32 @@ class ExportedModel:
             answer.append(got)
         return answer
 
-    def _check_sampling(self, plan: Plan, question: Question, greedy: Answer) -> None:
+    def _try_sampling(self, plan: Plan, question: Question, greedy: Answer) -> None:
+        try:
+            self._check_sampling(question, self._inputs(plan, question), greedy)
+        except Exception as error:
+            self.problems.append(f"{question.signature} {question}: {brief(error)}")
+
+    def _check_sampling(
+        self, question: Question, inputs: dict[str, np.ndarray], greedy: Answer
+    ) -> None:
         """What holds for any model: top_k 1 is greedy, seeds repeat, limits hold."""
-        inputs = self._inputs(plan, question)
-        B = len(question.rows)
+        B, name = len(question.rows), question.signature
+        few = np.minimum(inputs["max_new_tokens"], _SAMPLED)
         narrow = {"temperature": np.ones(B, np.float32), "top_k": np.ones(B, np.int32)}
-        got = self._call(question.signature, {**inputs, **narrow})
+        got = self._call(name, {**inputs, **narrow, "max_new_tokens": few})
         for b, row in enumerate(greedy):
-            if not _equally_likely(row, {k: v[b] for k, v in got.items()}):
-                self.problems.append(
-                    f"{question.signature} {question}: top_k 1 differs from greedy"
-                )
+            start = {k: row[k][:_SAMPLED] for k in ("tokens", "logprobs")}
+            if not _equally_likely(start, {k: v[b] for k, v in got.items()}):
+                self.problems.append(f"{name} {question}: top_k 1 differs from greedy")
         warm = {**inputs, "temperature": np.full(B, 5.0, np.float32)}
-        warm["max_new_tokens"] = np.maximum(inputs["max_new_tokens"] // 2, 1)
-        first, second = (self._call(question.signature, warm) for _ in range(2))
+        warm["max_new_tokens"] = np.maximum(few // 2, 1)
+        first, second = (self._call(name, warm) for _ in range(2))
         if not np.array_equal(first["tokens"], second["tokens"]):
-            self.problems.append(f"{question.signature}: a seed does not repeat")
+            self.problems.append(f"{name}: a seed does not repeat")
         if (first["count"] != warm["max_new_tokens"]).any():
             self.problems.append(
-                f"{question.signature}: made {first['count'].tolist()} tokens where "
+                f"{name}: made {first['count'].tolist()} tokens where "
                 f"max_new_tokens is {warm['max_new_tokens'].tolist()}"
             )
 
@@ -243,6 +253,18 @@ class ExportedModel:
             raise ValueError(
                 f"differs from the manifest file in {', '.join(different)}"
             )
+
+
+def _first_and_last_generations(
+    plan: Plan, answers: list[Answer | None]
+) -> Iterator[tuple[Question, Answer]]:
+    """One row and several, of each signature that generates."""
+    found: dict[str, list[tuple[Question, Answer]]] = {}
+    for question, answer in zip(plan.questions, answers, strict=True):
+        if answer is not None and tokens_per_call(question.signature):
+            found.setdefault(question.signature, []).append((question, answer))
+    for asked in found.values():
+        yield from asked if len(asked) == 1 else (asked[0], asked[-1])
 
 
 def _greedy(rows: int, made: int) -> dict[str, np.ndarray]:
