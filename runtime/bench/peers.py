@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 Generate = Callable[[list[list[int]], int], None]
 
@@ -53,6 +54,25 @@ def ctranslate2_engine(compute_type: str, checkpoint: Path, cache: Path, threads
     return generate, ctranslate2.__version__
 
 
+def hugging_face(model: Any, array: Callable, ones_like: Callable) -> Generate:
+    """Greedy generation by a model with transformers' ``generate``."""
+    import numpy as np
+
+    def generate(prompts: list[list[int]], tokens: int) -> None:
+        ids = array(prompts)
+        result = model.generate(
+            ids,
+            attention_mask=ones_like(ids),
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            do_sample=False,
+        )
+        made = np.asarray(getattr(result, "sequences", result))
+        assert made.shape[1] == len(prompts[0]) + tokens
+
+    return generate
+
+
 def torch_engine(dtype: str, checkpoint: Path, cache: Path, threads: int):
     """PyTorch through transformers' generate."""
     import torch
@@ -62,20 +82,9 @@ def torch_engine(dtype: str, checkpoint: Path, cache: Path, threads: int):
     model = transformers.AutoModelForCausalLM.from_pretrained(
         checkpoint, dtype=getattr(torch, dtype)
     ).eval()
-
-    def generate(prompts: list[list[int]], tokens: int) -> None:
-        ids = torch.tensor(prompts)
-        with torch.inference_mode():
-            result = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=tokens,
-                min_new_tokens=tokens,
-                do_sample=False,
-            )
-        assert result.shape[1] == ids.shape[1] + tokens
-
-    return generate, f"{torch.__version__}, transformers {transformers.__version__}"
+    generate = hugging_face(model, torch.tensor, torch.ones_like)
+    version = f"{torch.__version__}, transformers {transformers.__version__}"
+    return torch.inference_mode()(generate), version
 
 
 def onnxruntime_engine(dtype: str, checkpoint: Path, cache: Path, threads: int):
@@ -96,18 +105,7 @@ def onnxruntime_engine(dtype: str, checkpoint: Path, cache: Path, threads: int):
         command = [sys.executable, "-c", convert, str(checkpoint), str(folder)]
         subprocess.run(command, check=True, stdout=sys.stderr)
     model = ORTModelForCausalLM.from_pretrained(folder, session_options=options)
-
-    def generate(prompts: list[list[int]], tokens: int) -> None:
-        ids = torch.tensor(prompts)
-        result = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=tokens,
-            min_new_tokens=tokens,
-            do_sample=False,
-        )
-        assert result.shape[1] == ids.shape[1] + tokens
-
+    generate = hugging_face(model, torch.tensor, torch.ones_like)
     return generate, onnxruntime.__version__
 
 
@@ -118,40 +116,17 @@ def transformers_tf_engine(dtype: str, checkpoint: Path, cache: Path, threads: i
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     model = transformers.TFOPTForCausalLM.from_pretrained(checkpoint)
-
-    def generate(prompts: list[list[int]], tokens: int) -> None:
-        ids = tf.constant(prompts)
-        result = model.generate(
-            ids,
-            attention_mask=tf.ones_like(ids),
-            max_new_tokens=tokens,
-            min_new_tokens=tokens,
-            do_sample=False,
-        )
-        assert result.shape[1] == ids.shape[1] + tokens  # pyright: ignore[reportOptionalOperand]
-
+    generate = hugging_face(model, tf.constant, tf.ones_like)
     return generate, f"{tf.__version__}, transformers {transformers.__version__}"
 
 
 def transformers_flax_engine(dtype: str, checkpoint: Path, cache: Path, threads: int):
     """Transformers' own Flax class; generate compiles its loop."""
     import jax.numpy as jnp
-    import numpy as np
     import transformers
 
     model = transformers.FlaxOPTForCausalLM.from_pretrained(checkpoint)
-
-    def generate(prompts: list[list[int]], tokens: int) -> None:
-        ids = jnp.asarray(prompts)
-        result = model.generate(
-            ids,
-            attention_mask=jnp.ones_like(ids),
-            max_new_tokens=tokens,
-            min_new_tokens=tokens,
-            do_sample=False,
-        ).sequences
-        assert np.asarray(result).shape[1] == ids.shape[1] + tokens
-
+    generate = hugging_face(model, jnp.asarray, jnp.ones_like)
     return generate, transformers.__version__
 
 
