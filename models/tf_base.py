@@ -85,7 +85,7 @@ class TFOPTBase(keras.Model):
         name: str | None = None,
         output_loading_info: bool = False,
         **options: Any,
-    ):
+    ) -> Any:
         """A model with a checkpoint's weights, from a directory or the hub.
 
         ``dtype`` is Keras's (``"bfloat16"``, ``"mixed_bfloat16"``, …);
