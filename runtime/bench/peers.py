@@ -115,7 +115,8 @@ def transformers_tf_engine(dtype: str, checkpoint: Path, cache: Path, threads: i
     import transformers
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
-    model = transformers.TFOPTForCausalLM.from_pretrained(checkpoint)
+    # Its own reader of safetensors fails with recent versions of that package.
+    model = transformers.TFOPTForCausalLM.from_pretrained(checkpoint, from_pt=True)
     generate = hugging_face(model, tf.constant, tf.ones_like)
     return generate, f"{tf.__version__}, transformers {transformers.__version__}"
 
