@@ -140,7 +140,7 @@ def export_savedmodel(
         path.parent.mkdir(exist_ok=True)
         manifest = replace(manifest, files=folder_digests(folder))
         path.write_text(manifest.to_json(), encoding="utf-8")
-    return folder_of(out, identity)
+    return folder_of(Path(out), identity)
 
 
 def _write(
