@@ -78,7 +78,8 @@ def verify_export(
             report.problems += wrong_weights(
                 subject.stored, source.config, source.weights, manifest.weights_dtype
             )
-        del subject  # its weights go before the source model's come
+        subject.close()  # its weights go before the source model's come
+        del subject
         gc.collect()
         report.against = f"its checkpoint, computed in float32 by {source.framework}"
         for dtype in dict.fromkeys(("float32", manifest.weights_dtype)):
@@ -118,6 +119,7 @@ def compare_exports(
         subject = found.open()
         answers.append(subject.observe(plan))
         report.problems += subject.problems
+        subject.close()
         del subject
         gc.collect()
     if first.manifest.checkpoint_digest != second.manifest.checkpoint_digest:

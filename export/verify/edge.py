@@ -80,6 +80,10 @@ class EdgeModel:
             return [None] * len(plan.questions)
         return [self._ask(plan, question) for question in plan.questions]
 
+    def close(self) -> None:
+        """Give the memory back."""
+        del self._runtime
+
     def _ask(self, plan: Plan, question: Question) -> Answer | None:
         (row,) = question.rows
         try:

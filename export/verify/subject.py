@@ -57,6 +57,16 @@ class ExportedModel:
         """Its weights by their names in it: variables with ``numpy()``."""
         return getattr(self._loaded, "stored", {})
 
+    def close(self) -> None:
+        """Give the weights' memory back, which TensorFlow keeps for as long as it knows
+        the graphs. Nothing may be asked any more."""
+        ops = self._tf.raw_ops
+        for variable in self.stored.values():
+            nothing = self._tf.zeros([0], variable.dtype)
+            ops.AssignVariableOp(resource=variable.handle, value=nothing)
+        for widened in getattr(self._loaded, "resources", {}).values():
+            ops.DestroyResourceOp(resource=widened.resource_handle)
+
     def _ask(self, plan: Plan, question: Question) -> Answer | None:
         name = question.signature
         if name not in self._loaded.signatures:
