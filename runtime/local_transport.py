@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..models.quiet import import_tensorflow
 from .errors import Cancelled, InvalidRequest, MalformedReply, ServerError, VersionGone
 from .transport import Call, Reply
 
@@ -33,7 +34,7 @@ class LocalTransport:
         self, path: str | os.PathLike[str], *, threads: int | None = None
     ) -> None:
         folder, self._version = _version_folder(Path(path))
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        import_tensorflow()
         import tensorflow as tf
 
         if threads is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -72,8 +71,6 @@ def run(args: argparse.Namespace) -> int:
     if args.max_length is not None and args.max_length < 1:
         raise ExportError(f"--max-length is 1 or more, got {args.max_length}")
     baseline = None if args.baseline is None else read_baseline(args.baseline)
-    # Its products are up to ten times as fast; the default on recent processors alone.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     import_tensorflow()
     if args.against is not None:
         report = compare_exports(args.export, args.against, max_length=args.max_length)
