@@ -195,9 +195,7 @@ def _write_verified(args: argparse.Namespace, clock: _Clock) -> dict[str, Any]:
     source = resolve(args.checkpoint, revision=args.revision)
     with staging(args.out, args.version) as folder:
         inode = folder.stat().st_ino
-        base = (
-            folder / "base"
-        )  # `folder` itself is locked, so that no export removes it
+        base = folder / "base"  # inside, since `folder` is locked against removal
         ended = run_apart(*_unverified(args, source, base))
         if ended.returncode != 0:  # it has said what is wrong
             raise ExportError(f"nothing published: the export failed ({why(ended)})")

@@ -178,7 +178,10 @@ def _translated(
         return CheckpointNotFound(f"the hub's {name} has no revision {revision!r}")
     if "LocalEntryNotFoundError" in kinds or "OfflineModeIsEnabled" in kinds:
         reason = "offline mode is on" if offline else "the hub could not be reached"
-        return HubError(f"{name}{at} is not complete in the cache, and {reason}")
+        return HubError(
+            f"there is no folder {name}; as a hub id it is not complete in the cache"
+            f"{at}, and {reason}"
+        )
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
         return HubError(f"the hub refused {name}{at} with status {status}")
