@@ -19,7 +19,7 @@ from .connection import (
 )
 from .errors import InvalidRequest
 from .grpc_channel import open_channel, outcome_of
-from .grpc_core import METHODS, Core, Pause, Send, Steps, TargetStatus
+from .grpc_core import METHODS, Operations, Pause, Send, Steps, TargetStatus
 from .grpc_status import Outcome
 from .transport import Call, Reply
 
@@ -45,11 +45,11 @@ class AsyncGrpcTransport:
         label: str = "",
         **options: Unpack[ConnectionKeywords],
     ) -> None:
-        self._core = Core(
+        self._operations = Operations(
             checked_targets(targets), model, Connection(**options), label=label
         )
-        if self._core.connection.tls:
-            self._core.connection.tls.load()  # report wrong files now
+        if self._operations.connection.tls:
+            self._operations.connection.tls.load()  # report wrong files now
         self._closing = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._channels: list[Any] = []
@@ -58,29 +58,29 @@ class AsyncGrpcTransport:
     @property
     def targets(self) -> tuple[str, ...]:
         """The servers' addresses."""
-        return self._core.targets
+        return self._operations.targets
 
     async def call(self, call: Call, *, timeout: float | None = None) -> Reply:
         """Run one call within ``timeout`` seconds; raises as ``GrpcTransport.call``."""
-        return await self._run(self._core.predict(call, timeout))
+        return await self._run(self._operations.predict(call, timeout))
 
     async def metadata(
         self, *, version: int | None = None, timeout: float | None = None
     ) -> ModelMetadata:
         """The model's signatures, as a server lists them."""
-        return await self._run(self._core.metadata(version, timeout))
+        return await self._run(self._operations.metadata(version, timeout))
 
     async def status(self, *, timeout: float | None = None) -> list[TargetStatus]:
         """What each server says of the model's versions; those down have ``error``."""
-        return await self._run(self._core.status(timeout))
+        return await self._run(self._operations.status(timeout))
 
     async def wait_until_ready(self, timeout: float | None = None) -> None:
         """Wait until a server has a version AVAILABLE; raises ``Unavailable``."""
-        await self._run(self._core.wait_until_ready(timeout))
+        await self._run(self._operations.wait_until_ready(timeout))
 
     async def close(self) -> None:
         """Close the connections; running calls and later ones raise ``Cancelled``."""
-        self._core.closed = True
+        self._operations.closed = True
         self._closing.set()
         for channel in self._channels:
             await channel.close()
@@ -102,8 +102,8 @@ class AsyncGrpcTransport:
             )
         self._loop = loop
         self._channels = [
-            open_channel(grpc.aio, target, self._core.connection)
-            for target in self._core.targets
+            open_channel(grpc.aio, target, self._operations.connection)
+            for target in self._operations.targets
         ]
         self._stubs = [
             {method: channel.unary_unary(method) for method in METHODS}
@@ -128,32 +128,32 @@ class AsyncGrpcTransport:
             await asyncio.wait_for(self._closing.wait(), seconds)
         except asyncio.TimeoutError:
             return
-        raise self._core.closed_error()
+        raise self._operations.closed_error()
 
     async def _send(self, step: Send) -> Outcome:
         self._open()
         metadata = await self._metadata()
-        if self._core.closed:  # while the function was awaited
-            raise self._core.closed_error()
+        if self._operations.closed:  # while the function was awaited
+            raise self._operations.closed_error()
         stub = self._stubs[step.target][step.method]
         try:
             data = await stub(step.payload, timeout=step.timeout, metadata=metadata)
         except grpc.aio.AioRpcError as error:
-            if self._core.closed:
-                raise self._core.closed_error() from None
+            if self._operations.closed:
+                raise self._operations.closed_error() from None
             return outcome_of(error)
         except asyncio.CancelledError:
-            if self._core.closed and not _being_cancelled():
-                raise self._core.closed_error() from None
+            if self._operations.closed and not _being_cancelled():
+                raise self._operations.closed_error() from None
             raise
         except grpc.aio.UsageError:
-            if self._core.closed:
-                raise self._core.closed_error() from None
+            if self._operations.closed:
+                raise self._operations.closed_error() from None
             raise
         return Outcome("OK", data=data)
 
     async def _metadata(self) -> tuple[tuple[str, str | bytes], ...]:
-        source = self._core.connection.metadata
+        source = self._operations.connection.metadata
         if not callable(source):
             return tuple(source)
         pairs = source()

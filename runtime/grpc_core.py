@@ -37,7 +37,7 @@ from .errors import (
     OptserveError,
     Unavailable,
 )
-from .grpc_status import LEAVE_OUT, Failure, Outcome, classify, error_for, summary
+from .grpc_status import LEAVE_OUT, Failure, Outcome, classify, error_for, one_line
 from .replicas import Replicas
 from .transport import Call, Reply
 
@@ -105,7 +105,7 @@ class _Answer:
     retries: int
 
 
-class Core:
+class Operations:
     """One model on several replicas: the operations as steps."""
 
     def __init__(
@@ -294,13 +294,13 @@ class Core:
 class _Rounds:
     """The failed attempts of one call: each replica once a round, then a wait."""
 
-    def __init__(self, core: Core, model: ModelSpec) -> None:
+    def __init__(self, operations: Operations, model: ModelSpec) -> None:
         self.tried: dict[int, tuple[Failure, Outcome]] = {}
         self.last: Outcome | None = None
-        self._core = core
+        self._operations = operations
         self._model = model
         self._count = 0
-        self._started = core._clock()
+        self._started = operations._clock()
 
     def note(self, index: int, failure: Failure, outcome: Outcome) -> None:
         """Record a failed attempt.
@@ -308,16 +308,17 @@ class _Rounds:
         Raises:
             OptserveError: no other replica could do better.
         """
-        core = self._core
+        operations = self._operations
         self.tried[index] = (failure, outcome)
         self.last = outcome
         if failure in LEAVE_OUT:
-            core.replicas.failed(index)
+            operations.replicas.failed(index)
         else:
-            core.replicas.succeeded(index)
+            operations.replicas.succeeded(index)
         if failure is Failure.REFUSED:
             raise self._error(failure)
-        _log.debug("attempt failed: %s", summary({core.targets[index]: outcome}))
+        target, details = operations.targets[index], one_line(outcome.details)
+        _log.debug("attempt failed: %s: %s %s", target, outcome.code, details)
 
     def end(self, left: float | None) -> float:
         """Every replica has failed: the seconds to wait before the next round.
@@ -325,41 +326,41 @@ class _Rounds:
         Raises:
             OptserveError: waiting won't help, or has been enough.
         """
-        core, retry = self._core, self._core.connection.retry
+        operations, retry = self._operations, self._operations.connection.retry
         kinds = {failure for failure, _ in self.tried.values()}
         self._count += 1
         hopeless = {Failure.MISSING, Failure.GARBLED, Failure.UNTRUSTED}
-        if core.replicas.answered:  # it was trusted before: perhaps it's restarting
+        if operations.replicas.answered:  # trusted before: perhaps it's restarting
             hopeless.remove(Failure.UNTRUSTED)
         if kinds <= hopeless:
             raise self._error(next(kind for kind in _TELLING if kind in kinds))
         if kinds == {Failure.EXHAUSTED} and self._count >= retry.busy_rounds:
             raise self._error(Failure.EXHAUSTED)
-        patience = retry.recover if core.replicas.answered else retry.connect
+        patience = retry.recover if operations.replicas.answered else retry.connect
         if Failure.MISSING in kinds:  # others may have it once they are back
             patience = min(patience, _MISSING_PATIENCE)
         wait = min(retry.first_wait * 2 ** min(self._count - 1, 30), retry.longest_wait)
-        wait *= 0.5 + core._jitter() / 2
-        if core._clock() + wait > self._started + patience:
+        wait *= 0.5 + operations._jitter() / 2
+        if operations._clock() + wait > self._started + patience:
             raise self._error(next(kind for kind in _TELLING if kind in kinds))
         self.tried.clear()
         return wait if left is None else max(min(wait, left), 0.0)
 
     def _error(self, kind: Failure) -> OptserveError:
-        core = self._core
+        operations = self._operations
         index, outcome = next(
             (i, outcome)
             for i, (failure, outcome) in self.tried.items()
             if failure is kind
         )
-        target = core.targets[index]
+        target = operations.targets[index]
         if kind is Failure.GARBLED:
             return MalformedReply(
                 f"{target} sent a reply that makes no sense ({outcome.details}): "
                 "check that it is a TensorFlow Serving server"
             )
         return error_for(
-            kind, outcome, target, self._model, others=len(core.targets) - 1
+            kind, outcome, target, self._model, others=len(operations.targets) - 1
         )
 
 

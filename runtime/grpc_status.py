@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .codec import ModelSpec
@@ -86,7 +85,7 @@ def error_for(
         model: what was asked for.
         others: how many other targets there are (they have failed as well).
     """
-    code, details = outcome.code, _one_line(outcome.details)
+    code, details = outcome.code, one_line(outcome.details)
     if failure is Failure.UNTRUSTED:
         return Unavailable(
             f"no secure connection to {target}: {_reason(details)}; check that the "
@@ -181,7 +180,7 @@ def _places(target: str, others: int) -> str:
     return f"{target} or the {others} other address{'es' * (others > 1)}"
 
 
-def _one_line(details: str) -> str:
+def one_line(details: str) -> str:
     """A status message without line breaks, and of a length that can be shown."""
     line = " ".join(details.split())
     return line if len(line) <= 300 else line[:297] + "…"
@@ -190,11 +189,3 @@ def _one_line(details: str) -> str:
 def _reason(details: str) -> str:
     """Why connecting failed, without gRPC's words around it."""
     return _CONNECT_PREFIX.sub("", details)
-
-
-def summary(failures: Mapping[str, Outcome]) -> str:
-    """Each target's status, for logs."""
-    return "; ".join(
-        f"{target}: {outcome.code} {_one_line(outcome.details)}"
-        for target, outcome in failures.items()
-    )

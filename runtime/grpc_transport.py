@@ -23,7 +23,7 @@ from .connection import (
 from .errors import InvalidRequest
 from .grpc_aio import AsyncGrpcTransport
 from .grpc_channel import open_channel, outcome_of
-from .grpc_core import METHODS, Core, Pause, Send, Steps, TargetStatus
+from .grpc_core import METHODS, Operations, Pause, Send, Steps, TargetStatus
 from .grpc_status import Outcome
 from .transport import Call, Reply
 
@@ -61,13 +61,13 @@ class GrpcTransport:
         label: str = "",
         **options: Unpack[ConnectionKeywords],
     ) -> None:
-        self._core = Core(
+        self._operations = Operations(
             checked_targets(targets), model, Connection(**options), label=label
         )
         self._closing = threading.Event()
         self._channels = [
-            open_channel(grpc, target, self._core.connection)
-            for target in self._core.targets
+            open_channel(grpc, target, self._operations.connection)
+            for target in self._operations.targets
         ]
         self._stubs = [
             {method: channel.unary_unary(method) for method in METHODS}
@@ -77,7 +77,7 @@ class GrpcTransport:
     @property
     def targets(self) -> tuple[str, ...]:
         """The servers' addresses."""
-        return self._core.targets
+        return self._operations.targets
 
     def call(self, call: Call, *, timeout: float | None = None) -> Reply:
         """Run one call within ``timeout`` seconds, on whichever replica answers.
@@ -92,17 +92,17 @@ class GrpcTransport:
             ServerError: any other refusal.
             Cancelled: the transport was closed.
         """
-        return self._run(self._core.predict(call, timeout))
+        return self._run(self._operations.predict(call, timeout))
 
     def metadata(
         self, *, version: int | None = None, timeout: float | None = None
     ) -> ModelMetadata:
         """The model's signatures, as a server lists them. Raises as ``call`` does."""
-        return self._run(self._core.metadata(version, timeout))
+        return self._run(self._operations.metadata(version, timeout))
 
     def status(self, *, timeout: float | None = None) -> list[TargetStatus]:
         """What each server says of the model's versions; those down have ``error``."""
-        return self._run(self._core.status(timeout))
+        return self._run(self._operations.status(timeout))
 
     def wait_until_ready(self, timeout: float | None = None) -> None:
         """Wait until a server has a version of the model AVAILABLE.
@@ -110,11 +110,11 @@ class GrpcTransport:
         Raises:
             Unavailable: none had within ``timeout`` seconds.
         """
-        self._run(self._core.wait_until_ready(timeout))
+        self._run(self._operations.wait_until_ready(timeout))
 
     def close(self) -> None:
         """Close the connections; running calls and later ones raise ``Cancelled``."""
-        self._core.closed = True
+        self._operations.closed = True
         self._closing.set()
         for channel in self._channels:
             channel.close()
@@ -135,7 +135,7 @@ class GrpcTransport:
             if isinstance(step, Pause):
                 outcome = None
                 if self._closing.wait(step.seconds):
-                    raise self._core.closed_error()
+                    raise self._operations.closed_error()
             else:
                 outcome = self._send(step)
 
@@ -145,17 +145,17 @@ class GrpcTransport:
         try:
             data = stub(step.payload, timeout=step.timeout, metadata=metadata)
         except grpc.RpcError as error:
-            if self._core.closed:
-                raise self._core.closed_error() from None
+            if self._operations.closed:
+                raise self._operations.closed_error() from None
             return outcome_of(error)
         except ValueError:
-            if self._core.closed:  # how gRPC says that the channel is closed
-                raise self._core.closed_error() from None
+            if self._operations.closed:  # how gRPC says that the channel is closed
+                raise self._operations.closed_error() from None
             raise
         return Outcome("OK", data=data)
 
     def _metadata(self) -> tuple[tuple[str, str | bytes], ...]:
-        source = self._core.connection.metadata
+        source = self._operations.connection.metadata
         if not callable(source):
             return tuple(source)
         pairs = source()

@@ -14,7 +14,7 @@ from optserve.runtime.errors import (
     Unavailable,
     VersionGone,
 )
-from optserve.runtime.grpc_core import Core, Pause, Send
+from optserve.runtime.grpc_core import Operations, Pause, Send
 from optserve.runtime.grpc_status import Outcome
 from optserve.runtime.replicas import Replicas
 from optserve.runtime.transport import Call
@@ -98,7 +98,7 @@ def play(answers, *, targets: int = 3, call=CALL, timeout=None, retry=None):
     """
     clock = Clock()
     names = tuple(f"r{i}:1" for i in range(targets))
-    core = Core(
+    operations = Operations(
         names,
         "opt",
         Connection(retry=retry or Retry(connect=10, recover=10)),
@@ -108,7 +108,7 @@ def play(answers, *, targets: int = 3, call=CALL, timeout=None, retry=None):
     script = iter(answers) if isinstance(answers, list) else None
     tried: list[int] = []
     waits: list[float] = []
-    steps = core.predict(call, timeout)
+    steps = operations.predict(call, timeout)
     outcome = None
     try:
         while True:
@@ -142,8 +142,8 @@ def test_then_it_waits_longer_each_round() -> None:
 
 
 def test_waits_are_jittered() -> None:
-    core = Core(("a:1",), "opt", Connection(), jitter=lambda: 0.0)
-    steps = core.predict(CALL, None)
+    operations = Operations(("a:1",), "opt", Connection(), jitter=lambda: 0.0)
+    steps = operations.predict(CALL, None)
     next(steps)
     step = steps.send(DOWN)
     assert isinstance(step, Pause)

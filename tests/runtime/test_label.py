@@ -11,7 +11,7 @@ from optserve.runtime import AsyncClient, Client, InvalidRequest, ServerError
 from optserve.runtime.cli import main
 from optserve.runtime.codec import decode_predict_request, decode_status_response
 from optserve.runtime.connection import Connection
-from optserve.runtime.grpc_core import Core, Send
+from optserve.runtime.grpc_core import Operations, Send
 from optserve.runtime.transport import Call
 
 PROMPT = [2, 9, 40, 17]
@@ -21,8 +21,8 @@ BOTH = (1, 2)
 
 def asked(label: str, version: int | None):
     """What a call with this label says on the wire."""
-    core = Core(("a:1",), "opt", Connection(), label=label)
-    send = next(core.predict(Call("describe", {}, version=version), None))
+    operations = Operations(("a:1",), "opt", Connection(), label=label)
+    send = next(operations.predict(Call("describe", {}, version=version), None))
     assert isinstance(send, Send)
     return decode_predict_request(send.payload).model
 
@@ -36,8 +36,8 @@ def test_only_calls_without_a_version_name_the_label():
 
 def test_the_official_classes_read_the_label():
     pb2 = pytest.importorskip("tensorflow_serving.apis.get_model_status_pb2")
-    core = Core(("a:1",), "opt", Connection(), label="stable")
-    send = next(core.status(None))
+    operations = Operations(("a:1",), "opt", Connection(), label="stable")
+    send = next(operations.status(None))
     spec = pb2.GetModelStatusRequest.FromString(send.payload).model_spec
     assert (spec.WhichOneof("version_choice"), spec.version_label) == (
         "version_label",
