@@ -160,7 +160,7 @@ def test_cached_continuation(pair, kind):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("kind", HEADS, ids=lambda kind: kind.framework)
 def test_16_bits(pair, kind, dtype):
-    """As far from float32 as the reference's PyTorch class, or closer."""
+    """On average as far from float32 as the reference's PyTorch class, or closer."""
     import torch
     import transformers
 
@@ -169,12 +169,14 @@ def test_16_bits(pair, kind, dtype):
         directory, attn_implementation="eager", torch_dtype=getattr(torch, dtype)
     )
     model = kind.cls.from_pretrained(directory, dtype=dtype)
-    ids, mask = tokens(model.config, 3, 8), padded([8, 5, 2], 8, "left")
+    ids = tokens(model.config, 30, 8)
+    mask = padded([8, 5, 2] * 10, 8, "left")
     keep = mask.astype(bool)
     given = torch.tensor(ids), torch.tensor(mask)
     with torch.no_grad():
         exact = reference(*given).logits.numpy()[keep]
         theirs = other(*given).logits.float().numpy()[keep]
     ours = kind.value(model, ids, attention_mask=mask).astype(np.float32)[keep]
-    limit = {"bfloat16": 2e-2, "float16": 3e-3}[dtype] * np.abs(exact).max()
-    assert np.abs(ours - exact).max() <= max(2 * np.abs(theirs - exact).max(), limit)
+    assert np.square(ours - exact).mean() ** 0.5 <= 1.2 * (
+        np.square(theirs - exact).mean() ** 0.5
+    )
