@@ -25,9 +25,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ..export.contract import Manifest, tokens_per_call
+from ..export.contract import Manifest
 from ..models.tokenizer import Tokenizer
-from . import scoring
 from .connect import (
     Target,
     TransportKeywords,
@@ -41,18 +40,16 @@ from .driver import run_async
 from .errors import (
     Cancelled,
     DeadlineExceeded,
-    IncompatibleModel,
     InvalidRequest,
     OptserveError,
-    ServerError,
 )
 from .merging import Merging
 from .options import OptionKeywords, Options, Prompt
 from .results import Generation, Piece, Score
 from .row import Row
-from .served_signatures import check_signatures
+from .served_signatures import compared
 from .telemetry import Operation, open_telemetry, streamed_async
-from .transport import AsyncTransport, Call
+from .transport import AsyncTransport
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -219,35 +216,19 @@ class AsyncClient:
             core = await run_async(work, transport)
             if metadata := getattr(transport, "metadata", None):
                 found = core.catalog.current
-                try:
-                    served = await metadata(
-                        version=found.version, timeout=left(deadline)
+                with compared(found) as answers:
+                    answers.append(
+                        await metadata(version=found.version, timeout=left(deadline))
                     )
-                except (ServerError, IncompatibleModel):
-                    pass  # as in ``Client``
-                else:
-                    check_signatures(found, served)
         except BaseException:
             await transport.close()
             raise
         core.catalog.leave_rows()
-        manifest = core.catalog.current.manifest
-
-        def limit(call: Call) -> int:
-            model = core.catalog.of(call.version)
-            new = call.inputs["input_ids"].shape[1]
-            if call.signature in ("score", "embed"):
-                return scoring.most_rows(model, new, core.capacity)
-            new += tokens_per_call(call.signature) or 0
-            cached = call.inputs["cache"].shape[1] if "cache" in call.inputs else 0
-            return min(core.capacity, model.rows_that_fit(new, cached))
-
-        def size(rows: int) -> int:
-            enough = [size for size in manifest.batch_sizes if size >= rows]
-            return min(enough, default=rows)
-
         self._transport = Merging(
-            transport, limit=limit, size=size, in_flight=self._in_flight
+            transport,
+            limit=core.most_rows,
+            size=core.padded_rows,
+            in_flight=self._in_flight,
         )
         return core
 

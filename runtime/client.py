@@ -23,11 +23,11 @@ from .conversation import Conversation
 from .core import left, moment, open_core
 from .decode import Work
 from .driver import drive, run
-from .errors import Cancelled, IncompatibleModel, OptserveError, ServerError
+from .errors import Cancelled, OptserveError
 from .options import OptionKeywords, Options, Prompt
 from .results import Generation, Piece, Score
 from .row import Row
-from .served_signatures import check_signatures
+from .served_signatures import compared
 from .telemetry import open_telemetry, streamed
 from .transport import Transport
 
@@ -92,12 +92,10 @@ class Client:
             self._core = run(open_core(given, max_rows, deadline), self._transport)
             if metadata := getattr(self._transport, "metadata", None):
                 found = self._core.catalog.current
-                try:
-                    served = metadata(version=found.version, timeout=left(deadline))
-                except (ServerError, IncompatibleModel):
-                    pass  # it is gone again, or a proxy lets Predict through only
-                else:
-                    check_signatures(found, served)
+                with compared(found) as answers:
+                    answers.append(
+                        metadata(version=found.version, timeout=left(deadline))
+                    )
         except BaseException:
             self._transport.close()
             raise

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..models.tokenizer import Tokenizer, TokenizerError
-from .connection import ConnectionKeywords
+from .connection import SCHEMES, ConnectionKeywords
 from .errors import InvalidRequest
 from .transport import AsyncTransport, Transport
-
-_SCHEMES = ("unix:", "dns:", "ipv4:", "ipv6:", "xds:")
 
 
 class TransportKeywords(ConnectionKeywords, total=False):
@@ -40,7 +38,7 @@ def open_transport(
             f"version labels are a server's: {path} is run in this process, give the "
             "folder of the version wanted"
         )
-    if _is_tflite(path):
+    if is_tflite(path):
         from .litert_transport import LiteRTTransport
 
         return LiteRTTransport(path, **options)
@@ -81,7 +79,7 @@ def _path(target: Target) -> Path | None:
     """The path that a target is, None for addresses."""
     if isinstance(target, os.PathLike):
         path = Path(target)
-    elif not isinstance(target, str) or target.startswith(_SCHEMES):
+    elif not isinstance(target, str) or target.startswith(SCHEMES):
         return None
     else:
         path = Path(target)
@@ -96,13 +94,19 @@ def _path(target: Target) -> Path | None:
     return path
 
 
-def _is_tflite(path: Path) -> bool:
-    if path.is_file():
-        if path.suffix != ".tflite":
-            raise InvalidRequest(
-                f"{path} is a file and no .tflite: give an export's folder"
-            )
-        return True
+def is_tflite(path: Path) -> bool:
+    """Whether a path means a ``.tflite`` file: itself, or in it, or in its newest
+    version's folder.
+
+    Raises:
+        InvalidRequest: a file of another kind.
+    """
+    if path.is_file() and path.suffix != ".tflite":
+        raise InvalidRequest(
+            f"{path} is a file and no .tflite: give an export's folder"
+        )
+    if not path.is_dir():
+        return path.suffix == ".tflite"
     if any(path.glob("*.tflite")):
         return True
     versions = [p for p in path.iterdir() if p.name.isdigit() and p.is_dir()]

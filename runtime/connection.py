@@ -26,9 +26,12 @@ Only the asyncio transport takes a function that returns an awaitable.
 Pem = bytes | str | Path
 """PEM text as bytes or str, or the path of a file that holds it."""
 
+SCHEMES = ("unix:", "unix-abstract:", "vsock:", "dns:", "ipv4:", "ipv6:", "xds:")
+"""How gRPC addresses begin that aren't HOST:PORT."""
+
 _METADATA_KEY = re.compile(r"[0-9a-z_.-]+")
 _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^:/\s]+):([0-9]{1,5})")
-_SCHEME = re.compile(r"(unix:|unix-abstract:|vsock:|(dns|ipv4|ipv6|xds):)\S+")
+_SCHEME = re.compile(rf"({'|'.join(SCHEMES)})\S+")
 
 
 def _positive(what: str, value: float) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..export.contract import tokens_per_call
 from ..models.tokenizer import Detokenizer, Tokenizer, TokenizerError
 from . import scoring
 from .beams import beam_search
@@ -51,10 +52,15 @@ class Core:
         """Token ids of text, or checked ids as they are.
 
         Raises:
-            InvalidRequest: no tokenizer, no tokens, or an id out of range.
+            InvalidRequest: no tokenizer, no tokens, an id out of range, or a text that
+                can't be encoded.
         """
         if isinstance(prompt, str):
-            return self._need_tokenizer().encode(prompt, add_special_tokens=special)
+            tokenizer = self._need_tokenizer()
+            try:
+                return tokenizer.encode(prompt, add_special_tokens=special)
+            except TokenizerError as error:
+                raise InvalidRequest(str(error)) from None
         vocabulary = self.catalog.current.manifest.vocab_size
         try:
             ids = [operator.index(token) for token in prompt]
@@ -201,6 +207,20 @@ class Core:
     ) -> Work[list[np.ndarray]]:
         """Work that gives each text's last hidden states."""
         return scoring.embed(self._whole(texts), *self._limits(timeout))
+
+    def most_rows(self, call: Call) -> int:
+        """Most rows of a call that is joined of calls like this one."""
+        model = self.catalog.of(call.version)
+        new = call.inputs["input_ids"].shape[1]
+        if call.signature in ("score", "embed"):
+            return scoring.most_rows(model, new, self.capacity)
+        new += tokens_per_call(call.signature) or 0
+        cached = call.inputs["cache"].shape[1] if "cache" in call.inputs else 0
+        return min(self.capacity, model.rows_that_fit(new, cached))
+
+    def padded_rows(self, call: Call, rows: int) -> int:
+        """B for ``rows`` joined rows of calls like this one."""
+        return self.catalog.of(call.version).padded_rows(rows)
 
     def _limits(self, timeout: float | None) -> tuple[Catalog, int, float | None]:
         return self.catalog, self.capacity, moment(timeout)

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +130,8 @@ class _Model:
             key()[:] = value()[:] = 0
         self._held: list[tuple[weakref.ref[Any], int, int]] = []
 
-    def run(self, inputs: dict[str, Tensor] | Any) -> dict[str, np.ndarray]:
-        """Feed one row's new tokens behind its cache."""
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """Feed one row's new tokens behind its cache: ``decode``'s outputs."""
         ids, start = self._checked(inputs)
         self._load(inputs.get("cache"), start)
         S = min((s for s in self._prefills if s >= len(ids)), default=0)
@@ -139,7 +139,7 @@ class _Model:
             return self._feed_one_by_one(ids, start)
         return self._feed(ids, start, S)
 
-    def _checked(self, inputs: Any) -> tuple[np.ndarray, int]:
+    def _checked(self, inputs: Mapping[str, Tensor]) -> tuple[np.ndarray, int]:
         """The new tokens and how many the cache holds, both possible."""
         ids = np.asarray(inputs["input_ids"])
         if ids.ndim != 2 or ids.shape[0] != 1:

@@ -21,14 +21,9 @@ from .transport import AsyncTransport, Call, Reply, RowBlocks, Tensor
 _FILL = {"history": -1, "stop_ids": -1}
 
 
-def call_rows(call: Call) -> int:
-    """B of a call."""
-    return next(iter(call.inputs.values())).shape[0]
-
-
 def joined(calls: Sequence[Call], rows: int) -> Call:
     """One call with the rows of all, and idle ones behind them up to ``rows``."""
-    padding = rows - sum(map(call_rows, calls))
+    padding = rows - sum(call.rows for call in calls)
     inputs: dict[str, Tensor] = {}
     for name in calls[0].inputs:
         tensors = [call.inputs[name] for call in calls]
@@ -105,8 +100,8 @@ class Merging:
 
     Args:
         transport: what carries the calls; closed with this.
-        limit: most rows of a joined call, for one of its calls.
-        size: B for so many rows (the export's batch sizes).
+        limit: most rows of a joined call, given one of its calls.
+        size: B of a joined call, given one of its calls and the rows of all.
         in_flight: calls under way at a time.
     """
 
@@ -115,7 +110,7 @@ class Merging:
         transport: AsyncTransport,
         *,
         limit: Callable[[Call], int],
-        size: Callable[[int], int],
+        size: Callable[[Call, int], int],
         in_flight: int = 2,
     ) -> None:
         self._transport = transport
@@ -198,9 +193,9 @@ class Merging:
             return []
         queue = min(self._queues.values(), key=lambda queue: queue[0].arrival)
         batch = [queue.popleft()]
-        rows = call_rows(batch[0].call)
+        rows = batch[0].call.rows
         while queue:
-            rows += call_rows(queue[0].call)
+            rows += queue[0].call.rows
             if rows > min(self._limit(w.call) for w in (*batch, queue[0])):
                 break
             batch.append(queue.popleft())
@@ -212,8 +207,9 @@ class Merging:
         ends = [d for d in deadlines if d is not None]
         timeout = max(ends) - time.monotonic() if len(ends) == len(deadlines) else None
         try:
-            counts = [call_rows(w.call) for w in batch]
-            call = joined([w.call for w in batch], self._size(sum(counts)))
+            counts = [w.call.rows for w in batch]
+            size = self._size(batch[0].call, sum(counts))
+            call = joined([w.call for w in batch], size)
             reply = await self._transport.call(call, timeout=timeout)
             answers: list[Reply] = shares(reply, counts)
         except VersionGone as error:

@@ -20,11 +20,9 @@ from ..export.contract import (
     Manifest,
     tokens_per_call,
 )
+from .codec import MESSAGE_LIMIT
 from .errors import IncompatibleModel, InvalidRequest, MalformedReply, ServerError
 from .transport import Call, Reply
-
-MESSAGE_LIMIT = 2**31 - 1
-"""Bytes of the largest message; a server that makes a larger reply dies of it."""
 
 _SLACK = 1 << 20  # bytes left for names, shapes and the small tensors of a message
 _PROMPT_STEP = 8
@@ -102,8 +100,12 @@ class ServedModel:
         )
 
     def batch_size(self, rows: int) -> int:
-        """B for a call of so many rows."""
-        sizes = self.manifest.batch_sizes if self.pads_rows else []
+        """B for a call of so many rows, where it is made."""
+        return self.padded_rows(rows) if self.pads_rows else rows
+
+    def padded_rows(self, rows: int) -> int:
+        """The smallest of the export's batch sizes that holds so many rows."""
+        sizes = self.manifest.batch_sizes
         return sizes[bisect_left(sizes, rows)] if sizes and rows <= sizes[-1] else rows
 
     def rows_that_fit(self, new: int, cached: int) -> int:

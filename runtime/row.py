@@ -56,7 +56,6 @@ class Row:
         self.version = version
         self.logprobs: list[float] = []
         self.top_logprobs: list[TopLogprobs] = []
-        self.prompt_logprobs: list[float] | None = None
         self.finish_reason: FinishReason | None = None
         self.stopped_by: int | str | None = None
         self.text = ""
@@ -220,7 +219,6 @@ class Row:
             model_version=self.version or 0,
             stopped_by=self.stopped_by,
             top_logprobs=self.top_logprobs,
-            prompt_logprobs=self.prompt_logprobs,
             score=float(np.sum(self.logprobs)) / count,
             seed=None if self.sampling.greedy else self.sampling.seed,
             counters=self.counters,

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from .codec import MESSAGE_LIMIT
 from .decode import Ask, Work
 from .errors import InvalidRequest, MalformedReply
-from .model import MESSAGE_LIMIT, Catalog, ServedModel
+from .model import Catalog, ServedModel
 from .results import Score
 from .transport import Call, Reply
 

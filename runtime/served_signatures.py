@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
 from ..export.contract import TensorSpec, signature
 from .codec import ModelMetadata, TensorInfo
-from .errors import IncompatibleModel
+from .errors import IncompatibleModel, ServerError
 from .model import ServedModel
+
+
+@contextmanager
+def compared(model: ServedModel) -> Iterator[list[ModelMetadata]]:
+    """Around the question for the signatures; the caller adds the answer to the list.
+
+    A refusal to list them is passed over: the version is gone again, or a proxy lets
+    Predict through only.
+
+    Raises:
+        IncompatibleModel: as ``check_signatures``.
+    """
+    answers: list[ModelMetadata] = []
+    with suppress(ServerError, IncompatibleModel):
+        yield answers
+    for served in answers:
+        check_signatures(model, served)
 
 
 def check_signatures(model: ServedModel, served: ModelMetadata) -> None:

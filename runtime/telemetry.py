@@ -166,8 +166,7 @@ class _Spans(Operation):
     @contextmanager
     def calling(self, call: Call) -> Iterator[list[Reply]]:
         telemetry = self._telemetry
-        rows = next(iter(call.inputs.values())).shape[0]
-        attributes = {"optserve.signature": call.signature, "optserve.rows": rows}
+        attributes = {"optserve.signature": call.signature, "optserve.rows": call.rows}
         with (
             telemetry.tracer.start_as_current_span(
                 f"call {call.signature}",
@@ -264,9 +263,8 @@ def open_telemetry(wanted: bool | None, model: str) -> Telemetry:
 
 
 def _sentence(call: Call, reply: Reply) -> str:
-    rows = next(iter(call.inputs.values())).shape[0]
     return (
-        f"{call.signature}: {rows} rows in {1000 * reply.seconds:.1f} ms, "
+        f"{call.signature}: {call.rows} rows in {1000 * reply.seconds:.1f} ms, "
         f"{reply.bytes_sent} bytes sent, {reply.bytes_received} received, "
         f"{reply.retries} retries, version {reply.version}"
     )

@@ -80,6 +80,11 @@ class Call:
     outputs: tuple[str, ...] = ()
     version: int | None = None
 
+    @property
+    def rows(self) -> int:
+        """B, which is axis 0 of every input."""
+        return next(iter(self.inputs.values())).shape[0]
+
 
 @dataclass(frozen=True)
 class Reply:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..client import Client
+from ..connect import is_tflite
 from ..errors import InvalidRequest
 from ..options import Beams, Constraints, OptionKeywords
 from ..sampling import Sampling
@@ -102,7 +103,7 @@ def opened_client(args: argparse.Namespace) -> Iterator[Client]:
     if args.label:
         raise InvalidRequest("--label needs --target: labels are a server's")
     path = Path(args.model)
-    if _is_tflite(path):
+    if is_tflite(path):
         with Client(path, threads=args.threads, **common) as client:
             yield client
         return
@@ -178,6 +179,20 @@ def _connection(args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
+def utf8(data: bytes, source: str) -> str:
+    """The text of a prompt, its line breaks as ``\\n``.
+
+    Raises:
+        InvalidRequest: it is not UTF-8; ``source`` says where it came from.
+    """
+    try:
+        return data.decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"{source} is not UTF-8 text (byte {error.start + 1}): convert it first"
+        ) from None
+
+
 def _file(path: str | None) -> Path | None:
     return None if path is None else Path(path)
 
@@ -188,9 +203,3 @@ def _bias(text: str) -> tuple[int, float]:
         return int(token), float(bias)
     except ValueError:
         raise InvalidRequest(f"--logit-bias must be ID=NUMBER, got {text!r}") from None
-
-
-def _is_tflite(path: Path) -> bool:
-    if path.is_dir():
-        return any(path.glob("*.tflite")) or any(path.glob("*/*.tflite"))
-    return path.suffix == ".tflite"

@@ -16,7 +16,9 @@ from optserve.runtime import (
     Sampling,
     ServerError,
 )
+from optserve.runtime.core import Core
 from optserve.runtime.merging import joined
+from optserve.runtime.model import Catalog, ServedModel
 from optserve.runtime.transport import Call, Reply, RowBlocks
 
 from .numpy_model import NumpyTransport
@@ -56,6 +58,15 @@ def alone(**options):
         return [
             client.generate([p], max_new_tokens=9, **options)[0].tokens for p in PROMPTS
         ]
+
+
+def test_rows_are_padded_to_the_sizes_of_the_calls_version():
+    old, new = (NumpyTransport(batch_sizes=sizes).manifest for sizes in ([4], [2, 8]))
+    catalog = Catalog(ServedModel(old, 1, pads_rows=False))
+    catalog.versions[2] = ServedModel(new, 2, pads_rows=False)
+    core = Core(catalog, None, None)
+    calls = [Call("decode", {}, version=version) for version in (None, 1, 2)]
+    assert [core.padded_rows(call, 3) for call in calls] == [4, 4, 8]
 
 
 @pytest.mark.parametrize("sampling", [None, WARM])

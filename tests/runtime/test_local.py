@@ -12,9 +12,12 @@ from optserve.runtime import (
     Cancelled,
     Client,
     InvalidRequest,
+    Retry,
     Sampling,
+    Unavailable,
     cli,
 )
+from optserve.runtime.connect import is_tflite
 from optserve.runtime.errors import ServerError, VersionGone
 from optserve.runtime.local_transport import LocalTransport
 from optserve.runtime.transport import Call
@@ -93,6 +96,19 @@ def test_refusals(export, tmp_path):
         Client(tmp_path / "file")
     with pytest.raises(InvalidRequest, match="no such file or folder"):
         Client(os.fspath(tmp_path / "nothing"))
+    with pytest.raises(Unavailable, match="no server answers"):
+        Client("unix-abstract:/a/name", retry=Retry(connect=0))
+
+
+def test_the_newest_version_decides_whether_a_folder_means_a_tflite_file(tmp_path):
+    for version, name in (("1", "model.tflite"), ("2", "saved_model.pb")):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / name).write_text("")
+    assert not is_tflite(tmp_path)
+    assert is_tflite(tmp_path / "1")
+    (tmp_path / "2" / "saved_model.pb").rename(tmp_path / "2" / "model.tflite")
+    assert is_tflite(tmp_path)
+    assert not is_tflite(tmp_path / "nothing")
 
 
 def test_the_command_starts_and_stops_its_own_server(export, tmp_path, capfd):
