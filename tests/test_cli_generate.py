@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 
 import pytest
@@ -56,11 +57,33 @@ def test_prompts_from_files_and_standard_input(
     transport, capsys, tmp_path, monkeypatch
 ):
     (tmp_path / "p.txt").write_text("or not\nto be")
-    monkeypatch.setattr(sys, "stdin", io.StringIO("from stdin"))
+    monkeypatch.setattr(sys, "stdin", standard_input(b"from stdin"))
     arguments = ["-", "--file", str(tmp_path / "p.txt"), "--json", "--max-new-tokens"]
     assert generate(*arguments, "3") == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {line["prompt"] for line in lines} == {"from stdin", "or not\nto be"}
+
+
+def test_a_prompt_that_is_not_utf8(transport, capsys, tmp_path, monkeypatch):
+    path = tmp_path / "p.txt"
+    path.write_bytes(b"caf\xe9")
+    for arguments, source in (
+        (["-"], "standard input"),
+        (["--file", str(path)], str(path)),
+        ([os.fsdecode(b"caf\xe9")], "a prompt"),
+    ):
+        monkeypatch.setattr(sys, "stdin", standard_input(b"caf\xe9"))
+        assert generate(*arguments) == 1
+        said = f"optserve: {source} is not UTF-8 text (byte 4): convert it first\n"
+        assert capsys.readouterr() == ("", said)
+    monkeypatch.setattr(sys, "stdin", standard_input(b"caf\xe9\n"))
+    assert cli.main(["chat", *TARGET]) == 1
+    assert "standard input is not UTF-8 text" in capsys.readouterr().err
+
+
+def standard_input(data: bytes) -> io.TextIOWrapper:
+    """Standard input as the C locale has it: any bytes pass."""
+    return io.TextIOWrapper(io.BytesIO(data), "ascii", "surrogateescape")
 
 
 def batch(tmp_path, lines) -> str:
@@ -77,6 +100,7 @@ LINES = [
     "{broken",
     '{"id": "none"}',
     '{"id": "odd", "prompt": 7}',
+    '{"id": "half", "prompt": "\\ud83d", "topic": "\\ud83d"}',
 ]
 
 
@@ -88,16 +112,17 @@ def test_a_batch_gives_every_field_and_bad_lines_fail_alone(
     arguments = ["--jsonl", path, "--output", str(out), "--max-new-tokens", "5"]
     assert generate(*arguments, "--top-logprobs", "2") == 1
     records = {r["id"]: r for r in map(json.loads, out.read_text().splitlines())}
-    assert set(records) == {"a", "b", 3, "far", 5, 6, "odd"}
+    assert set(records) == {"a", "b", 3, "far", 5, 6, "odd", "half"}
     assert records["a"]["topic"] == 1
     assert records["a"]["tokens"] == expected("to be", max_new_tokens=5).tokens
     assert records["b"]["tokens"] == expected([2, 9, 9], max_new_tokens=5).tokens
     for name in ("logprobs", "finish_reason", "model_version", "bytes_sent", "seconds"):
         assert name in records["a"]
     assert [len(step) for step in records["a"]["top_logprobs"]] == [2] * 5
-    for name in ("far", 5, 6, "odd"):
+    for name in ("far", 5, 6, "odd", "half"):
         assert records[name]["error"]
-    assert "3 done, 4 failed" in capsys.readouterr().err
+    assert records["half"]["topic"] == "\ud83d"
+    assert "3 done, 5 failed" in capsys.readouterr().err
 
 
 def test_a_batch_goes_on_where_it_was_interrupted(transport, capsys, tmp_path):

@@ -47,7 +47,8 @@ class Output:
 
     def write(self, record: dict[str, Any]) -> None:
         """Add one line."""
-        line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
+        text = json.dumps(record, ensure_ascii=False) + "\n"
+        line = text.encode(errors="backslashreplace")  # half a surrogate pair: \udc80
         if self._file is None:
             sys.stdout.write(line.decode())
             sys.stdout.flush()

@@ -8,7 +8,13 @@ from collections.abc import Iterator
 
 from ..conversation import Conversation
 from ..errors import InvalidRequest, PromptTooLong
-from .options import add_connection, add_generation, generation_keywords, opened_client
+from .options import (
+    add_connection,
+    add_generation,
+    generation_keywords,
+    opened_client,
+    utf8,
+)
 
 _HELP = "/reset forgets, /tokens counts, /quit (or Ctrl-D) ends, Ctrl-C stops a turn"
 
@@ -79,13 +85,16 @@ def _answer(talk: Conversation, said: str, most: int, keywords) -> None:
 
 def _lines(interactive: bool) -> Iterator[str]:
     """Lines of standard input, asked for with a prompt on a terminal."""
+    if not interactive:
+        for line in sys.stdin.buffer:
+            if line.strip():
+                yield utf8(line, "standard input").rstrip("\n")
+        return
     while True:
         try:
-            line = input("> ") if interactive else sys.stdin.readline()
+            line = input("> ")
         except EOFError:
             print(file=sys.stderr)
             return
-        if not interactive and not line:
-            return
         if line.strip():
-            yield line.rstrip("\n")
+            yield line

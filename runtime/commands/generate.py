@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from .options import (
     beams_of,
     generation_keywords,
     opened_client,
+    utf8,
 )
 
 
@@ -115,11 +117,11 @@ def _summary(result: Generation) -> str:
 
 def _arguments(prompts: list[str]) -> Iterator[str]:
     for prompt in prompts:
-        yield sys.stdin.read() if prompt == "-" else prompt
+        if prompt == "-":
+            yield utf8(sys.stdin.buffer.read(), "standard input")
+        else:
+            yield utf8(os.fsencode(prompt), "a prompt")
 
 
 def _file_text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise InvalidRequest(f"{path} is not UTF-8 text") from None
+    return utf8(Path(path).read_bytes(), path)

@@ -84,7 +84,8 @@ def test_async_conversation():
 def test_chat_in_the_terminal(monkeypatch, capsys):
     transport = NumpyTransport(tokenizer=SMALL_TOKENIZER)
     monkeypatch.setattr("optserve.runtime.client.open_transport", lambda *_: transport)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("to be\n\n/tokens\nand\n/quit\nno\n"))
+    typed = io.BytesIO(b"to be\n\n/tokens\nand\n/quit\nno\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(typed))
     arguments = ["--target", "127.0.0.1:1", "--max-new-tokens", "5"]
     assert cli.main(["chat", *arguments, "--stop-token-id", "-1"]) == 0
     out, err = capsys.readouterr()
