@@ -8,11 +8,15 @@ not have that feature, and its cell says why it cannot.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 
-from .kinds import KINDS
+import pytest
+
+from .kinds import KINDS, Kind
 
 Check = Callable[..., None]
 
@@ -61,6 +65,22 @@ def load() -> dict[str, Feature]:
     for module in MODULES:
         import_module(f".{module}", __package__)
     return FEATURES
+
+
+def cells(framework: str) -> list:
+    """The checks of a framework's classes, as parameters ``(check, kind)``."""
+    return [
+        pytest.param(check, KINDS[name], id=f"{name}-{line.text}")
+        for line in load().values()
+        for name, check in line.checks.items()
+        if KINDS[name].framework == framework
+    ]
+
+
+def run(check: Check, kind: Kind, base: Path, tmp_path: Path) -> None:
+    """One cell's test; ``base`` holds the checkpoints that all of them share."""
+    more = [tmp_path] if "tmp_path" in inspect.signature(check).parameters else []
+    check(kind, base, *more)
 
 
 def markdown() -> str:

@@ -1,31 +1,8 @@
-"""Every cell of the conformance table is a test."""
+"""The conformance table itself; its cells are run by the two other files."""
 
 from __future__ import annotations
 
-import inspect
-
-import pytest
-
 from . import conformance
-
-CELLS = [
-    pytest.param(line, name, id=f"{name}-{line.text}")
-    for line in conformance.load().values()
-    for name in line.checks
-]
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory):
-    """Where the checkpoints of the named configurations are written."""
-    return tmp_path_factory.mktemp("checkpoints")
-
-
-@pytest.mark.parametrize(("line", "name"), CELLS)
-def test_cell(line, name, base, tmp_path):
-    check = line.checks[name]
-    more = [tmp_path] if "tmp_path" in inspect.signature(check).parameters else []
-    check(conformance.KINDS[name], base, *more)
 
 
 def test_table_is_complete():

@@ -1,0 +1,12 @@
+"""Every cell of the conformance table's Flax columns is a test."""
+
+from __future__ import annotations
+
+import pytest
+
+from . import conformance
+
+
+@pytest.mark.parametrize(("check", "kind"), conformance.cells("flax"))
+def test_cell(check, kind, base, tmp_path):
+    conformance.run(check, kind, base, tmp_path)
