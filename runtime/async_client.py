@@ -92,8 +92,9 @@ class AsyncClient:
         transport: AsyncTransport | None = None,
         **options: Unpack[TransportKeywords],
     ) -> None:
-        if max_active < 1:
-            raise InvalidRequest(f"max_active must be 1 or more, got {max_active}")
+        for name, value in (("max_active", max_active), ("in_flight", in_flight)):
+            if value is not None and value < 1:
+                raise InvalidRequest(f"{name} must be 1 or more, got {value}")
         self._tokenizer = open_tokenizer(tokenizer)
         self._telemetry = open_telemetry(telemetry, model)
         self._max_rows = max_rows

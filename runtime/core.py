@@ -42,6 +42,8 @@ class Core:
     def __init__(
         self, catalog: Catalog, tokenizer: Tokenizer | None, max_rows: int | None
     ) -> None:
+        if max_rows is not None and max_rows < 1:
+            raise InvalidRequest(f"max_rows must be 1 or more, got {max_rows}")
         self.catalog = catalog
         self.tokenizer = tokenizer
         sizes = catalog.current.manifest.batch_sizes

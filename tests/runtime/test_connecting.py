@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from optserve.runtime import (
+    AsyncClient,
     Beams,
     Cancelled,
     Client,
@@ -185,3 +186,15 @@ def test_one_client_serves_several_threads():
             found = list(pool.map(work, range(24)))
     expected = one_by_one(max_new_tokens=12, sampling=WARM)
     assert found == [expected[i % len(MIXED)] for i in range(24)]
+
+
+@pytest.mark.parametrize("name", ["max_active", "in_flight", "max_rows"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_counts_below_one_are_refused(name, value):
+    transport = NumpyTransport()
+    with pytest.raises(InvalidRequest, match=f"{name} must be 1 or more, got {value}"):
+        if name == "max_rows":
+            Client(transport=transport, max_rows=value)
+        else:
+            AsyncClient(**{name: value})
+    assert transport.closed == (name == "max_rows")
