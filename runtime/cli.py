@@ -72,8 +72,11 @@ def _sentence(error: Exception) -> str:
             error.name.split(".")[0], "serve"
         )
         return f"{error.name} is not installed: pip install 'optserve[{extra}]'"
-    if type(error).__module__.startswith("optserve.") or isinstance(error, OSError):
+    if type(error).__module__.startswith("optserve."):
         return text
+    if isinstance(error, OSError):
+        reason = error.strerror or text  # without the number
+        return f"{error.filename}: {reason}" if error.filename else reason
     return (
         f"internal error, {type(error).__name__}: {text} "
         "(set OPTSERVE_TRACEBACK=1 for the traceback)"

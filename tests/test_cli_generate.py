@@ -172,9 +172,12 @@ def test_beams_and_samples_show_each_sequence(transport, capsys):
         (["x", "--max-new-tokens", "0"], "max_new_tokens must be 1"),
         (["x", "--max-new-tokens", "99"], "exceed the model's 64 positions"),
         (["x", "--logit-bias", "a=b"], "--logit-bias must be ID=NUMBER"),
-        (["--file", "/nonexistent"], "No such file"),
-        (["--jsonl", "/nonexistent"], "No such file"),
+        (["--file", "/nonexistent"], "/nonexistent: No such file"),
+        (["--jsonl", "/nonexistent"], "/nonexistent: No such file"),
+        (["x", "--output", "/dev/full"], "/dev/full: No space left on device"),
         (["x", "--samples", "2"], "temperature above 0"),
+        (["x", "--beams", "0"], "a beam search's width must be 1+"),
+        (["x", "--max-rows", "0"], "max_rows must be 1 or more"),
     ],
 )
 def test_mistakes_get_one_sentence(transport, capsys, arguments, sentence):

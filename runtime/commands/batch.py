@@ -7,11 +7,13 @@ failed is tried again by the next run.
 from __future__ import annotations
 
 import argparse
+import errno
 import itertools
 import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -39,6 +41,7 @@ class Output:
     """JSON lines to a file (appended) or to standard output."""
 
     def __init__(self, path: str | None) -> None:
+        self._path = path
         self._file = None if path is None else os.open(path, _APPEND, 0o644)
         self.done: set[str | int] = set()
         if path is not None:
@@ -52,10 +55,18 @@ class Output:
         if self._file is None:
             sys.stdout.write(line.decode())
             sys.stdout.flush()
-        elif os.write(self._file, line) != len(line):
-            raise OSError("the output could not be written: is the disk full?")
+        else:
+            self._append(self._file, line)
         self.written += 1
         self.failed += "error" in record
+
+    def _append(self, file: int, line: bytes) -> None:
+        try:
+            written = os.write(file, line)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._path) from None
+        if written != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -68,20 +79,17 @@ _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 
 def run_batch(args: argparse.Namespace, options: Options, prompts: list[str]) -> int:
     """Generate for the prompts, or for the batch; 1 where some failed."""
-    items = (
-        read_items(args.jsonl)
-        if args.jsonl
-        else (Item(i, prompt) for i, prompt in enumerate(prompts))
-    )
-    output = Output(args.output)
-    try:
-        with opened_client(args) as client, _progress(args) as progress:
-            todo = (item for item in items if item.id not in output.done)
-            for record in results(client, todo, options):
-                output.write(record)
-                progress.update(output)
-    finally:
-        output.close()
+    given = nullcontext(Item(i, prompt) for i, prompt in enumerate(prompts))
+    with (
+        opened_items(args.jsonl) if args.jsonl else given as items,
+        closing(Output(args.output)) as output,
+        opened_client(args) as client,
+        _progress(args) as progress,
+    ):
+        todo = (item for item in items if item.id not in output.done)
+        for record in results(client, todo, options):
+            output.write(record)
+            progress.update(output)
     if not args.quiet:
         skipped = f", {len(output.done)} already there" if output.done else ""
         failed = f", {output.failed} failed" if output.failed else ""
@@ -118,13 +126,15 @@ def results(
     yield from failed
 
 
-def read_items(path: str) -> Iterator[Item]:
-    """The items of a JSONL file, ``-`` for standard input; ids default to the line."""
-    if path == "-":
-        yield from _items(sys.stdin.buffer)
-        return
-    with open(path, "rb") as file:
-        yield from _items(file)
+@contextmanager
+def opened_items(path: str) -> Iterator[Iterator[Item]]:
+    """The items of a JSONL file, ``-`` for standard input; ids default to the line.
+
+    Raises:
+        OSError: the file can't be read.
+    """
+    with nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
+        yield _items(file)
 
 
 def _items(file: IO[bytes]) -> Iterator[Item]:

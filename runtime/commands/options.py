@@ -149,7 +149,7 @@ def generation_keywords(args: argparse.Namespace) -> OptionKeywords:
 
 def beams_of(args: argparse.Namespace) -> Beams | None:
     """Beam search, where it was asked for."""
-    if not args.beams:
+    if args.beams is None:
         return None
     return Beams(
         width=args.beams,
