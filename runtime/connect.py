@@ -11,6 +11,7 @@ from ..models.tokenizer import Tokenizer, TokenizerError
 from .connection import SCHEMES, ConnectionKeywords
 from .errors import InvalidRequest
 from .transport import AsyncTransport, Transport
+from .version_folders import version_folders
 
 
 class TransportKeywords(ConnectionKeywords, total=False):
@@ -109,8 +110,7 @@ def is_tflite(path: Path) -> bool:
         return path.suffix == ".tflite"
     if any(path.glob("*.tflite")):
         return True
-    versions = [p for p in path.iterdir() if p.name.isdigit() and p.is_dir()]
-    newest = max(versions, key=lambda p: int(p.name), default=None)
+    newest = next(iter(version_folders(path).values()), None)
     return (
         newest is not None
         and not (newest / "saved_model.pb").is_file()

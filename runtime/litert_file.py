@@ -11,6 +11,7 @@ from typing import Any
 
 from ..export.contract import CONTRACT_VERSION, Manifest
 from .errors import IncompatibleModel, InvalidRequest
+from .version_folders import version_folders
 
 MANIFEST_KEY = b"optserve_manifest"
 _IDENTIFIER = b"TFL3"
@@ -26,13 +27,10 @@ def find_file(path: Path) -> tuple[Path, int]:
     Raises:
         InvalidRequest: there is none, or more than one.
     """
-    folders = [path]
     if path.is_file():
         found = [path]
     else:
-        inner = path.iterdir() if path.is_dir() else ()
-        numbered = [f for f in inner if f.name.isdigit() and f.is_dir()]
-        folders += sorted(numbered, key=lambda f: -int(f.name))
+        folders = [path, *version_folders(path).values()]
         found = next((f for d in folders if (f := sorted(d.glob("*.tflite")))), [])
     if len(found) != 1:
         raise InvalidRequest(

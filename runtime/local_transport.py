@@ -13,6 +13,7 @@ import numpy as np
 from ..models.quiet import import_tensorflow
 from .errors import Cancelled, InvalidRequest, MalformedReply, ServerError, VersionGone
 from .transport import Call, Reply
+from .version_folders import version_folders
 
 
 class LocalTransport:
@@ -96,14 +97,10 @@ def _version_folder(path: Path) -> tuple[Path, int]:
     """The SavedModel's folder and its version, of a base folder or a version's own."""
     if (path / "saved_model.pb").is_file():
         return path, int(path.name) if path.name.isdigit() else 1
-    versions = [
-        int(folder.name)
-        for folder in (path.iterdir() if path.is_dir() else ())
-        if folder.name.isdigit() and (folder / "saved_model.pb").is_file()
-    ]
-    if not versions:
-        raise InvalidRequest(
-            f"{path} holds no exported model: expected numbered version folders with a "
-            "saved_model.pb, as `optserve export` writes them"
-        )
-    return path / str(max(versions)), max(versions)
+    for version, folder in version_folders(path).items():
+        if (folder / "saved_model.pb").is_file():
+            return folder, version
+    raise InvalidRequest(
+        f"{path} holds no exported model: expected numbered version folders with a "
+        "saved_model.pb, as `optserve export` writes them"
+    )
