@@ -27,8 +27,18 @@ class Row:
     """One sequence: its tokens, its cache, and when it ends.
 
     The first ``len(cache)`` of ``tokens`` are in the cache; the rest is pending and
-    goes with the next calls. ``version`` is the model version that made the cache,
-    None before there is one.
+    goes with the next calls.
+
+    Args:
+        prompt: token ids, at least one.
+        options: what was asked for; ``sampling`` and ``stop_ids`` are what became of
+            its own once the seed was drawn and the model's end token known.
+        make_text: makes what turns tokens into text, afresh for each replay.
+        bad_words: token ids of the constraints' bad words.
+        index: the prompt's place in the request.
+        streaming: whether its pieces are wanted soon, rather than in few calls.
+        version: the model version that made the cache, None before there is one.
+        clock: seconds, of the same kind as deadlines.
     """
 
     def __init__(
