@@ -93,7 +93,7 @@ class Core:
         raise PromptTooLong(
             f"{len(tokens)} prompt tokens and {options.max_new_tokens} new ones exceed "
             f"the model's {limit} positions: shorten the prompt, ask for fewer tokens, "
-            "or set truncate='left'"
+            "or have its beginning dropped (truncate='left', --truncate-left)"
         )
 
     def row(
