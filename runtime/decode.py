@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from .errors import VersionGone
+from .errors import IncompatibleModel, VersionGone
 from .model import Catalog
 from .results import Piece
 from .row import Row
@@ -61,11 +61,13 @@ def generate_rows(source: Iterator[Row], catalog: Catalog, capacity: int) -> Wor
 
 
 def run_step(step: Step, catalog: Catalog) -> Work[list[tuple[Row, np.ndarray | None]]]:
-    """One call and what it gives its rows; nothing where the pinned version is gone.
+    """One call and what it gives its rows; nothing where the version is another now.
 
-    In that case the rows have dropped their caches, so that the next steps build them
-    again from the tokens on the version served now.
+    If a pinned version is gone, the rows have dropped their caches, so that the next
+    steps build them again from the tokens on the version served now. If a newer one
+    lacks the signature, the next steps are planned for it.
     """
+    planned_for = catalog.current.version
     try:
         reply = yield Ask(step.call, step.deadline)
         if reply.version not in catalog.versions:
@@ -78,6 +80,14 @@ def run_step(step: Step, catalog: Catalog) -> Work[list[tuple[Row, np.ndarray | 
         for counters in distinct_counters(step.rows):
             counters.rebuilds += 1
         yield from asked(catalog.learn(), step.deadline)
+        return []
+    except IncompatibleModel:
+        if step.call.version is not None:
+            raise
+        if catalog.current.version == planned_for:
+            yield from asked(catalog.learn(), step.deadline)
+        if catalog.current.version == planned_for:
+            raise
         return []
     return apply(step, reply, catalog.of(reply.version))
 

@@ -14,7 +14,7 @@ import numpy as np
 from optserve.export.contract import Manifest, generate_name, signature, tokens_per_call
 from optserve.models.files import open_weights
 from optserve.runtime import Client
-from optserve.runtime.errors import ServerError, VersionGone
+from optserve.runtime.errors import IncompatibleModel, VersionGone
 from optserve.runtime.sampling import Sampling, choose, log_softmax
 from optserve.runtime.transport import Call, Reply
 
@@ -137,7 +137,7 @@ class NumpyTransport:
         if version not in self.versions:
             raise VersionGone(f"version {version} is gone", "NOT_FOUND")
         if call.signature not in self.manifest.signatures:
-            raise ServerError("Serving signature key not found", "FAILED_PRECONDITION")
+            raise IncompatibleModel(f"the model has no signature {call.signature!r}")
         inputs = {name: np.asarray(value) for name, value in call.inputs.items()}
         self._check(call.signature, inputs)
         outputs = self._run(self.versions[version], call.signature, inputs)

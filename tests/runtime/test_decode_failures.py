@@ -10,6 +10,7 @@ from optserve.runtime import (
     Beams,
     Client,
     DeadlineExceeded,
+    IncompatibleModel,
     MalformedReply,
     Sampling,
     VersionGone,
@@ -48,6 +49,19 @@ def test_a_cache_is_never_given_to_another_version():
         assert {c.version for c in transport.calls if c.signature == "decode"} == {1}
         (fresh,) = client.generate([[2, 5]], max_new_tokens=4)
         assert fresh.model_version == 2 and fresh.rebuilds == 0
+
+
+def test_a_newer_version_need_not_have_the_signatures_of_the_older():
+    transport = NumpyTransport(generate=(8,))
+    with Client(transport=transport) as client:
+        (want,) = client.generate([MIXED[2]], max_new_tokens=9)
+        transport.versions[2] = transport.model
+        transport.manifest = NumpyTransport(generate=(2,)).manifest
+        (found,) = client.generate([MIXED[2]], max_new_tokens=9)
+        assert (found.tokens, found.model_version) == (want.tokens, 2)
+        transport.manifest = NumpyTransport().manifest
+        with pytest.raises(IncompatibleModel, match="no signature 'generate_2'"):
+            client.generate([MIXED[2]], max_new_tokens=9)
 
 
 def test_beams_survive_a_version_swap():
