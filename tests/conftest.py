@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
 DATA = Path(__file__).parent / "data"
+SHARED_FOLDER = "OPTSERVE_TESTS_FOLDER"
+"""Environment variable with the folder of what the workers of a run share."""
+
+
+def pytest_configure(config):
+    """Make the folder, in the process that starts the workers."""
+    if SHARED_FOLDER not in os.environ:
+        folder = tempfile.mkdtemp(prefix="optserve-tests-")
+        os.environ[SHARED_FOLDER] = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        config.add_cleanup(lambda: os.environ.pop(SHARED_FOLDER))
 
 
 @pytest.fixture(scope="session")

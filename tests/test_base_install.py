@@ -59,10 +59,10 @@ def test_the_base_install_is_small(base):
 
 def test_the_base_install_generates_text_from_a_server(base, tmp_path):
     pytest.importorskip("tensorflow")
-    from optserve.export.savedmodel import export_savedmodel
+    from tests.export.exports import exported_tiny
 
-    export_savedmodel(REPOSITORY / "models" / "tiny_shakespeare", tmp_path / "out")
-    serve = [sys.executable, "-m", "optserve.runtime.cli", "serve", tmp_path / "out"]
+    out = exported_tiny().parent
+    serve = [sys.executable, "-m", "optserve.runtime.cli", "serve", out]
     with subprocess.Popen(
         [*serve, "--port", "0", "--json-ready"], stdout=subprocess.PIPE
     ) as server:

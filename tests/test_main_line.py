@@ -13,22 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from optserve.export.contract import Manifest
-from optserve.export.savedmodel import export_savedmodel
 from optserve.models.tokenizer import Tokenizer
 from optserve.runtime import Client
 from optserve.runtime.server import EmbeddedServer
 
-TINY = Path(__file__).parents[1] / "models" / "tiny_shakespeare"
+from tests.export.exports import TINY, exported_tiny
+
 PROMPT = "ROMEO:"
 NEW = 40
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[EmbeddedServer]:
+def server() -> Iterator[EmbeddedServer]:
     """The shipped checkpoint behind the embedded server."""
-    out = tmp_path_factory.mktemp("main-line") / "opt"
-    export_savedmodel(TINY, out)
-    with EmbeddedServer(out) as server:
+    with EmbeddedServer(exported_tiny().parent) as server:
         yield server
 
 

@@ -1,19 +1,29 @@
-"""Exports of the golden checkpoints, each made once, and calls to their signatures."""
+"""Exports that several files need, each made once for all workers of a run."""
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import json
-import tempfile
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from optserve.export.layout import read_manifest
 
+from tests.conftest import SHARED_FOLDER
+
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+TINY = Path(__file__).parents[2] / "models" / "tiny_shakespeare"
 CASES = ("pre_ln", "post_ln_proj", "untied_head", "no_final_ln", "bias_free_gelu")
-_FOLDER = tempfile.TemporaryDirectory(prefix="optserve-tests-")
+FEW_SHAPES = {
+    "prompt_buckets": (1, 16),
+    "cache_buckets": (48,),
+    "batch_sizes": (1, 3),
+}
+"""What a compiled export of a golden checkpoint is compiled for."""
 
 
 class Served:
@@ -35,17 +45,39 @@ class Served:
         return {key: value.numpy() for key, value in found.items()}
 
 
-@functools.cache
 def served(case: str, **options: Any) -> Served:
-    """The export of a golden checkpoint with these options."""
-    from optserve.export.savedmodel import export_savedmodel
+    """``exported``, loaded once by each worker."""
+    return _loaded(exported(case, **options))
 
-    name = json.dumps([case, options]).translate(str.maketrans('"{}[]:, ', "________"))
-    out = Path(_FOLDER.name) / name
-    if options.get("framework") == "jax" or options.get("compiler") == "xla":
-        few = {"prompt_buckets": (1, 16), "cache_buckets": (48,), "batch_sizes": (1, 3)}
-        options = {**few, **options}
-    return Served(export_savedmodel(GOLDEN / case, out, **options))
+
+def exported(
+    case: str, *, framework: str = "tf", compiler: str | None = None, **options: Any
+) -> Path:
+    """The only version of a golden checkpoint's export with these options."""
+    compiler = compiler or {"tf": "none", "jax": "xla"}[framework]
+    few = FEW_SHAPES if compiler == "xla" else {}
+    generate = (8, 24) if case == "pre_ln" else (8,)
+    common = {"framework": framework, "compiler": compiler, "generate": generate}
+    return _saved(GOLDEN / case, {**common, **few, **options})
+
+
+def exported_tiny() -> Path:
+    """The only version of the shipped checkpoint's export with default options."""
+    return _saved(TINY, {})
+
+
+def exported_for_edge(
+    case: str, framework: str = "tf", weights: str = "float32"
+) -> Path:
+    """The folder of a golden checkpoint's TFLite file, for 16 tokens and 24 slots."""
+    from optserve.export.tflite import export_tflite
+
+    options = {"framework": framework, "weights": weights}
+    options |= {"prompt_buckets": [16], "cache_size": 24}
+    return _once(
+        _name("edge", case, options),
+        lambda out: export_tflite(GOLDEN / case, out, **options),
+    )
 
 
 def expected(case: str) -> dict[str, np.ndarray]:
@@ -56,3 +88,32 @@ def expected(case: str) -> dict[str, np.ndarray]:
 def int32(*values: int) -> np.ndarray:
     """A vector."""
     return np.array(values, np.int32)
+
+
+@functools.cache
+def _loaded(path: Path) -> Served:
+    return Served(path)
+
+
+def _saved(checkpoint: Path, options: dict[str, Any]) -> Path:
+    from optserve.export.savedmodel import export_savedmodel
+
+    return _once(
+        _name("saved", checkpoint.name, options),
+        lambda out: export_savedmodel(checkpoint, out, **options),
+    )
+
+
+def _name(*parts: object) -> str:
+    text = json.dumps(parts, sort_keys=True)
+    return "".join(c if c.isalnum() else "_" for c in text)
+
+
+def _once(name: str, export: Callable[[Path], object]) -> Path:
+    """Version 1 in the base folder ``name``, by whichever worker comes first."""
+    out = Path(os.environ[SHARED_FOLDER]) / name
+    with open(f"{out}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (out / "1").exists():
+            export(out)
+    return out / "1"

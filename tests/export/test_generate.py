@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from exports import expected, int32, served
 from optserve.runtime.sampling import Sampling, choose
+
+from tests.export.exports import expected, int32, served
 
 ROUTES = [("tf", "none"), ("tf", "xla"), ("jax", "xla")]
 CASE = "pre_ln"
@@ -26,7 +22,7 @@ MIXED = {  # one row of each kind
 @pytest.fixture(scope="module", params=ROUTES, ids="-".join)
 def model(request):
     framework, compiler = request.param
-    return served(CASE, framework=framework, compiler=compiler, generate=(8, 24))
+    return served(CASE, framework=framework, compiler=compiler)
 
 
 @pytest.fixture(scope="module")

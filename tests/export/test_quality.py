@@ -5,7 +5,6 @@ read through the exported signatures.
 from __future__ import annotations
 
 import functools
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +13,7 @@ import pytest
 from optserve.export.savedmodel import export_savedmodel
 from optserve.models.tokenizer import Tokenizer
 
-sys.path.insert(0, str(Path(__file__).parent))
-from exports import Served
+from tests.export.exports import Served
 
 pytestmark = pytest.mark.slow
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from exports import CASES, GOLDEN, expected, int32, served
 from optserve.export.contract import Manifest, signature
 from optserve.export.digest import check_files
 from optserve.export.errors import ExportError
 from optserve.export.layout import LayoutError, read_manifest
 from optserve.export.savedmodel import export_savedmodel
 from optserve.runtime.cli import main
+
+from tests.export.exports import CASES, GOLDEN, expected, int32, served
 
 ROUTES = ("tf", "jax")
 
@@ -210,6 +207,7 @@ def test_impossible_options_are_refused(tmp_path, options, wanted):
 
 def test_the_command(tmp_path, capsys):
     arguments = ["export", str(GOLDEN / "pre_ln"), str(tmp_path), "--json"]
+    arguments += ["--generate", "8"]
     assert main([*arguments, "--version", "3"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["path"] == str(tmp_path / "3")

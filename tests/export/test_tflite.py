@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,27 +18,14 @@ from optserve.models.random_checkpoint import write_random_checkpoint
 from optserve.runtime.litert_transport import LiteRTTransport
 from optserve.runtime.transport import Call
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
-CASES = ("pre_ln", "post_ln_proj", "untied_head", "no_final_ln", "bias_free_gelu")
+from tests.export.exports import CASES, GOLDEN, expected
+from tests.export.exports import exported_for_edge as exported
+
 EVERY_CASE = [(case, "tf") for case in CASES] + [
     ("pre_ln", "jax"),
     ("post_ln_proj", "jax"),
     ("bias_free_gelu", "jax"),
 ]
-_FOLDER = tempfile.TemporaryDirectory(prefix="optserve-tests-")
-
-
-@functools.cache
-def exported(case: str, framework: str = "tf", weights: str = "float32") -> Path:
-    out = Path(_FOLDER.name) / f"{case}-{framework}-{weights}"
-    options = {"framework": framework, "weights": weights}
-    return export_tflite(
-        GOLDEN / case, out, prompt_buckets=[16], cache_size=24, **options
-    )
-
-
-def expected(case: str) -> dict[str, np.ndarray]:
-    return dict(np.load(GOLDEN / case / "expected.npz"))
 
 
 def feed(transport, ids, cache=None):

@@ -15,15 +15,16 @@ from optserve.export.tflite import export_tflite
 from optserve.export.verify import compare_exports, edge, verify_export
 from optserve.runtime.cli import main
 
+from tests.export.exports import exported_for_edge
+
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "pre_ln"
 SIZES = {"prompt_buckets": [16], "cache_size": 24}
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
-    out = tmp_path_factory.mktemp("tflite")
+def folders() -> dict[str, Path]:
     return {
-        weights: export_tflite(GOLDEN, out / weights, weights=weights, **SIZES)
+        weights: exported_for_edge("pre_ln", weights=weights)
         for weights in ("float32", "float16", "int8", "int4")
     }
 

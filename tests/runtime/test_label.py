@@ -57,11 +57,11 @@ def test_labels_are_a_servers(tmp_path):
 def export(tmp_path_factory):
     """Version 1 and version 2 of a model, with other weights."""
     pytest.importorskip("tensorflow")
-    from tests.export.exports import served
+    from tests.export.exports import exported
 
     out = tmp_path_factory.mktemp("labels") / "opt"
-    shutil.copytree(served("pre_ln").path, out / "1")
-    shutil.copytree(served("untied_head").path, out / "2")
+    shutil.copytree(exported("pre_ln"), out / "1")
+    shutil.copytree(exported("untied_head"), out / "2")
     return out
 
 

@@ -24,6 +24,8 @@ from optserve.runtime.errors import (
 from optserve.runtime.litert_transport import LiteRTTransport
 from optserve.runtime.transport import Call, RowBlocks
 
+from tests.export import exports
+
 from .small_tokenizer import SMALL_TOKENIZER
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -42,13 +44,6 @@ def exported(case: str = "pre_ln", framework: str = "tf") -> Path:
     return export_tflite(
         source, out, framework=framework, prompt_buckets=[4, 16], cache_size=40
     )
-
-
-@functools.cache
-def saved() -> Path:
-    from optserve.export.savedmodel import export_savedmodel
-
-    return export_savedmodel(GOLDEN / "pre_ln", Path(_FOLDER.name) / "saved")
 
 
 def greedy_case(case: str):
@@ -75,7 +70,7 @@ def test_same_tokens_as_the_savedmodel(sampling):
     prompts, _ = greedy_case("pre_ln")
     options = {"max_new_tokens": 20, "sampling": sampling, "stop_token_ids": []}
     results = []
-    for path in (exported(), saved()):
+    for path in (exported(), exports.exported("pre_ln")):
         with Client(path) as client:
             results.append([g.tokens for g in client.generate(prompts, **options)])
     assert results[0] == results[1]

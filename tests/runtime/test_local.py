@@ -22,7 +22,7 @@ from optserve.runtime.errors import ServerError, VersionGone
 from optserve.runtime.local_transport import LocalTransport
 from optserve.runtime.transport import Call
 
-from tests.export.exports import served
+from tests.export.exports import exported
 
 from .numpy_model import NumpyTransport
 from .test_golden import expected, prompts, until_end
@@ -32,7 +32,7 @@ pytest.importorskip("tensorflow")
 
 @pytest.fixture(scope="module")
 def export():
-    return served("pre_ln").path.parent
+    return exported("pre_ln").parent
 
 
 def test_a_path_as_target_gives_the_references_tokens(export):
@@ -69,7 +69,7 @@ def test_asyncio_runs_it_in_threads(export):
 
 def test_texts_beyond_the_sizes_compiled_for_are_scored_all_the_same(export):
     texts = [[2, *range(4, 4 + n)] for n in (10, 35)]
-    compiled = served("pre_ln", framework="jax").path  # for 16 tokens at most
+    compiled = exported("pre_ln", framework="jax")  # for 16 tokens at most
     with Client(export) as plain, Client(compiled) as client:
         for found, want in zip(client.score(texts), plain.score(texts), strict=True):
             np.testing.assert_allclose(found.logprobs, want.logprobs, atol=1e-3)

@@ -25,9 +25,9 @@ def target() -> Iterator[list[str]]:
     pytest.importorskip("tensorflow")
     from optserve.runtime.server import EmbeddedServer
 
-    from tests.export.exports import served
+    from tests.export.exports import exported
 
-    with EmbeddedServer(served("pre_ln").path.parent, name=MODEL) as server:
+    with EmbeddedServer(exported("pre_ln").parent, name=MODEL) as server:
         yield [server.target]
 
 
