@@ -7,12 +7,16 @@ import json
 import logging
 import os
 import signal
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import InvalidRequest
 
 if TYPE_CHECKING:
     from ..server import EmbeddedServer
+
+_LOOK_SECONDS = 1.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -64,20 +68,47 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(format="optserve: %(message)s", level=logging.WARNING)
     logging.getLogger("optserve.server").setLevel(logging.INFO)
     options = _options(args)
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
+    with _ended_by_signals() as ended:
         from ..server import EmbeddedServer
 
         with EmbeddedServer(**options) as server:
-            print(_ready_line(server, as_json=args.json_ready), flush=True)
-            server.wait()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+            if not ended:
+                print(_ready_line(server, as_json=args.json_ready), flush=True)
+            while not ended and not server.wait(_LOOK_SECONDS):
+                pass
+        if ended:
+            _raise_for(ended[0])
     return 0
 
 
-def _terminate(_number: int, _frame: object) -> None:
-    raise SystemExit(0)  # leaves the `with` above, which stops the server gracefully
+@contextmanager
+def _ended_by_signals() -> Iterator[list[int]]:
+    """SIGTERM and Ctrl-C leave the block, which stops the server gracefully.
+
+    They are also noted in the list: Python drops an exception that is raised while a
+    callback of its garbage collector runs, and JAX, which TensorFlow imports, has one.
+    """
+    ended: list[int] = []
+
+    def end(number: int, _frame: object) -> None:
+        ended.append(number)
+        _raise_for(number)
+
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        numbers.append(signal.SIGINT)  # a shell's background jobs ignore it
+    before = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield ended
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _raise_for(number: int) -> NoReturn:
+    if number == signal.SIGTERM:
+        raise SystemExit(0)
+    raise KeyboardInterrupt
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -106,9 +107,11 @@ class Address:
         raise OptserveError(f"another process listens at {path}")
 
     def _refused(self, error: OSError) -> OptserveError:
+        advice = "choose another port (0 picks a free one)"
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            advice = "the host should be an address of this machine"
         return OptserveError(
-            f"cannot listen at {self.target}: {error.strerror}; choose another port "
-            "(0 picks a free one)"
+            f"cannot listen at {self.target}: {error.strerror}; {advice}"
         )
 
 

@@ -42,6 +42,7 @@ def test_addresses_that_cannot_be_had(rec_path, tmp_path, typed_server):
         ({"socket": tmp_path / "no" / "sock"}, "no folder for the socket"),
         ({"socket": tmp_path / ("x" * 200)}, "longer than"),
         ({"port": 70000}, "not between 0 and 65535"),
+        ({"host": "192.0.2.1", "port": 8500}, "should be an address of this machine"),
     ):
         with pytest.raises(OptserveError, match=words):
             EmbeddedServer(rec_path, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 
 import pytest
 from optserve.runtime.cli import main
+from optserve.runtime.server.manager import ModelManager
 
 from .calls import Caller
 
@@ -57,6 +59,28 @@ def test_serves_until_told_to_stop(start, rec_path, tmp_path):
     assert one.stderr.read() == "optserve: version 1 of model rec serves\n"
     assert other.stderr.read().endswith("serves\noptserve: interrupted\n")
     assert not (tmp_path / "sock").exists()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_whose_exception_is_lost_still_ends_it(rec_path, number, monkeypatch):
+    start = ModelManager.start
+
+    def lose_one(phase, info):
+        gc.callbacks.remove(lose_one)
+        signal.raise_signal(number)
+
+    def start_and_lose(*arguments, **options):
+        start(*arguments, **options)
+        gc.callbacks.append(lose_one)
+        gc.collect()
+
+    monkeypatch.setattr(ModelManager, "start", start_and_lose)
+    if number == signal.SIGTERM:
+        with pytest.raises(SystemExit, match="0"):
+            main(["serve", str(rec_path), "--port", "0"])
+    else:
+        assert main(["serve", str(rec_path), "--port", "0"]) == 130
 
 
 @pytest.mark.parametrize(
