@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -97,10 +98,18 @@ def _ended_by_signals() -> Iterator[list[int]]:
     numbers = [signal.SIGTERM]
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         numbers.append(signal.SIGINT)  # a shell's background jobs ignore it
+    report = sys.unraisablehook
+
+    def report_others(dropped: Any) -> None:
+        if not isinstance(dropped.exc_value, SystemExit | KeyboardInterrupt):
+            report(dropped)
+
     before = {number: signal.signal(number, end) for number in numbers}
+    sys.unraisablehook = report_others
     try:
         yield ended
     finally:
+        sys.unraisablehook = report
         for number, handler in before.items():
             signal.signal(number, handler)
 

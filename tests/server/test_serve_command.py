@@ -61,8 +61,8 @@ def test_serves_until_told_to_stop(start, rec_path, tmp_path):
     assert not (tmp_path / "sock").exists()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 def test_a_signal_whose_exception_is_lost_still_ends_it(rec_path, number, monkeypatch):
     start = ModelManager.start
 
