@@ -24,10 +24,9 @@ from .errors import (
     InvalidRequest,
     PromptTooLong,
     ServerError,
-    VersionGone,
 )
 from .litert_file import find_file, read_manifest
-from .transport import Call, Reply, RowBlocks, Tensor
+from .transport import Call, Reply, RowBlocks, Tensor, check_call
 
 _MOST_THREADS = 4
 _STEPWISE = 16  # a prompt below S / 16 tokens is sooner done token by token
@@ -63,23 +62,14 @@ class LiteRTTransport:
     def call(self, call: Call, *, timeout: float | None = None) -> Reply:
         """Run one call; ``decode`` with several tokens continues in one go."""
         begin = time.perf_counter()
-        if call.version not in (None, self._version):
-            raise VersionGone(
-                f"version {call.version} is not loaded, version {self._version} is",
-                "NOT_FOUND",
-            )
+        check_call(call, self._version, ("prefill", "decode", *self._texts))
         with self._lock:
             if self._model is None:
                 raise Cancelled("this transport is closed")
             if (texts := self._texts.get(call.signature)) is not None:
                 outputs = {k: np.array([v], object) for k, v in texts.items()}
-            elif call.signature in ("prefill", "decode"):
-                outputs = self._model.run(call.inputs)
             else:
-                raise ServerError(
-                    f'Serving signature key "{call.signature}" not found.',
-                    "FAILED_PRECONDITION",
-                )
+                outputs = self._model.run(call.inputs)
         seconds = time.perf_counter() - begin
         return Reply(outputs, version=self._version, seconds=seconds, target="litert")
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..models.quiet import import_tensorflow
-from .errors import Cancelled, InvalidRequest, MalformedReply, ServerError, VersionGone
-from .transport import Call, Reply
+from .errors import Cancelled, InvalidRequest, MalformedReply, ServerError
+from .transport import Call, Reply, check_call
 from .version_folders import version_folders
 
 
@@ -79,18 +79,8 @@ class LocalTransport:
         with self._lock:
             if self._closed:
                 raise Cancelled("this transport is closed")
-            if call.version not in (None, self._version):
-                raise VersionGone(
-                    f"version {call.version} is not loaded, version {self._version} is",
-                    "NOT_FOUND",
-                )
-            function = self._loaded.signatures.get(call.signature)
-            if function is None:
-                raise ServerError(
-                    f'Serving signature key "{call.signature}" not found.',
-                    "FAILED_PRECONDITION",
-                )
-            return function
+            check_call(call, self._version, self._loaded.signatures)
+            return self._loaded.signatures[call.signature]
 
 
 def _version_folder(path: Path) -> tuple[Path, int]:

@@ -7,11 +7,13 @@ asyncio), ``local_transport`` (a SavedModel in this process), ``litert_transport
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+
+from .errors import IncompatibleModel, VersionGone
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,24 @@ class Reply:
     bytes_received: int = 0
     retries: int = 0
     target: str = field(default="", compare=False)
+
+
+def check_call(call: Call, version: int, signatures: Container[str]) -> None:
+    """Refuse what a server would, for a model in this process.
+
+    Raises:
+        VersionGone: the call is pinned to another version.
+        IncompatibleModel: the model has no such signature.
+    """
+    if call.version not in (None, version):
+        raise VersionGone(
+            f"version {call.version} is not loaded, version {version} is", "NOT_FOUND"
+        )
+    if call.signature not in signatures:
+        raise IncompatibleModel(
+            f"the model has no signature {call.signature!r}: give one made with "
+            "`optserve export`"
+        )
 
 
 class Transport(Protocol):

@@ -18,7 +18,6 @@ from optserve.runtime.errors import (
     InvalidRequest,
     OptserveError,
     PromptTooLong,
-    ServerError,
     VersionGone,
 )
 from optserve.runtime.litert_transport import LiteRTTransport
@@ -258,7 +257,7 @@ def test_versions_signatures_and_closing():
     assert transport.call(Call("describe", row)).outputs["manifest"] != b""
     with pytest.raises(VersionGone, match="version 9 is not loaded"):
         transport.call(Call("describe", row, version=9))
-    with pytest.raises(ServerError, match="embed"):
+    with pytest.raises(IncompatibleModel, match="embed"):
         transport.call(Call("embed", row))
     transport.close()
     with pytest.raises(Cancelled):

@@ -18,7 +18,7 @@ from optserve.runtime import (
     cli,
 )
 from optserve.runtime.connect import is_tflite
-from optserve.runtime.errors import ServerError, VersionGone
+from optserve.runtime.errors import IncompatibleModel, ServerError, VersionGone
 from optserve.runtime.local_transport import LocalTransport
 from optserve.runtime.transport import Call
 
@@ -80,7 +80,7 @@ def test_texts_beyond_the_sizes_compiled_for_are_scored_all_the_same(export):
 def test_refusals(export, tmp_path):
     transport = LocalTransport(export)
     row = {"row": np.zeros(1, np.int32)}
-    with pytest.raises(ServerError, match="not found"):
+    with pytest.raises(IncompatibleModel, match="no signature 'nosig'"):
         transport.call(Call("nosig", row))
     with pytest.raises(VersionGone):
         transport.call(Call("describe", row, version=4))
