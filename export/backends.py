@@ -7,6 +7,7 @@ written once (``signatures.py``). Weights are :class:`tf.Variable` in both.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
@@ -22,11 +23,16 @@ weights as they are stored, and from the processor's cache for all rows but the 
 More rows are worth a real matrix product."""
 
 
+_BFLOAT16_AT_BEST = (tf.int8, tf.bfloat16)
+"""Weights that are multiplied as bfloat16 where processors do that themselves."""
+
+
 class TFBackend:
     """TensorFlow ops; with ``compiler="xla"`` the loop of a few rows is compiled.
 
     Everything else is quicker as plain ops, whose matrix products are oneDNN's; for
-    these a server holds int8 weights as bfloat16, too (float16 as float32).
+    these a server holds int8 weights as bfloat16, too, on processors with bfloat16
+    instructions (float16 as float32 on any).
     """
 
     def __init__(
@@ -49,10 +55,18 @@ class TFBackend:
         few = tuple(rows for rows in sizes.rows if rows <= FEW_ROWS)
         self.loop_sizes = Sizes(rows=few, cache=sizes.cache)
         self.resources = {
-            name: graph_tf.Widened(variable, f"{digest}/{variable.dtype.name}/{name}")
+            name: graph_tf.MadeAtLoad(
+                partial(graph_tf.widened, variable),
+                tf.bfloat16 if variable.dtype == tf.int8 else tf.float32,
+                f"{digest}/{variable.dtype.name}/{name}",
+            )
             for name, variable in stored.items()
             if is_matrix(name) and variable.dtype in (tf.int8, tf.float16)
         }
+        if any(variable.dtype in _BFLOAT16_AT_BEST for variable in stored.values()):
+            self.resources["native_bfloat16"] = graph_tf.MadeAtLoad(
+                graph_tf.native_bfloat16, tf.bool, "native_bfloat16"
+            )
         self._compiled_loop = tf.function(
             lambda *request: self._loop(request, compiled=True),
             autograph=False,
@@ -67,12 +81,18 @@ class TFBackend:
         )
 
     def _params(self, step=None) -> dict[str, Any]:
+        made = {}
+        if step is None:
+            made = {name: value.read() for name, value in self.resources.items()}
+
         def pack(name, values, scale):
-            if step is not None:
-                return self._graph.Matrix(values, scale, step=step)
-            held = self.resources.get(name)
-            wide = held.read() if held else tf.convert_to_tensor(values)
-            return self._graph.Matrix(values, scale, wide=wide)
+            return self._graph.Matrix(
+                tf.convert_to_tensor(values),
+                scale,
+                wide=made.get(name),
+                native=made.get("native_bfloat16"),
+                step=step,
+            )
 
         return assemble(self._config, self._stored, pack)
 

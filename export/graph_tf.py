@@ -6,6 +6,7 @@ out explicitly. Reads side by side with ``graph_jax.py``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -17,34 +18,57 @@ from ..models.weights import PackedWeight
 from .sampling_tf import Wanted, choose
 
 
-class Widened(tf.saved_model.experimental.TrackableResource):
-    """A stored matrix as products want it, made once when a model is loaded.
+def native_bfloat16():
+    """Whether products of bfloat16 are fast here, as a boolean to be found out at load.
 
-    int8 becomes bfloat16, which holds its integers exactly, float16 becomes float32.
-    ``name`` must say which weights these are: in one process it is one resource.
+    Where processors have the instructions, oneDNN multiplies and rounds to the nearest.
+    Elsewhere TensorFlow's own kernel, which cuts off, takes two or three times as long
+    as a product of float32 and the conversion before it.
+    """
+    one = 1 + tf.floor(tf.random.uniform([]))  # nothing to be folded into a constant
+    x = tf.reshape(tf.one_hot(0, 64) + 0.75 * tf.one_hot(1, 64), [1, 64]) * one
+    y = tf.reshape(tf.one_hot(0, 64) + 2.0**-7 * tf.one_hot(1, 64), [64, 1])
+    product = tf.matmul(tf.cast(x, tf.bfloat16), tf.cast(y, tf.bfloat16))
+    return tf.cast(product[0, 0], tf.float32) > 1  # 1 + 0.75 * 2^-7, the last bit 2^-7
+
+
+class MadeAtLoad(tf.saved_model.experimental.TrackableResource):
+    """A tensor of ``dtype`` that ``make()`` gives when a model is loaded.
+
+    ``name`` must say what it is made of: in one process it is one resource.
     """
 
-    def __init__(self, stored: tf.Variable, name: str) -> None:
+    def __init__(self, make: Callable[[], Any], dtype: Any, name: str) -> None:
         super().__init__()
-        self._stored, self._name = stored, name
-        self.dtype = tf.bfloat16 if stored.dtype == tf.int8 else tf.float32
+        self._make, self._dtype, self._name = make, dtype, name
 
     def _create_resource(self):
         return tf.raw_ops.VarHandleOp(
-            dtype=self.dtype, shape=self._stored.shape, shared_name=self._name
+            dtype=self._dtype, shape=tf.TensorShape(None), shared_name=self._name
         )
 
     def _initialize(self):
-        tf.raw_ops.AssignVariableOp(
-            resource=self.resource_handle, value=tf.cast(self._stored, self.dtype)
-        )
+        tf.raw_ops.AssignVariableOp(resource=self.resource_handle, value=self._make())
 
     def read(self):
-        """The matrix [out, in]."""
-        found = tf.raw_ops.ReadVariableOp(
-            resource=self.resource_handle, dtype=self.dtype
+        """The value."""
+        return tf.raw_ops.ReadVariableOp(
+            resource=self.resource_handle, dtype=self._dtype
         )
-        return tf.ensure_shape(found, self._stored.shape)
+
+
+def widened(stored: tf.Variable):
+    """int8 as bfloat16, which holds its integers exactly, if that is fast, else empty.
+
+    float16 as float32.
+    """
+    if stored.dtype == tf.float16:
+        return tf.cast(stored, tf.float32)
+    return tf.cond(
+        native_bfloat16(),
+        lambda: tf.cast(stored, tf.bfloat16),
+        lambda: tf.zeros([0, 0], tf.bfloat16),
+    )
 
 
 _MOST_ROWS_OF_FLOAT32 = 4  # one by one, without anything to convert
@@ -54,25 +78,46 @@ _BLOCK = 8192  # of a matrix's rows: stays in the processor's cache for the next
 class Matrix(PackedWeight):
     """A stored matrix [out, in] of any of the weight dtypes.
 
-    ``wide`` is what is multiplied, in its own dtype. With ``step`` instead XLA
-    multiplies the values as they are stored, in float32 and row by row;
+    ``native`` says whether to multiply bfloat16 (see :func:`native_bfloat16`), ``wide``
+    is what :func:`widened` made of the values, if it made anything. With ``step``
+    instead XLA multiplies the values as they are stored, in float32 and row by row;
     ``graph_jax.Matrix`` tells why that looks as it does.
     """
 
     def __init__(
-        self, values: Any, scale: Any = None, *, wide: Any = None, step: Any = None
+        self,
+        values: Any,
+        scale: Any = None,
+        *,
+        wide: Any = None,
+        native: Any = None,
+        step: Any = None,
     ) -> None:
         self.values, self.scale = values, scale
-        self.wide, self.step = wide, step
+        self.wide, self.native, self.step = wide, native, step
 
     def matmul(self, x):
-        y = self._wide(x) if self.step is None else self._by_row(x)
+        y = self._whole(x) if self.step is None else self._by_row(x)
         return y if self.scale is None else y * self.scale
+
+    def _whole(self, x):
+        wide = self.values if self.wide is None else self.wide
+        if self.native is None:
+            return tf.matmul(x, wide, transpose_b=True)
+
+        def in_bfloat16():
+            known = tf.ensure_shape(wide, self.values.shape)
+            y = tf.matmul(tf.cast(x, tf.bfloat16), known, transpose_b=True)
+            return tf.cast(y, tf.float32)
+
+        def in_float32():
+            return tf.matmul(x, tf.cast(self.values, tf.float32), transpose_b=True)
+
+        return tf.cond(self.native, in_bfloat16, in_float32)
 
     def _by_row(self, x):
         rows, size = opt.shape(x)
-        values = tf.convert_to_tensor(self.values)
-        values = xla.optimization_barrier(values, self.step)[0]
+        values = xla.optimization_barrier(self.values, self.step)[0]
         if values.dtype == tf.float32:
             if rows > _MOST_ROWS_OF_FLOAT32:
                 return _barrier(tf.matmul(x, values, transpose_b=True))
@@ -89,10 +134,6 @@ class Matrix(PackedWeight):
             )
             columns.append(tf.concat([_barrier(y) for y in products], axis=0))
         return tf.concat(columns, axis=1)
-
-    def _wide(self, x):
-        y = tf.matmul(tf.cast(x, self.wide.dtype), self.wide, transpose_b=True)
-        return tf.cast(y, tf.float32)
 
     def take(self, rows):
         found = tf.cast(tf.gather(self.values, rows), tf.float32)

@@ -64,8 +64,8 @@ def held_bytes(
 ) -> int:
     """Memory that a loaded version's weights take.
 
-    The TensorFlow graph holds int8 matrices as bfloat16, too, and float16 ones as
-    float32; ``graph_tf.Widened`` says why.
+    The TensorFlow graph may hold int8 matrices as bfloat16, too, and float16 ones as
+    float32; ``graph_tf.widened`` says when.
     """
     wide = {"int8": 2, "float16": 4}.get(dtype, 0) if framework == "tf" else 0
     return weights_bytes(config, dtype) + wide * parameter_count(config).matrices
