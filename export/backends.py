@@ -20,19 +20,19 @@ from .sizing import Sizes
 FEW_ROWS = 8
 """Up to so many rows a loop is compiled for, and multiplies them one by one: that reads
 weights as they are stored, and from the processor's cache for all rows but the first.
-More rows are worth a real matrix product."""
-
+What that costs grows with the rows, so more of them gain nothing by going together."""
 
 _BFLOAT16_AT_BEST = (tf.int8, tf.bfloat16)
 """Weights that are multiplied as bfloat16 where processors do that themselves."""
 
 
 class TFBackend:
-    """TensorFlow ops; with ``compiler="xla"`` the loop of a few rows is compiled.
+    """TensorFlow ops; with ``compiler="xla"`` the loop is compiled.
 
-    Everything else is quicker as plain ops, whose matrix products are oneDNN's; for
-    these a server holds int8 weights as bfloat16, too, on processors with bfloat16
-    instructions (float16 as float32 on any).
+    It is for a few rows, and more go through it in groups. Everything else is quicker
+    as plain ops, whose matrix products are oneDNN's; for these a server holds int8
+    weights as bfloat16, too, on processors with bfloat16 instructions (float16 as
+    float32 on any).
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class TFBackend:
         self._config, self._cache_dtype = config, layout.dtype
         self._stored, self._compiler, self._tokens = stored, compiler, tokens
         self.sizes = Sizes()
-        few = tuple(rows for rows in sizes.rows if rows <= FEW_ROWS)
-        self.loop_sizes = Sizes(rows=few, cache=sizes.cache)
+        few = sorted({min(rows, FEW_ROWS) for rows in sizes.rows})
+        self.loop_sizes = Sizes(rows=tuple(few), cache=sizes.cache)
         self.resources = {
             name: graph_tf.MadeAtLoad(
                 partial(graph_tf.widened, variable),
@@ -129,15 +129,18 @@ class TFBackend:
     def generate(self, request: Sequence[Any]):
         """Tokens [B,N], logprobs [B,N], count [B], wire rows [L,2,B,H,N,·]."""
 
-        def plain():
+        if self._compiler == "none":
             return self._loop(request, compiled=False)
 
-        def few(rows: int):
+        sizes = self.loop_sizes.rows
+
+        def few(rows: int, request=request):
             return self._compiled_loop(*(_fixed_rows(x, rows) for x in request))
 
-        if self._compiler == "none":
-            return plain()
-        return _by_rows(request, self.loop_sizes.rows, few, plain)
+        def many():
+            return _in_groups(request, sizes[-1], lambda rows: few(sizes[-1], rows))
+
+        return _by_rows(request, sizes, few, many)
 
     def _loop(self, flat: Sequence[Any], *, compiled: bool):
         graph = self._graph
@@ -163,6 +166,36 @@ def _by_rows(request: Sequence[Any], sizes: Sequence[int], few, many):
         tf.shape(request[0])[0] == size,
         lambda: few(size),
         lambda: _by_rows(request, more, few, many),
+    )
+
+
+def _in_groups(request: Sequence[Any], size: int, generate):
+    """``generate(rows)`` for ``size`` rows of a request after the other.
+
+    The last ones are filled up with rows that make nothing. Returns what ``generate``
+    does, for all rows: [B,…] three times, then wire rows [L,2,B,H,N,·].
+    """
+    B = tf.shape(request[0])[0]
+    groups = -(-B // size)
+
+    def split(x):
+        if not x.shape.rank:
+            return tf.fill([groups], x)
+        filled = tf.pad(x, [[0, groups * size - B], *[[0, 0]] * (x.shape.rank - 1)])
+        found = tf.reshape(filled, tf.concat([[groups, size], tf.shape(x)[1:]], 0))
+        return tf.ensure_shape(found, [None, size, *x.shape[1:]])
+
+    *vectors, wire = tf.map_fn(
+        lambda group: tuple(generate(group)),
+        [split(x) for x in request],
+        fn_output_signature=(tf.int32, tf.float32, tf.int32, tf.float32),
+        parallel_iterations=1,
+    )
+    wire = tf.transpose(wire, [1, 2, 0, 3, 4, 5, 6])
+    L, two, _, _, *rest = tf.unstack(tf.shape(wire))
+    return (
+        *(tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], 0)) for x in vectors),
+        tf.reshape(wire, [L, two, -1, *rest]),
     )
 
 
