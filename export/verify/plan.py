@@ -18,9 +18,14 @@ from ..contract import Manifest, tokens_per_call
 STREAMS = 4
 """Stream 0 is long; the others are for rows of a batch."""
 ODD_BATCH = 3
-MOST_CACHE = 192 * 1024**2
+MOST_CACHE = 96 * 1024**2
 """Bytes of the fullest cache tried, float32, unless more is asked for: with it a
 verification's time and memory stay in proportion to the weights."""
+LEAST = 136
+"""Tokens that are tried whatever they take, those of a generation not counted: past the
+first size that is compiled for by default."""
+PIECE = 512
+"""Most tokens given at once: attention's memory grows with it."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +136,9 @@ def make_plan(
 
 
 def affordable(manifest: Manifest) -> int:
-    """The longest sequence whose cache ``MOST_CACHE`` holds."""
+    """The longest sequence whose cache ``MOST_CACHE`` holds, or the ``LEAST``."""
     row = replace(manifest.cache_layout, dtype="float32").row_bytes
-    return max(1, MOST_CACHE // row)
+    return max(MOST_CACHE // row, LEAST + max(manifest.generate, default=0))
 
 
 def fit(size: int, buckets: Sequence[int]) -> int | None:
@@ -205,6 +210,8 @@ def _questions(name: str, shapes: _Shapes) -> Iterator[Question]:
         lengths = shapes.lengths()
         if name != "prefill":
             lengths = lengths[:4]  # the longest are for one of them
+        elif not shapes.prompts:
+            lengths = sorted({*lengths, min(shapes.limit, PIECE)})
         mixed = shapes.mixed(False, shapes.batch)
         candidates = [
             shapes.question(name, rows, cache=False)

@@ -15,15 +15,13 @@ from ...models.config import OPTConfig
 from ...models.files import open_weights
 from ...models.weights import check_weights, params_from_weights, weight_shapes
 from ..contract import tokens_per_call
-from .plan import MOST_CACHE, Plan, Question, Row
+from .plan import Plan, Row
 from .rounding import Rounding, exact
-from .subject import PIECE, Answer
+from .subject import Answer
 
-_TOGETHER = 256
-"""Sequences up to this length are read in batches, longer ones alone."""
-_SHARE = 50
-"""Keys and values of a batch take as much as one sequence's may, or this part of the
-weights: all weights are read again for each batch."""
+_PIECE = 1024
+"""Most tokens read at once, which attention's memory grows with: all weights are read
+again for each piece."""
 
 
 class SourceModel:
@@ -48,7 +46,6 @@ class SourceModel:
         self.framework = "jax" if other_than == "tf" and both else "tf"
         name = {"jax": "flax_opt", "tf": "tf_opt"}[self.framework]
         self._math: Any = importlib.import_module(f"...models.{name}", __package__)
-        self._head: Any = None
 
     def answer(self, plan: Plan, observed: list[Answer | None]) -> list[Answer | None]:
         """What each question should have got; None where nothing was observed.
@@ -56,126 +53,84 @@ class SourceModel:
         A generation is judged token by token, each given the export's own tokens before
         it: ``regret`` is how far its logit is below the best one's.
         """
-        self._head = None
         answers: list[Any] = [got and [{} for _ in got] for got in observed]
-        wanted: dict[bytes, list[tuple[int, int]]] = {}  # by sequence: question and row
-        for i, (question, got) in enumerate(zip(plan.questions, observed, strict=True)):
-            for b, row in enumerate(question.rows if got else ()):
-                made = got[b].get("tokens") if got else None
-                tokens = _sequence(plan, row, made)
-                wanted.setdefault(tokens.tobytes(), []).append((i, b))
-        for group in self._groups([np.frombuffer(key, np.int32) for key in wanted]):
-            hidden, layers = self.run(*_padded(group))
-            for at, tokens in enumerate(group):
-                read = _Read(tokens, hidden[at], [(k[at], v[at]) for k, v in layers])
-                for i, b in wanted[tokens.tobytes()]:
-                    question = plan.questions[i]
-                    answers[i][b] = self._expected(question, question.rows[b], read)
-            del hidden, layers, read  # before the next group's
+        asked = [
+            (i, b, row, _sequence(plan, row, got[b].get("tokens")))
+            for i, (question, got) in enumerate(
+                zip(plan.questions, observed, strict=True)
+            )
+            if got and question.signature not in ("describe", "tokenizer")
+            for b, row in enumerate(question.rows)
+        ]
+        if not asked:
+            return answers
+        text = Text.of([tokens for *_, tokens in asked])
+        hidden, layers = self.run(text)
+        logits = self.logits(hidden)
+        for i, b, row, tokens in asked:
+            at = text.find(tokens)
+            read = _Read(
+                tokens,
+                hidden[at],
+                logits[at],
+                [(k[:, at], v[:, at]) for k, v in layers],
+            )
+            answers[i][b] = _expected(plan.questions[i].signature, row, read)
         return answers
 
-    def _groups(self, sequences: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
-        """Sequences to read together: short ones, as many as the memory is good for."""
-        config = self.config
-        token = 2 * 4 * config.num_hidden_layers * config.hidden_size
-        most = max(MOST_CACHE, self.weights.nbytes // _SHARE) // token
-        group: list[np.ndarray] = []
-        for sequence in sorted(sequences, key=len):
-            size = (len(group) + 1) * len(sequence)
-            if group and (size > most or len(sequence) > _TOGETHER):
-                yield group
-                group = []
-            group.append(sequence)
-        if group:
-            yield group
-
-    def _expected(
-        self, question: Question, row: Row, read: _Read
-    ) -> dict[str, np.ndarray]:
-        name = question.signature
-        if name in ("describe", "tokenizer"):
-            return {}
-        tokens, hidden = read.tokens, read.hidden
-        begin, end = row.past, row.past + row.new
-        if name == "embed":
-            return {"last_hidden_state": hidden[begin:end]}
-        if name == "serving_default":
-            return {"logits": self.logits(hidden[begin:end])}
-        if name == "score":
-            scores = self.logits(hidden[begin : end - 1])
-            return {"logprobs": chosen_logprobs(scores, tokens[begin + 1 : end])}
-        if tokens_per_call(name):
-            made = tokens[end:]
-            logits = self.logits(hidden[end - 1 : len(tokens) - 1])
-            chosen = np.take_along_axis(logits, made[:, None], 1)[:, 0]
-            return {
-                "regret": logits.max(-1) - chosen,
-                "logits": logits,
-                "logprobs": chosen_logprobs(logits, made),
-                "new_cache": read.cache(begin, len(tokens) - 1),
-            }
-        return {
-            "logits": self.logits(hidden[end - 1]),
-            "new_cache": read.cache(begin, end),
-        }
-
-    def logits(self, hidden: np.ndarray) -> np.ndarray:
-        """``[..., W]`` to ``[..., V]`` by the model's head."""
-        if self._head is None:
-            tied = self.config.tie_word_embeddings
-            name = "decoder.embed_tokens.weight" if tied else "lm_head.weight"
-            self._head = self._load(name)
-        params = {"embed_tokens": self._head, "lm_head": {"weight": self._head}}
-        flat = self._array(hidden.reshape(-1, hidden.shape[-1]))
-        made = np.asarray(self._math.lm_logits(self.config, params, flat))
-        return made.reshape(*hidden.shape[:-1], made.shape[-1])
-
-    def run(
-        self, tokens: np.ndarray, mask: np.ndarray
-    ) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
-        """Hidden states [B,T,W] and, for each layer, keys and values [B,H,T,D]."""
-        hidden, cache = [], None
-        for begin in range(0, tokens.shape[1], PIECE):
-            end = begin + PIECE
-            piece, cache = self._run(tokens[:, begin:end], mask[:, :end], cache)
-            hidden.append(piece)
-        assert cache is not None
-        return np.concatenate(hidden, 1), cache
-
-    def _run(self, tokens: np.ndarray, mask: np.ndarray, past: list | None):
+    def run(self, text: Text) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+        """Hidden states [T,W] and, for each layer, keys and values [H,T,D]."""
         names = params_from_weights(self.config, {name: name for name in self.weights})
         params = {
-            key: value
-            if key in ("layers", "embed_tokens")
-            else _loaded(value, self._load)
+            key: _loaded(value, self._load)
             for key, value in names.items()
-            if key != "lm_head"
+            if key not in ("layers", "embed_tokens", "lm_head")
         }
         params["layers"] = _Layers(names["layers"], self._load)
+        hidden, cache = [], None
+        for begin in range(0, len(text.tokens), _PIECE):
+            piece = slice(begin, begin + _PIECE)
+            decoded = self._math.decoder(
+                self.config,
+                params,
+                self._embedded(params, text.tokens[piece], text.positions[piece]),
+                self._array(text.mask(piece)[None, None]),
+                past=cache,
+                store=self._store,
+            )
+            hidden.append(np.asarray(decoded.last_hidden_state)[0])
+            cache = decoded.cache
+        assert cache is not None
+        return np.concatenate(hidden), [(k[0], v[0]) for k, v in cache]
 
-        def store(past, k, v):
-            k, v = np.asarray(k), np.asarray(v)
-            if past is not None:
-                k, v = (np.concatenate(x, 2) for x in zip(past, (k, v), strict=True))
-            return self._array(k), self._array(v), (k, v)
-
-        decoded = self._math.base_model(
-            self.config,
-            params,
-            inputs_embeds=self._array(self._embedded(tokens)),
-            mask=self._array(mask),
-            past=past,
-            store=store,
+    def logits(self, hidden: np.ndarray) -> np.ndarray:
+        """``[T,W]`` to ``[T,V]`` by the model's head."""
+        tied = self.config.tie_word_embeddings
+        head = self._load("decoder.embed_tokens.weight" if tied else "lm_head.weight")
+        params = {"embed_tokens": head, "lm_head": {"weight": head}}
+        return np.concatenate(
+            [
+                self._math.lm_logits(self.config, params, self._array(part))
+                for part in np.split(hidden, range(_PIECE, len(hidden), _PIECE))
+            ]
         )
-        return np.asarray(decoded.last_hidden_state), decoded.cache
+
+    def _store(self, past, k, v):
+        k, v = np.asarray(k), np.asarray(v)
+        if past is not None:
+            k, v = (np.concatenate(x, 2) for x in zip(past, (k, v), strict=True))
+        return self._array(k), self._array(v), (k, v)
 
     def _load(self, name: str) -> Any:
         return self._array(self.rounding(name, self.weights[name]))
 
-    def _embedded(self, tokens: np.ndarray) -> np.ndarray:
+    def _embedded(self, params: dict, tokens: np.ndarray, positions: np.ndarray) -> Any:
+        """The first layer's input [1,T,E]."""
         name = "decoder.embed_tokens.weight"
-        rows = self.rounding(name, self.weights[name][tokens.reshape(-1)])
-        return rows.reshape(*tokens.shape, -1)
+        rows = self.rounding(name, self.weights[name][tokens])
+        return self._math.embed(
+            self.config, params, self._array(rows[None]), self._array(positions[None])
+        )
 
     def _array(self, value: np.ndarray) -> Any:
         if self.framework == "jax":
@@ -208,12 +163,63 @@ def _loaded(names: Any, load: Callable[[str], Any]) -> Any:
 
 
 @dataclass(frozen=True)
+class Text:
+    """Sequences behind one another, as one row that is read at once.
+
+    No token sees another sequence's. ``tokens``, ``positions`` within its sequence and
+    ``owner``, the sequence's number, are int32 [T].
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    owner: np.ndarray
+    begins: dict[bytes, int]
+
+    @classmethod
+    def of(cls, sequences: list[np.ndarray]) -> Text:
+        """Of sequences int32 [t]; what another one begins with is read with that."""
+        kept: list[np.ndarray] = []
+        begins: dict[bytes, int] = {}
+        end = 0
+        for sequence in sorted(sequences, key=len, reverse=True):
+            key = sequence.tobytes()
+            if key in begins:
+                continue
+            whole = next((k for k in kept if k.tobytes().startswith(key)), None)
+            if whole is not None:
+                begins[key] = begins[whole.tobytes()]
+                continue
+            kept.append(sequence)
+            begins[key] = end
+            end += len(sequence)
+        lengths = [len(sequence) for sequence in kept]
+        return cls(
+            tokens=np.concatenate(kept),
+            positions=np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
+            owner=np.repeat(np.arange(len(kept), dtype=np.int32), lengths),
+            begins=begins,
+        )
+
+    def find(self, sequence: np.ndarray) -> slice:
+        """Where one of the sequences stands."""
+        begin = self.begins[sequence.tobytes()]
+        return slice(begin, begin + len(sequence))
+
+    def mask(self, piece: slice) -> np.ndarray:
+        """Which tokens up to a piece's end its own ones see: boolean [S,T]."""
+        slots = np.arange(len(self.tokens))[: piece.stop]
+        own = self.owner[piece, None] == self.owner[None, : piece.stop]
+        return own & (slots <= slots[piece, None])
+
+
+@dataclass(frozen=True)
 class _Read:
-    """What the model made of one sequence: hidden states [T,W] and, for each layer,
-    keys and values [H,T,D], with padding behind."""
+    """What the model made of one sequence: hidden states [T,W], logits [T,V] and, for
+    each layer, keys and values [H,T,D]."""
 
     tokens: np.ndarray
     hidden: np.ndarray
+    logits: np.ndarray
     layers: list[tuple[np.ndarray, np.ndarray]]
 
     def cache(self, begin: int, end: int) -> np.ndarray:
@@ -222,21 +228,36 @@ class _Read:
         return np.stack(rows).transpose(3, 0, 1, 2, 4)
 
 
+def _expected(name: str, row: Row, read: _Read) -> dict[str, np.ndarray]:
+    """One row's outputs of the signature ``name``."""
+    tokens, logits = read.tokens, read.logits
+    begin, end = row.past, row.past + row.new
+    if name == "embed":
+        return {"last_hidden_state": read.hidden[begin:end]}
+    if name == "serving_default":
+        return {"logits": logits[begin:end]}
+    if name == "score":
+        return {
+            "logprobs": chosen_logprobs(
+                logits[begin : end - 1], tokens[begin + 1 : end]
+            )
+        }
+    if tokens_per_call(name):
+        made, logits = tokens[end:], logits[end - 1 : len(tokens) - 1]
+        chosen = np.take_along_axis(logits, made[:, None], 1)[:, 0]
+        return {
+            "regret": logits.max(-1) - chosen,
+            "logits": logits,
+            "logprobs": chosen_logprobs(logits, made),
+            "new_cache": read.cache(begin, len(tokens) - 1),
+        }
+    return {"logits": logits[end - 1], "new_cache": read.cache(begin, end)}
+
+
 def _sequence(plan: Plan, row: Row, made: np.ndarray | None) -> np.ndarray:
-    """The tokens that answer a row: its whole stream, or with what it generated."""
-    stream = plan.streams[row.stream]
-    if made is None:
-        return stream[: plan.length(row.stream)]
-    return np.concatenate([stream[: row.past + row.new], made])
-
-
-def _padded(sequences: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and mask, both int32 [B,T]."""
-    shape = (len(sequences), max(1, *map(len, sequences)))
-    tokens, mask = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    for b, sequence in enumerate(sequences):
-        tokens[b, : len(sequence)], mask[b, : len(sequence)] = sequence, 1
-    return tokens, mask
+    """The tokens that answer a row: of its stream, and what it generated."""
+    given = plan.streams[row.stream][: row.past + row.new]
+    return given if made is None else np.concatenate([given, made])
 
 
 _BLOCK = 64  # tokens

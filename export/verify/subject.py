@@ -12,13 +12,13 @@ import numpy as np
 
 from ..contract import Manifest, signature, tokens_per_call
 from .cache import unpack
-from .plan import Plan, Question, fit
-
-PIECE = 512
-"""Most tokens read at once: attention's memory grows with it."""
+from .plan import PIECE, Plan, Question, fit
 
 _SAMPLED = 8
 """Tokens that are enough to tell whether a signature samples as it should."""
+_TOGETHER = 4
+"""Tokens that a batch's first row generates, the others fewer: one row by itself makes
+as many as the signature can."""
 
 Answer = list[dict[str, np.ndarray]]
 """What a question's rows got: by output name, the real part of each row."""
@@ -46,8 +46,11 @@ class ExportedModel:
         for name in self._manifest.signatures:
             if name not in self._loaded.signatures:
                 self.problems.append(f"signature {name} is in the manifest alone")
+        asked = {q: self._ask(plan, q) for q in plan.questions if q.slots is None}
         self._cache_streams(plan)
-        answers = [self._ask(plan, question) for question in plan.questions]
+        answers = [
+            asked[q] if q in asked else self._ask(plan, q) for q in plan.questions
+        ]
         for question, answer in _first_and_last_generations(plan, answers):
             self._try_sampling(plan, question, answer)
         return answers
@@ -76,6 +79,8 @@ class ExportedModel:
                 return self._strings(question)
             outputs = self._call(name, self._inputs(plan, question))
             self._check_shapes(question, outputs)
+            if name == "prefill":
+                self._keep_prefix(question, outputs["new_cache"])
             return self._rows(question, outputs)
         except Exception as error:  # whatever a graph raises is this question's answer
             self.problems.append(f"{name} {question}: {brief(error)}")
@@ -101,7 +106,7 @@ class ExportedModel:
         if question.slots is not None:
             inputs.update(self._cache(question))
         if made := tokens_per_call(question.signature):
-            inputs.update(_greedy(len(rows), made))
+            inputs.update(_greedy(_limits(len(rows), made)))
         return inputs
 
     def _cache(self, question: Question) -> dict[str, np.ndarray]:
@@ -118,6 +123,12 @@ class ExportedModel:
         past = np.array([row.past for row in rows], np.int32)
         return {"cache": cache, "cache_length": past}
 
+    def _keep_prefix(self, question: Question, made: np.ndarray) -> None:
+        """What a prompt by itself left in the cache, if there is no longer one."""
+        row, *others = question.rows
+        if not others and row.new > len(self._prefixes.get(row.stream, ())):
+            self._prefixes[row.stream] = made[0, : row.new]
+
     def _cache_streams(self, plan: Plan) -> None:
         """Cache every stream as far as any question needs it."""
         for stream, tokens in enumerate(plan.streams):
@@ -129,17 +140,21 @@ class ExportedModel:
             ]
             wanted = tokens[: max(pasts, default=0)]
             try:
-                self._prefixes[stream] = self._make_prefix(plan, wanted)
+                self._prefixes[stream] = self._make_prefix(plan, stream, wanted)
             except Exception as error:
                 self.problems.append(f"caching {len(wanted)} tokens: {brief(error)}")
                 shape = (len(wanted), *self._manifest.cache_layout.row_shape)
                 self._prefixes[stream] = np.zeros(shape, np.float32)
 
-    def _make_prefix(self, plan: Plan, tokens: np.ndarray) -> np.ndarray:
+    def _make_prefix(self, plan: Plan, stream: int, tokens: np.ndarray) -> np.ndarray:
         row_shape = self._manifest.cache_layout.row_shape
+        made = self._prefixes.get(stream, np.zeros((0, *row_shape), np.float32))
+        if len(made) >= len(tokens):
+            return made
         cache = np.zeros((len(tokens), *row_shape), np.float32)
+        cache[: len(made)] = made
         longest = max(plan.prompt_buckets, default=PIECE)
-        for begin in range(0, len(tokens), longest):
+        for begin in range(len(made), len(tokens), longest):
             piece = tokens[begin : begin + longest]
             size = fit(len(piece), plan.prompt_buckets) or len(piece)
             ids = np.full((1, size), plan.pad_token_id, np.int32)
@@ -156,8 +171,8 @@ class ExportedModel:
                 past[0, :begin] = cache[:begin]
                 inputs["cache"] = past
                 inputs["cache_length"] = np.array([begin], np.int32)
-            made = self._call(name, inputs)["new_cache"]
-            cache[begin : begin + len(piece)] = made[0, : len(piece)]
+            rows = self._call(name, inputs)["new_cache"]
+            cache[begin : begin + len(piece)] = rows[0, : len(piece)]
         return cache
 
     def _check_shapes(self, question: Question, outputs: dict[str, np.ndarray]) -> None:
@@ -192,8 +207,9 @@ class ExportedModel:
             fed = row.new
             if made:
                 count = int(got.pop("count"))
-                if not 1 <= count <= made:
-                    raise ValueError(f"count is {count}, expected 1 to {made}")
+                limit = _limits(len(question.rows), made)[b]
+                if count != limit:  # nothing stops a row before
+                    raise ValueError(f"count is {count}, expected {limit}")
                 if (got["tokens"][count:] != -1).any():
                     raise ValueError(
                         f"tokens behind the end are not -1: {got['tokens']}"
@@ -277,9 +293,17 @@ def _first_and_last_generations(
         yield from asked if len(asked) == 1 else (asked[0], asked[-1])
 
 
-def _greedy(rows: int, made: int) -> dict[str, np.ndarray]:
+def _limits(rows: int, made: int) -> np.ndarray:
+    """Tokens [B] that each row generates: rows of a batch don't end together."""
+    if rows == 1:
+        return np.array([made], np.int32)
+    return np.maximum(min(made, _TOGETHER) - np.arange(rows, dtype=np.int32), 1)
+
+
+def _greedy(limits: np.ndarray) -> dict[str, np.ndarray]:
+    rows = len(limits)
     return {
-        "max_new_tokens": np.full(rows, made, np.int32),
+        "max_new_tokens": limits,
         "history": np.full((rows, 1), -1, np.int32),
         "stop_ids": np.full((rows, 1), -1, np.int32),
         "seed": np.tile(np.array([7, 11], np.int32), (rows, 1)),

@@ -12,6 +12,7 @@ from optserve.export.contract import CacheLayout, Manifest
 from optserve.export.errors import ExportError
 from optserve.export.verify.cache import unpack
 from optserve.export.verify.plan import Plan, Question, Row, fit, make_plan
+from optserve.export.verify.reference import Text
 from optserve.export.verify.report import Report, measure
 from optserve.export.verify.tolerances import tolerance
 
@@ -121,10 +122,46 @@ def test_streams_are_the_same_for_everyone():
 def test_a_large_model_is_tried_with_a_shorter_cache():
     large = {"num_hidden_layers": 24, "num_attention_heads": 32, "hidden_size": 2048}
     plan = make_plan(manifest(config=large, max_positions=2048))
-    assert plan.length(0) == 512
-    assert plan.notes == ("sequences of up to 512 of 2048 positions were tried",)
+    assert plan.length(0) == 256
+    assert plan.notes == ("sequences of up to 256 of 2048 positions were tried",)
+    asked = by_signature(plan)
+    assert max(q.rows[0].new for q in asked["prefill"]) == 256
     whole = make_plan(manifest(config=large, max_positions=2048), max_length=2048)
     assert whole.length(0) == 2048 and not whole.notes
+
+
+def test_the_largest_model_is_tried_with_every_signature_past_the_first_size():
+    huge = {"num_hidden_layers": 96, "num_attention_heads": 96, "hidden_size": 12288}
+    names = [*ALL, "generate_32"]
+    made_of = manifest(
+        config=huge,
+        max_positions=2048,
+        signatures=names,
+        generate=[4, 32],
+        compiled_caches=[128, 2048],
+    )
+    asked = by_signature(make_plan(made_of))
+    assert set(asked) == set(names)
+    for name in ("decode", "generate_4", "generate_32"):
+        assert {0, 128, 129} <= {q.rows[0].past for q in asked[name]}
+
+
+def test_sequences_that_another_begins_with_are_read_with_it():
+    stream, other = np.arange(9, dtype=np.int32), np.arange(3, dtype=np.int32) + 1
+    text = Text.of([stream[:4], other, stream, stream[:4], other[:1]])
+    assert len(text.tokens) == 12
+    for sequence in (stream, stream[:4], other, other[:1]):
+        at = text.find(sequence)
+        np.testing.assert_array_equal(text.tokens[at], sequence)
+        np.testing.assert_array_equal(text.positions[at], np.arange(len(sequence)))
+    whole = np.zeros((12, 12), bool)
+    for at in (text.find(stream), text.find(other)):
+        size = at.stop - at.start
+        whole[at, at] = np.tri(size, dtype=bool)
+    pieces = [text.mask(slice(begin, begin + 5)) for begin in (0, 5, 10)]
+    for begin, piece in zip((0, 5, 10), pieces, strict=True):
+        expected = whole[begin : begin + 5, : begin + 5]
+        np.testing.assert_array_equal(piece, expected)
 
 
 def test_only_common_signatures_are_compared():
@@ -212,6 +249,15 @@ def test_tolerances_add_up_and_rounding_leaves_less():
     plain, int8 = manifest(), manifest(weights_dtype="int8")
     assert tolerance(plain) < tolerance(manifest(cache_dtype="bfloat16"))
     assert tolerance(int8) > tolerance(int8, source="int8") > tolerance(plain)
+
+
+@pytest.mark.parametrize("dtype, grows", [("float32", 1), ("float16", 1), ("int8", 2)])
+def test_rounded_activations_lose_more_behind_more_layers(dtype, grows):
+    few = {"num_hidden_layers": 12, "num_attention_heads": 2, "hidden_size": 8}
+    many = {**few, "num_hidden_layers": 48}
+    shallow, deep = (manifest(config=c, weights_dtype=dtype) for c in (few, many))
+    allowed = tolerance(deep, source=dtype)
+    assert allowed == pytest.approx(grows * tolerance(shallow, source=dtype))
 
 
 def report(**more) -> Report:
