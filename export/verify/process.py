@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ def verify_in_fresh_process(
     ended = run_apart(
         *command,
         stderr=subprocess.PIPE,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        env={"TF_CPP_MIN_LOG_LEVEL": "3"},
     )
     try:
         report = json.loads(ended.stdout)
