@@ -77,6 +77,17 @@ def test_greedy_equals_the_reference(model, prompts):
     np.testing.assert_array_equal(alone["tokens"], golden[:1])
 
 
+def test_more_rows_than_are_compiled_for(model, prompts):
+    """Rows go through in groups, the last of them filled up, and come back in order."""
+    order = [0, 2, 1, 1, 0, 2, 2, 0, 1, 0, 1]
+    few = generate(model, 24, prompts)
+    many = generate(model, 24, [prompts[b] for b in order])
+    np.testing.assert_array_equal(many["tokens"], expected(CASE)["greedy"][order])
+    np.testing.assert_array_equal(many["count"], few["count"][order])
+    for key in ("logprobs", "new_cache"):
+        np.testing.assert_allclose(many[key], few[key][order], atol=1e-5)
+
+
 def test_tokens_do_not_depend_on_calls_or_neighbours(model, prompts):
     """Three calls of 8 with the cache carried, and single rows, give one call's 24."""
     whole = generate(model, 24, prompts, history=ragged(prompts), **MIXED)["tokens"]
