@@ -10,27 +10,18 @@ import threading
 from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
-_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1024**2), "MALLOC_ARENA_MAX": "2"}
-"""For glibc: what is freed goes back to the system, not to a heap for each thread."""
-
 
 def run_apart(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run ``optserve ARGUMENTS``, its standard output kept as text.
 
     The process ends with this one, however this one ends. ``options`` are of
-    ``subprocess.run``; variables of ``env`` are set beside those of this process.
+    ``subprocess.run``.
     """
     command = [sys.executable, "-m", "optserve.export.apart", *arguments]
-    environment = {**_ALLOCATOR, **os.environ, **options.pop("env", {})}
     reading, writing = os.pipe()  # closed by the kernel, if by nobody else
     try:
         return subprocess.run(
-            command,
-            stdin=reading,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-            **options,
+            command, stdin=reading, stdout=subprocess.PIPE, text=True, **options
         )
     finally:
         os.close(reading)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 from ..apart import run_apart, why
 from ..errors import ExportError
 from .tolerances import MEAN_SHARE
+
+_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1024**2), "MALLOC_ARENA_MAX": "2"}
+"""For glibc: what is freed goes back to the system, not to a heap for each thread."""
 
 
 def verify_in_fresh_process(
@@ -29,7 +33,7 @@ def verify_in_fresh_process(
     ended = run_apart(
         *command,
         stderr=subprocess.PIPE,
-        env={"TF_CPP_MIN_LOG_LEVEL": "3"},
+        env={**_ALLOCATOR, **os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
     )
     try:
         report = json.loads(ended.stdout)
