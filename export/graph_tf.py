@@ -105,13 +105,16 @@ class Matrix(PackedWeight):
         if self.native is None:
             return tf.matmul(x, wide, transpose_b=True)
 
+        with tf.control_dependencies([x]):  # else all are converted at once: gigabytes
+            values = tf.identity(self.values)
+
         def in_bfloat16():
             known = tf.ensure_shape(wide, self.values.shape)
             y = tf.matmul(tf.cast(x, tf.bfloat16), known, transpose_b=True)
             return tf.cast(y, tf.float32)
 
         def in_float32():
-            return tf.matmul(x, tf.cast(self.values, tf.float32), transpose_b=True)
+            return tf.matmul(x, tf.cast(values, tf.float32), transpose_b=True)
 
         return tf.cond(self.native, in_bfloat16, in_float32)
 

@@ -38,7 +38,8 @@ def widened(*tensors):
     narrow = tensors[0].dtype in (tf.bfloat16, tf.float16)
     if not narrow or tf.config.list_physical_devices("GPU"):
         return tensors
-    return [tf.cast(tensor, tf.float32) for tensor in tensors]
+    with tf.control_dependencies(tensors[:1]):  # else a graph converts all at once
+        return [tf.cast(tensor, tf.float32) for tensor in tensors]
 
 
 def matmul(x, y, transpose_b: bool = False):
