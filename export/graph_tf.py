@@ -7,6 +7,7 @@ out explicitly. Reads side by side with ``graph_jax.py``.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -104,19 +105,8 @@ class Matrix(PackedWeight):
         wide = self.values if self.wide is None else self.wide
         if self.native is None:
             return tf.matmul(x, wide, transpose_b=True)
-
-        with tf.control_dependencies([x]):  # else all are converted at once: gigabytes
-            values = tf.identity(self.values)
-
-        def in_bfloat16():
-            known = tf.ensure_shape(wide, self.values.shape)
-            y = tf.matmul(tf.cast(x, tf.bfloat16), known, transpose_b=True)
-            return tf.cast(y, tf.float32)
-
-        def in_float32():
-            return tf.matmul(x, tf.cast(values, tf.float32), transpose_b=True)
-
-        return tf.cond(self.native, in_bfloat16, in_float32)
+        y = _bfloat16_or_float32(x, self.values, wide, self.native)
+        return tf.ensure_shape(y, [None, self.values.shape[0]])
 
     def _by_row(self, x):
         rows, size = opt.shape(x)
@@ -143,6 +133,26 @@ class Matrix(PackedWeight):
         if self.scale is None:
             return found
         return found * tf.gather(self.scale, rows)[..., None]
+
+
+@partial(tf.function, autograph=False)
+def _bfloat16_or_float32(x, values, wide, native):
+    """``x`` [N, in] times ``wide`` in bfloat16 if ``native``, else times ``values``.
+
+    A function of its own, traced and written once for each shape of a matrix.
+    """
+    with tf.control_dependencies([x]):  # else all are converted at once: gigabytes
+        values = tf.identity(values)
+
+    def in_bfloat16():
+        known = tf.ensure_shape(wide, values.shape)
+        y = tf.matmul(tf.cast(x, tf.bfloat16), known, transpose_b=True)
+        return tf.cast(y, tf.float32)
+
+    def in_float32():
+        return tf.matmul(x, tf.cast(values, tf.float32), transpose_b=True)
+
+    return tf.cond(native, in_bfloat16, in_float32)
 
 
 def pack(x, dtype: str):
