@@ -181,7 +181,8 @@ def _in_groups(request: Sequence[Any], size: int, generate):
     def split(x):
         if not x.shape.rank:
             return tf.fill([groups], x)
-        filled = tf.pad(x, [[0, groups * size - B], *[[0, 0]] * (x.shape.rank - 1)])
+        more: Any = [[0, groups * size - B], *[[0, 0]] * (x.shape.rank - 1)]
+        filled = tf.pad(x, more)
         found = tf.reshape(filled, tf.concat([[groups, size], tf.shape(x)[1:]], 0))
         return tf.ensure_shape(found, [None, size, *x.shape[1:]])
 

@@ -44,8 +44,11 @@ class MadeAtLoad(tf.saved_model.experimental.TrackableResource):
         self._make, self._dtype, self._name = make, dtype, name
 
     def _create_resource(self):
+        unknown: Any = None
         return tf.raw_ops.VarHandleOp(
-            dtype=self._dtype, shape=tf.TensorShape(None), shared_name=self._name
+            dtype=self._dtype,
+            shape=tf.TensorShape(unknown),
+            shared_name=self._name,
         )
 
     def _initialize(self):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -15,7 +16,11 @@ SHARED_FOLDER = "OPTSERVE_TESTS_FOLDER"
 
 
 def pytest_configure(config):
-    """Make the folder, in the process that starts the workers."""
+    """Make the folder, in the process that starts the workers.
+
+    Ctrl-C reaches the tests and what they start, also in a shell's background job.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if SHARED_FOLDER not in os.environ:
         folder = tempfile.mkdtemp(prefix="optserve-tests-")
         os.environ[SHARED_FOLDER] = folder
