@@ -7,14 +7,13 @@ written once (``signatures.py``). Weights are :class:`tf.Variable` in both.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import tensorflow as tf
 
 from ..models.config import OPTConfig
 from .contract import CacheLayout
-from .packing import assemble, is_matrix
+from .packing import assemble
 from .sizing import Sizes
 
 FEW_ROWS = 8
@@ -30,9 +29,7 @@ class TFBackend:
     """TensorFlow ops; with ``compiler="xla"`` the loop is compiled.
 
     It is for a few rows, and more go through it in groups. Everything else is quicker
-    as plain ops, whose matrix products are oneDNN's; for these a server holds int8
-    weights as bfloat16, too, on processors with bfloat16 instructions (float16 as
-    float32 on any).
+    as plain ops, whose matrix products are oneDNN's.
     """
 
     def __init__(
@@ -44,7 +41,6 @@ class TFBackend:
         compiler: str,
         tokens: int,
         sizes: Sizes,
-        digest: str,
     ) -> None:
         from . import graph_tf
 
@@ -54,15 +50,7 @@ class TFBackend:
         self.sizes = Sizes()
         few = sorted({min(rows, FEW_ROWS) for rows in sizes.rows})
         self.loop_sizes = Sizes(rows=tuple(few), cache=sizes.cache)
-        self.resources = {
-            name: graph_tf.MadeAtLoad(
-                partial(graph_tf.widened, variable),
-                tf.bfloat16 if variable.dtype == tf.int8 else tf.float32,
-                f"{digest}/{variable.dtype.name}/{name}",
-            )
-            for name, variable in stored.items()
-            if is_matrix(name) and variable.dtype in (tf.int8, tf.float16)
-        }
+        self.resources = {}
         if any(variable.dtype in _BFLOAT16_AT_BEST for variable in stored.values()):
             self.resources["native_bfloat16"] = graph_tf.MadeAtLoad(
                 graph_tf.native_bfloat16, tf.bool, "native_bfloat16"
@@ -81,18 +69,13 @@ class TFBackend:
         )
 
     def _params(self, step=None) -> dict[str, Any]:
-        made = {}
-        if step is None:
-            made = {name: value.read() for name, value in self.resources.items()}
+        native = None
+        if step is None and "native_bfloat16" in self.resources:
+            native = self.resources["native_bfloat16"].read()
 
         def pack(name, values, scale):
-            return self._graph.Matrix(
-                tf.convert_to_tensor(values),
-                scale,
-                wide=made.get(name),
-                native=made.get("native_bfloat16"),
-                step=step,
-            )
+            values = tf.convert_to_tensor(values)
+            return self._graph.Matrix(values, scale, native=native, step=step)
 
         return assemble(self._config, self._stored, pack)
 
@@ -223,7 +206,6 @@ class JaxBackend:
         compiler: str,
         tokens: int,
         sizes: Sizes,
-        digest: str,
     ) -> None:
         from jax.experimental import jax2tf
 

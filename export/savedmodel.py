@@ -171,7 +171,6 @@ def _write(
         compiler=manifest.compiler,
         tokens=max(manifest.generate, default=1),
         sizes=sizes,
-        digest=manifest.checkpoint_digest[:16],
     )
     module = Signatures(config, computing, stored, layout, texts, manifest.generate)
     progress("tracing the signatures")

@@ -64,11 +64,11 @@ def held_bytes(
 ) -> int:
     """Memory that a loaded version's weights take.
 
-    The TensorFlow graph may hold int8 matrices as bfloat16, too, and float16 ones as
-    float32; ``graph_tf.widened`` says when.
+    The TensorFlow graph's loop for several rows keeps int8 matrices once more, packed
+    for oneDNN (``int8_products.py``).
     """
-    wide = {"int8": 2, "float16": 4}.get(dtype, 0) if framework == "tf" else 0
-    return weights_bytes(config, dtype) + wide * parameter_count(config).matrices
+    packed = 1 if (dtype, framework) == ("int8", "tf") else 0
+    return weights_bytes(config, dtype) + packed * parameter_count(config).matrices
 
 
 def tflite_bytes(config: Mapping[str, Any], dtype: str = "float32") -> int:

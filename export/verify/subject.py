@@ -67,8 +67,6 @@ class ExportedModel:
         for variable in self.stored.values():
             nothing = self._tf.zeros([0], variable.dtype)
             ops.AssignVariableOp(resource=variable.handle, value=nothing)
-        for widened in getattr(self._loaded, "resources", {}).values():
-            ops.DestroyResourceOp(resource=widened.resource_handle)
 
     def _ask(self, plan: Plan, question: Question) -> Answer | None:
         name = question.signature
