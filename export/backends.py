@@ -12,7 +12,9 @@ from typing import Any
 import tensorflow as tf
 
 from ..models.config import OPTConfig
+from . import int8_products
 from .contract import CacheLayout
+from .int8_loop import Int8Loop
 from .packing import assemble
 from .sizing import Sizes
 
@@ -41,6 +43,7 @@ class TFBackend:
         compiler: str,
         tokens: int,
         sizes: Sizes,
+        portable: bool,
     ) -> None:
         from . import graph_tf
 
@@ -48,13 +51,22 @@ class TFBackend:
         self._config, self._cache_dtype = config, layout.dtype
         self._stored, self._compiler, self._tokens = stored, compiler, tokens
         self.sizes = Sizes()
-        few = sorted({min(rows, FEW_ROWS) for rows in sizes.rows})
-        self.loop_sizes = Sizes(rows=tuple(few), cache=sizes.cache)
-        self.resources = {}
-        if any(variable.dtype in _BFLOAT16_AT_BEST for variable in stored.values()):
-            self.resources["native_bfloat16"] = graph_tf.MadeAtLoad(
-                graph_tf.native_bfloat16, tf.bool, "native_bfloat16"
-            )
+        self._few = tuple(sorted({min(rows, FEW_ROWS) for rows in sizes.rows}))
+        self.loop_sizes = Sizes(rows=self._few, cache=sizes.cache)
+        dtypes = {variable.dtype for variable in stored.values()}
+        asked = {}
+        if dtypes.intersection(_BFLOAT16_AT_BEST):
+            asked["native"] = graph_tf.native_bfloat16
+        if tf.int8 in dtypes and not portable and int8_products.available():
+            asked["exact"] = int8_products.exact
+            self.loop_sizes = Sizes(rows=sizes.rows, cache=sizes.cache)
+        self.resources = {
+            name: graph_tf.MadeAtLoad(find, tf.bool, f"optserve_{name}")
+            for name, find in asked.items()
+        }
+        self._int8_loop = Int8Loop(
+            config, layout.dtype, tokens, compiled=compiler == "xla"
+        )
         self._compiled_loop = tf.function(
             lambda *request: self._loop(request, compiled=True),
             autograph=False,
@@ -69,13 +81,12 @@ class TFBackend:
         )
 
     def _params(self, step=None) -> dict[str, Any]:
-        native = None
-        if step is None and "native_bfloat16" in self.resources:
-            native = self.resources["native_bfloat16"].read()
+        how = {"step": step}
+        if step is None:
+            how = {name: found.read() for name, found in self.resources.items()}
 
         def pack(name, values, scale):
-            values = tf.convert_to_tensor(values)
-            return self._graph.Matrix(values, scale, native=native, step=step)
+            return self._graph.Matrix(tf.convert_to_tensor(values), scale, **how)
 
         return assemble(self._config, self._stored, pack)
 
@@ -109,33 +120,52 @@ class TFBackend:
         """Log-probabilities [B,S] of given tokens."""
         return self._graph.token_logprobs(self._config, self._params(), ids, hidden)
 
-    def generate(self, request: Sequence[Any]):
-        """Tokens [B,N], logprobs [B,N], count [B], wire rows [L,2,B,H,N,·]."""
+    def generate(self, request: Sequence[Any], *, often: bool):
+        """Tokens [B,N], logprobs [B,N], count [B], wire rows [L,2,B,H,N,·].
 
-        if self._compiler == "none":
-            return self._loop(request, compiled=False)
-
-        sizes = self.loop_sizes.rows
+        ``often`` says that memory is well spent on this signature's speed.
+        """
+        sizes = self._few if self._compiler == "xla" else ()
 
         def few(rows: int, request=request):
             return self._compiled_loop(*(_fixed_rows(x, rows) for x in request))
 
         def many():
+            if not sizes:
+                return self._loop(request, compiled=False)
             return _in_groups(request, sizes[-1], lambda rows: few(sizes[-1], rows))
 
-        return _by_rows(request, sizes, few, many)
+        def several(sizes=sizes):
+            return _by_rows(request, sizes, few, many)
+
+        if "exact" not in self.resources:
+            return several()
+        exact = self.resources["exact"].read()
+
+        def with_int8(sizes=sizes):
+            return tf.cond(
+                exact, lambda: self._in_pieces(request, often), lambda: several(sizes)
+            )
+
+        if sizes[:1] != (1,):
+            return with_int8()
+        return _by_rows(request, sizes[:1], few, lambda: with_int8(sizes[1:]))
+
+    def _in_pieces(self, flat: Sequence[Any], often: bool):
+        return self._int8_loop.generate(self._params(), self._request(flat), keep=often)
+
+    def _request(self, flat: Sequence[Any]):
+        *start, steps = flat[:7]
+        return self._graph.Request(*start, steps, self._graph.Wanted(*flat[7:]))  # pyright: ignore[reportCallIssue]
 
     def _loop(self, flat: Sequence[Any], *, compiled: bool):
-        graph = self._graph
-        *start, steps = flat[:7]
-        request = graph.Request(*start, steps, graph.Wanted(*flat[7:]))  # pyright: ignore[reportCallIssue]
         fixed = None if compiled else self._params()
-        return graph.generate(
+        return self._graph.generate(
             self._config,
             lambda step: fixed or self._params(step),
             self._cache_dtype,
             self._tokens,
-            request,
+            self._request(flat),
             compiled=compiled,
         )
 
@@ -206,6 +236,7 @@ class JaxBackend:
         compiler: str,
         tokens: int,
         sizes: Sizes,
+        portable: bool,
     ) -> None:
         from jax.experimental import jax2tf
 
@@ -288,7 +319,7 @@ class JaxBackend:
         }
         self._many_rows = module(loop, *loop_shapes("b"))
 
-    def generate(self, request: Sequence[Any]):
+    def generate(self, request: Sequence[Any], *, often: bool):
         """Tokens [B,N], logprobs [B,N], count [B], wire rows [L,2,B,H,N,·]."""
 
         return _by_rows(

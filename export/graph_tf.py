@@ -16,6 +16,7 @@ from tensorflow.compiler.tf2xla.python import xla
 from ..models import tf_opt as opt
 from ..models.config import OPTConfig
 from ..models.weights import PackedWeight
+from . import int8_products
 from .sampling_tf import Wanted, choose
 
 
@@ -61,6 +62,7 @@ class MadeAtLoad(tf.saved_model.experimental.TrackableResource):
         )
 
 
+_MOST_ROWS_OF_INT8 = 64  # from there on conversion weighs less than a second product
 _MOST_ROWS_OF_FLOAT32 = 4  # one by one, without anything to convert
 _BLOCK = 8192  # of a matrix's rows: stays in the processor's cache for the next row
 
@@ -68,9 +70,10 @@ _BLOCK = 8192  # of a matrix's rows: stays in the processor's cache for the next
 class Matrix(PackedWeight):
     """A stored matrix [out, in] of any of the weight dtypes.
 
-    ``native`` says whether to multiply bfloat16 (see :func:`native_bfloat16`). With
-    ``step`` instead XLA multiplies the values as they are stored, in float32 and row by
-    row; ``graph_jax.Matrix`` tells why that looks as it does.
+    ``native`` says whether to multiply bfloat16 (see :func:`native_bfloat16`) and
+    ``exact`` whether to multiply int8 (see :func:`.int8_products.exact`). With ``step``
+    instead XLA multiplies the values as they are stored, in float32 and row by row;
+    ``graph_jax.Matrix`` tells why that looks as it does.
     """
 
     def __init__(
@@ -79,9 +82,11 @@ class Matrix(PackedWeight):
         scale: Any = None,
         *,
         native: Any = None,
+        exact: Any = None,
         step: Any = None,
     ) -> None:
-        self.values, self.scale, self.native, self.step = values, scale, native, step
+        self.values, self.scale, self.step = values, scale, step
+        self.native, self.exact = native, exact
 
     def matmul(self, x):
         y = self._whole(x) if self.step is None else self._by_row(x)
@@ -90,7 +95,7 @@ class Matrix(PackedWeight):
     def _whole(self, x):
         if self.values.dtype == tf.float32:
             return tf.matmul(x, self.values, transpose_b=True)
-        y = _bfloat16_or_float32(x, self.values, self.native)
+        y = _product(x, self.values, self.native, self.exact)
         return tf.ensure_shape(y, [None, self.values.shape[0]])
 
     def _by_row(self, x):
@@ -121,11 +126,12 @@ class Matrix(PackedWeight):
 
 
 @partial(tf.function, autograph=False)
-def _bfloat16_or_float32(x, values, native):
-    """``x`` [N, in] times ``values`` in bfloat16 if ``native``, else in float32.
+def _product(x, values, native, exact):
+    """``x`` [N, in] times ``values`` of 8 or 16 bits, the quickest way there is here.
 
-    The values are converted for each product anew, which takes a sixth of a prompt's
-    time and no memory. A function of its own, traced and written once for each shape.
+    A few rows times int8 as such if that is ``exact``; else the values are converted,
+    for each product anew, to bfloat16 if that is ``native`` (a sixth of a prompt's
+    time), or to float32. A function of its own, traced and written once for each shape.
     """
     with tf.control_dependencies([x]):  # else all are converted at once: gigabytes
         values = tf.identity(values)
@@ -139,7 +145,15 @@ def _bfloat16_or_float32(x, values, native):
     def in_float32():
         return tf.matmul(x, tf.cast(values, tf.float32), transpose_b=True)
 
-    return in_float32() if native is None else tf.cond(native, in_bfloat16, in_float32)
+    def converted():
+        return (
+            in_float32() if native is None else tf.cond(native, in_bfloat16, in_float32)
+        )
+
+    if exact is None:
+        return converted()
+    few = tf.shape(x)[0] <= _MOST_ROWS_OF_INT8
+    return tf.cond(exact & few, lambda: int8_products.product(x, values), converted)
 
 
 def pack(x, dtype: str):
@@ -237,14 +251,15 @@ class Request(NamedTuple):
     wanted: Wanted
 
 
-class _State(NamedTuple):
+class Chosen(NamedTuple):
+    """What a loop has made after ``step`` steps."""
+
     step: Any
     token: Any  # [B], fed next
     alive: Any  # [B]
     tokens: Any  # [B,N], −1 where there is none
     logprobs: Any  # [B,N]
     seen: Any  # [B,V]
-    made: list[Any]  # L of (keys, values), each [B,H,N,D], row ``step`` of each step
 
 
 def generate(
@@ -256,85 +271,126 @@ def generate(
     *,
     compiled: bool,
 ):
-    """Feed a token, choose the next, up to ``steps`` ≤ N times, while a row goes on.
+    """:func:`loop` with one function for all of a step.
 
     ``params_at(step)`` are the weights inside the loop; ``compiled`` says that XLA
-    compiles it. The loop carries the new rows only, not the C slots of ``cache``: it
-    may copy what it carries at each step. Returns tokens [B,N], logprobs [B,N],
-    count [B], and wire rows [L,2,B,H,N,·].
+    compiles it.
     """
-    B, C = opt.shape(request.token)[0], opt.shape(request.cache)[1]
-    H, D = config.num_attention_heads, config.head_dim
     hold = _barrier if compiled else tf.identity
-    write = write_slot_compiled if compiled else write_slot
     past = [  # made once, not in each step again
         [hold(x) for x in layer]
         for layer in by_layers(request.cache, request.length, cache_dtype)
     ]
 
-    def body(*state) -> Any:
-        state = _State(*state)
-        params, step = params_at(state.step), state.step
-        at = tf.minimum(request.length + step, config.max_position_embeddings - 1)
-        embeds = opt.take(params["embed_tokens"], state.token)[:, None]
-        cached = tf.range(C) < request.length[:, None]
-        new = tf.broadcast_to(tf.range(N) <= step, [B, N])
-        mask = tf.concat([cached, new], axis=1)[:, None, None, :]
-
-        def store(old, k, v):
-            (old_k, old_v), made = old
-            kv = (unpack(pack(x, cache_dtype), cache_dtype) for x in (k, v))
-            k, v = (write(*pair, step) for pair in zip(made, kv, strict=True))
-            return (old_k, k), (old_v, v), (k, v)
-
+    def forward(step, token, made):
+        params = params_at(step)
         done = opt.decoder(
             config,
             params,
-            opt.embed(config, params, embeds, at[:, None]),
-            mask,
-            past=list(zip(past, state.made, strict=True)),
-            store=store,
+            embed_token(config, params, token, request.length + step),
+            attended(request.length, opt.shape(past[0][0])[2], step, N),
+            past=list(zip(past, made, strict=True)),
+            store=store_at(step, cache_dtype, compiled=compiled),
         )
-        logits = opt.lm_logits(config, params, done.last_hidden_state[:, 0])
-        position = request.length + step + 1
-        token, logprob = choose(
-            logits, request.wanted, position, state.seen, compiled=compiled
-        )
-        alive, now = state.alive, tf.range(N) == step
-        tokens = tf.where(alive, token, -1)[:, None]
-        logprob = tf.where(alive, logprob, 0.0)[:, None]
-        stop = tf.gather(request.stops, token, axis=1, batch_dims=1)
-        marks = tf.stack([tf.range(B), token], axis=1)
-        return _State(
-            step + 1,
-            tf.where(alive, token, state.token),
-            alive & ~stop & (step + 1 < request.limit),
-            tf.where(now, tokens, state.tokens),
-            tf.where(now, logprob, state.logprobs),
-            tf.tensor_scatter_nd_update(state.seen, marks, tf.fill([B], True)),
-            done.cache,
-        )
+        return opt.lm_logits(config, params, done.last_hidden_state[:, 0]), done.cache
 
-    start = _State(
+    def choose_next(chosen, logits):
+        return advance(request, chosen, logits, compiled=compiled)
+
+    B, H, D = opt.shape(request.token)[0], config.num_attention_heads, config.head_dim
+    made = [(tf.zeros([B, H, N, D]),) * 2 for _ in past]
+    chosen, made = loop(N, request, forward, choose_next, made)
+    return results(chosen, made, cache_dtype)
+
+
+def loop(N: int, request: Request, forward, choose_next, made):
+    """Feed a token, choose the next, up to ``steps`` ≤ N times, while a row goes on.
+
+    ``forward(step, token, made)`` gives what ``choose_next(chosen, ·)`` chooses from,
+    and ``made``, the keys and values [B,H,N,D] of the new rows. That is all of the
+    cache that the loop carries: it may copy what it carries. Returns the last of both.
+    """
+    B = opt.shape(request.token)[0]
+    start = Chosen(
         tf.constant(0),
         request.token,
         request.limit > 0,
         tf.fill([B, N], -1),
         tf.zeros([B, N]),
         request.seen,
-        [(tf.zeros([B, H, N, D]),) * 2 for _ in past],
     )
-    end = _State(
-        *tf.while_loop(
-            lambda *state: (state[0] < request.steps) & tf.reduce_any(state[2]),
-            body,
-            start,
-            parallel_iterations=1,
-        )
+
+    def body(chosen, made) -> Any:
+        found, made = forward(chosen.step, chosen.token, made)
+        return choose_next(chosen, found), made
+
+    return tf.while_loop(
+        lambda chosen, _: (chosen.step < request.steps) & tf.reduce_any(chosen.alive),
+        body,
+        (start, made),
+        parallel_iterations=1,
     )
-    made = tf.stack([tf.stack(layer) for layer in end.made])
-    count = tf.reduce_sum(tf.cast(end.tokens >= 0, tf.int32), axis=1)
-    return end.tokens, end.logprobs, count, pack(made, cache_dtype)
+
+
+def results(chosen: Chosen, made, cache_dtype: str):
+    """Tokens [B,N], logprobs [B,N], count [B], and wire rows [L,2,B,H,N,·].
+
+    ``made`` are L pairs of keys and values [B,H,N,D].
+    """
+    made = tf.stack([tf.stack(layer) for layer in made])
+    count = tf.reduce_sum(tf.cast(chosen.tokens >= 0, tf.int32), axis=1)
+    return chosen.tokens, chosen.logprobs, count, pack(made, cache_dtype)
+
+
+def advance(request: Request, chosen: Chosen, logits, *, compiled: bool) -> Chosen:
+    """Choose each row's next token from ``logits`` [B,V]; the cache isn't looked at."""
+    step, alive = chosen.step, chosen.alive
+    B, N = opt.shape(chosen.tokens)
+    position = request.length + step + 1
+    token, logprob = choose(
+        logits, request.wanted, position, chosen.seen, compiled=compiled
+    )
+    now = tf.range(N) == step
+    tokens = tf.where(alive, token, -1)[:, None]
+    logprob = tf.where(alive, logprob, 0.0)[:, None]
+    stop = tf.gather(request.stops, token, axis=1, batch_dims=1)
+    marks = tf.stack([tf.range(B), token], axis=1)
+    return Chosen(
+        step + 1,
+        tf.where(alive, token, chosen.token),
+        alive & ~stop & (step + 1 < request.limit),
+        tf.where(now, tokens, chosen.tokens),
+        tf.where(now, logprob, chosen.logprobs),
+        tf.tensor_scatter_nd_update(chosen.seen, marks, tf.fill([B], True)),
+    )
+
+
+def embed_token(config: OPTConfig, params, token, at):
+    """The decoder's input [B,1,E] for a token of each row, at positions ``at`` [B]."""
+    at = tf.minimum(at, config.max_position_embeddings - 1)
+    embeds = opt.take(params["embed_tokens"], token)[:, None]
+    return opt.embed(config, params, embeds, at[:, None])
+
+
+def attended(length, C, step, N: int):
+    """Which of C cached and N new slots a loop attends to: boolean [B,1,1,C+N]."""
+    B = opt.shape(length)[0]
+    cached = tf.range(C) < length[:, None]
+    new = tf.broadcast_to(tf.range(N) <= step, [B, N])
+    return tf.concat([cached, new], axis=1)[:, None, None, :]
+
+
+def store_at(step, cache_dtype: str, *, compiled: bool):
+    """A loop's cache policy: old keys and values stay apart from the new ones."""
+    write = write_slot_compiled if compiled else write_slot
+
+    def store(old, k, v):
+        (old_k, old_v), made = old
+        kv = (unpack(pack(x, cache_dtype), cache_dtype) for x in (k, v))
+        k, v = (write(*pair, step) for pair in zip(made, kv, strict=True))
+        return (old_k, k), (old_v, v), (k, v)
+
+    return store
 
 
 def _barrier(x):

@@ -34,7 +34,7 @@ def total(x, compiled: bool):
     """Sums [B] of ``x`` [B,V]; XLA makes vector code of products, not of sums."""
     if not compiled:
         return tf.reduce_sum(x, axis=1)
-    B, V = x.shape
+    B, V = tf.shape(x)[0], x.shape[1]
     size = V // _PARTS
     parts = tf.reshape(x[:, : _PARTS * size], [B * _PARTS, size])
     sums = tf.reshape(tf.matmul(parts, tf.ones([size, 1], x.dtype)), [B, _PARTS])

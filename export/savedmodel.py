@@ -53,6 +53,7 @@ def export_savedmodel(
     prompt_buckets: Sequence[int] | None = None,
     cache_buckets: Sequence[int] | None = None,
     batch_sizes: Sequence[int] | None = None,
+    portable: bool = False,
     version: int | None = None,
     revision: str | None = None,
     progress: Progress = lambda message: None,
@@ -72,6 +73,7 @@ def export_savedmodel(
             graph rounds up to them by itself, so that clients need not.
         cache_buckets: sizes of C likewise.
         batch_sizes: sizes of B likewise.
+        portable: leave out the int8 kernels that TensorFlow has on x86-64 alone.
         version: the folder's number; the next free one if None.
         revision: of a hub checkpoint.
         progress: called with a short message as the work goes on.
@@ -134,7 +136,9 @@ def export_savedmodel(
     texts["describe"] = manifest.to_json()
     with staging(Path(out), version) as folder:
         identity = folder.stat().st_ino
-        _write(folder, config, stored, layout, manifest, texts, sizes, progress)
+        _write(
+            folder, config, stored, layout, manifest, texts, sizes, portable, progress
+        )
         progress("writing the manifest")
         path = folder / MANIFEST_PATH
         path.parent.mkdir(exist_ok=True)
@@ -151,6 +155,7 @@ def _write(
     manifest: Manifest,
     texts: Mapping[str, str],
     sizes: Sizes,
+    portable: bool,
     progress: Progress,
 ) -> None:
     import tensorflow as tf
@@ -171,6 +176,7 @@ def _write(
         compiler=manifest.compiler,
         tokens=max(manifest.generate, default=1),
         sizes=sizes,
+        portable=portable,
     )
     module = Signatures(config, computing, stored, layout, texts, manifest.generate)
     progress("tracing the signatures")

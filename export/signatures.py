@@ -175,7 +175,8 @@ class Signatures(tf.Module):
         )
         cached = self._fit_cache(cached, rows, self._loop_sizes)
         tokens, logprobs, count, wire = self._backend.generate(
-            [last, cached, length, limit, *rest[:2], tf.reduce_max(limit), *rest[2:]]
+            [last, cached, length, limit, *rest[:2], tf.reduce_max(limit), *rest[2:]],
+            often=max(self._tokens_per_call) == N,
         )
         made = tf.transpose(wire[:, :, :B, :, :N], TOKEN_MAJOR)
         return {

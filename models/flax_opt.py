@@ -127,14 +127,19 @@ def project_qkv(config: OPTConfig, p, x, B):
         return y.reshape(heads).transpose(0, 2, 1, 3)
 
     if "qkv_proj" in p:  # one matrix, q's scale folded in
-        fused = linear(x, **p["qkv_proj"]).reshape(B, -1, 3, *heads[2:])
-        return tuple(fused.transpose(2, 0, 3, 1, 4))
+        return split_qkv(config, linear(x, **p["qkv_proj"]), B)
     q = linear(x, **p["q_proj"]) * jnp.asarray(config.head_dim**-0.5, x.dtype)
     return (
         split(q),
         split(linear(x, **p["k_proj"])),
         split(linear(x, **p["v_proj"])),
     )
+
+
+def split_qkv(config: OPTConfig, fused, B):
+    """``fused`` [N,3E] → q, k, v, each [B,H,S,D]."""
+    fused = fused.reshape(B, -1, 3, config.num_attention_heads, config.head_dim)
+    return tuple(fused.transpose(2, 0, 3, 1, 4))
 
 
 def attend(config: OPTConfig, q, keys, values, bias, *, head_mask=None, rng=None):
@@ -260,6 +265,15 @@ def scan_layers(config: OPTConfig, layers, x, B, bias, past, store, head_mask, r
     return [jax.tree.map(lambda y, i=i: y[i], stacked) for i in range(len(layers))]
 
 
+def end(config: OPTConfig, params, x):
+    """What the last layer gave [N,E] → hidden states [N,W]."""
+    if config.has_final_norm:
+        x = layer_norm(x, **params["final_layer_norm"])
+    if config.has_projections:
+        x = linear(x, **params["project_out"])
+    return x
+
+
 def decoder(
     config: OPTConfig,
     params,
@@ -288,14 +302,9 @@ def decoder(
     x = hidden.reshape(B * S, E)
     run = scan_layers if remat else run_layers
     rows = run(config, params["layers"], x, B, bias, past, store, head_mask, rng)
-    x = rows[-1][0]
     hidden_states = [hidden, *(row[0].reshape(B, S, E) for row in rows)]
     cache, attentions = [row[1] for row in rows], [row[2] for row in rows]
-    if config.has_final_norm:
-        x = layer_norm(x, **params["final_layer_norm"])
-    if config.has_projections:
-        x = linear(x, **params["project_out"])
-    last = x.reshape(B, S, config.embed_dim)
+    last = end(config, params, rows[-1][0]).reshape(B, S, config.embed_dim)
     hidden_states[-1] = last
     return Decoded(
         last,
@@ -340,12 +349,16 @@ def base_model(
 # --- causal LM ----------------------------------------------------------------------
 
 
+def head(config: OPTConfig, params):
+    """The head's matrix [V,W]: the token table, unless it is not tied."""
+    tied = config.tie_word_embeddings
+    return params["embed_tokens"] if tied else params["lm_head"]["weight"]
+
+
 def lm_logits(config: OPTConfig, params, hidden):
     """Hidden states [..., W] → logits [..., V] over the tied or the own head."""
-    tied = config.tie_word_embeddings
-    head = params["embed_tokens"] if tied else params["lm_head"]["weight"]
     *lead, W = hidden.shape
-    flat = linear(hidden.reshape(-1, W), head)
+    flat = linear(hidden.reshape(-1, W), head(config, params))
     return flat.reshape(*lead, config.vocab_size)
 
 

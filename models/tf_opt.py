@@ -153,14 +153,19 @@ def project_qkv(config: OPTConfig, p, x, B):
         return tf.transpose(tf.reshape(y, heads), [0, 2, 1, 3])
 
     if "qkv_proj" in p:  # one matrix, q's scale folded in
-        fused = tf.reshape(linear(x, **p["qkv_proj"]), [B, -1, 3, *heads[2:]])
-        return tf.unstack(tf.transpose(fused, [2, 0, 3, 1, 4]))
+        return split_qkv(config, linear(x, **p["qkv_proj"]), B)
     q = linear(x, **p["q_proj"]) * tf.cast(config.head_dim**-0.5, x.dtype)
     return (
         split(q),
         split(linear(x, **p["k_proj"])),
         split(linear(x, **p["v_proj"])),
     )
+
+
+def split_qkv(config: OPTConfig, fused, B):
+    """``fused`` [N,3E] → q, k, v, each [B,H,S,D]."""
+    fused = tf.reshape(fused, [B, -1, 3, config.num_attention_heads, config.head_dim])
+    return tf.unstack(tf.transpose(fused, [2, 0, 3, 1, 4]))
 
 
 def attend(config: OPTConfig, q, keys, values, bias, *, head_mask=None, rng=None):
@@ -264,6 +269,15 @@ def run_layers(config: OPTConfig, layers, x, B, bias, past, store, head_mask, rn
     return rows
 
 
+def end(config: OPTConfig, params, x):
+    """What the last layer gave [N,E] → hidden states [N,W]."""
+    if config.has_final_norm:
+        x = layer_norm(x, **params["final_layer_norm"])
+    if config.has_projections:
+        x = linear(x, **params["project_out"])
+    return x
+
+
 def decoder(
     config: OPTConfig,
     params,
@@ -290,14 +304,9 @@ def decoder(
         bias = tf.where(mask, 0.0, tf.float32.min)
     x = tf.reshape(hidden, [B * S, E])
     rows = run_layers(config, params["layers"], x, B, bias, past, store, head_mask, rng)
-    x = rows[-1][0]
     hidden_states = [hidden, *(tf.reshape(row[0], [B, S, E]) for row in rows)]
     cache, attentions = [row[1] for row in rows], [row[2] for row in rows]
-    if config.has_final_norm:
-        x = layer_norm(x, **params["final_layer_norm"])
-    if config.has_projections:
-        x = linear(x, **params["project_out"])
-    last = tf.reshape(x, [B, S, config.embed_dim])
+    last = tf.reshape(end(config, params, rows[-1][0]), [B, S, config.embed_dim])
     hidden_states[-1] = last
     return Decoded(
         last,
@@ -342,12 +351,16 @@ def base_model(
 # --- causal LM ----------------------------------------------------------------------
 
 
+def head(config: OPTConfig, params):
+    """The head's matrix [V,W]: the token table, unless it is not tied."""
+    tied = config.tie_word_embeddings
+    return params["embed_tokens"] if tied else params["lm_head"]["weight"]
+
+
 def lm_logits(config: OPTConfig, params, hidden):
     """Hidden states [..., W] → logits [..., V] over the tied or the own head."""
-    tied = config.tie_word_embeddings
-    head = params["embed_tokens"] if tied else params["lm_head"]["weight"]
     *lead, W = shape(hidden)
-    flat = linear(tf.reshape(hidden, [-1, W]), head)
+    flat = linear(tf.reshape(hidden, [-1, W]), head(config, params))
     return tf.reshape(flat, [*lead, config.vocab_size])
 
 

@@ -31,7 +31,7 @@ _EXIT_CODES = (
 )
 _OPTIONS = (
     *("target", "framework", "compiler", "weights", "cache", "generate"),
-    *("prompt_buckets", "cache_buckets", "batch_sizes", "cache_size"),
+    *("prompt_buckets", "cache_buckets", "batch_sizes", "cache_size", "portable"),
 )
 """What a version is made with."""
 
@@ -90,6 +90,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         metavar="C",
         help="tflite: tokens that the cache holds (default: 512)",
+    )
+    parser.add_argument(
+        "--portable",
+        action="store_true",
+        help="int8: leave out the kernels that TensorFlow has on x86-64 alone, with "
+        "which several rows are twice as fast",
     )
     parser.add_argument("--version", type=_positive, help="default: the next number")
     parser.add_argument("--revision", help="of a hub checkpoint")
@@ -175,6 +181,7 @@ def _write(args: argparse.Namespace, clock: _Clock) -> dict[str, Any]:
             prompt_buckets=args.prompt_buckets,
             cache_buckets=args.cache_buckets,
             batch_sizes=args.batch_sizes,
+            portable=args.portable,
             **common,
         )
     return {

@@ -1,0 +1,161 @@
+"""A loop for several rows of int8 weights: oneDNN multiplies, XLA compiles the rest.
+
+XLA alone converts the weights for each row anew, TensorFlow's ops alone take their time
+between the products. So a step goes back and forth: five small functions are compiled
+once for all layers, and products of integers stand between them.
+
+It reads like ``tf_opt.layer``, which it must agree with, products written out. Whoever
+uses it asks :func:`.int8_products.exact` first.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from ..models import tf_opt as opt
+from ..models.config import OPTConfig
+from . import graph_tf
+from .graph_tf import Chosen, Matrix, Request
+from .int8_products import Halves, in_halves, integer_sums, joined
+
+
+class Sums(NamedTuple):
+    """A product [N,M] that is not yet put together."""
+
+    sums: Any  # [2N,M]
+    rows: Any  # [N,1], the scale of what was multiplied
+    columns: Any  # [M], the scale of the weights
+    bias: Any  # [M] or None
+
+    def value(self):
+        """[N,M] float32."""
+        y = joined(self.sums, self.rows) * self.columns
+        return y if self.bias is None else y + self.bias
+
+
+GROUPS = 4
+"""Of rows, whose attention is computed apart: XLA multiplies a batch of small matrices
+one after the other on one thread, but several such batches at once."""
+
+
+class Int8Loop:
+    """:func:`.graph_tf.generate` in pieces, for any number of rows.
+
+    Up to ``N`` tokens; ``compiled`` leaves the pieces to XLA.
+    """
+
+    def __init__(
+        self, config: OPTConfig, cache_dtype: str, N: int, *, compiled: bool
+    ) -> None:
+        self._config, self._cache_dtype, self._N = config, cache_dtype, N
+        self._compiled = compiled
+        piece = partial(tf.function, autograph=False, jit_compile=True)
+        if not compiled:
+            piece = partial(tf.function, autograph=False)
+        self._start, self._attend = piece(self._start), piece(self._attend)
+        self._add, self._activate = piece(self._add), piece(self._activate)
+        self._advance = piece(self._advance)
+
+    def generate(self, params, request: Request, *, keep: bool):
+        """As :func:`.graph_tf.generate`; matrices of ``params`` are :class:`Matrix`.
+
+        ``keep`` is :func:`.integer_sums`'.
+        """
+        config, params = self._config, tf.nest.map_structure(_read, params)
+        layers = params["layers"]
+        B = opt.shape(request.token)[0]
+        past = [
+            list(zip(*(_in_groups(x, B) for x in layer), strict=True))
+            for layer in graph_tf.by_layers(
+                request.cache, request.length, self._cache_dtype
+            )
+        ]
+        norms = [
+            layer[name]
+            for layer in layers
+            for name in ("self_attn_layer_norm", "final_layer_norm")
+        ]
+        # Each norm stands before the product that uses it, or behind the sum it norms.
+        pre = config.do_layer_norm_before
+        first, *rest = [*norms, None] if pre else [None, *norms]
+
+        def times(halves: Halves, weight: Matrix, bias=None) -> Sums:
+            sums = integer_sums(halves.parts, weight.values, keep=keep)
+            return Sums(sums, halves.scale, _read(weight.scale), bias)
+
+        def forward(step, token, made):
+            at = request.length + step
+            x = graph_tf.embed_token(config, params, token, at)[:, 0]
+            halves = self._start(x, first)
+            after = []
+            for i, layer in enumerate(layers):
+                y = times(halves, **layer["qkv_proj"])
+                old = list(zip(past[i], made[i], strict=True))
+                halves, new = self._attend(y, old, step, request.length)
+                y = times(halves, **layer["out_proj"])
+                x, halves = self._add(x, y, rest[2 * i])
+                halves = self._activate(times(halves, **layer["fc1"]))
+                y = times(halves, **layer["fc2"])
+                x, halves = self._add(x, y, rest[2 * i + 1])
+                after.append(new)
+            halves = in_halves(opt.end(config, params, x))
+            return times(halves, opt.head(config, params)), after
+
+        def choose_next(chosen: Chosen, found: Sums):
+            return self._advance(request._replace(cache=None), chosen, found)
+
+        H, D = config.num_attention_heads, config.head_dim
+        empty = _in_groups(tf.zeros([B, H, self._N, D]), B)
+        made = [[(rows, rows) for rows in empty] for _ in layers]
+        chosen, made = graph_tf.loop(self._N, request, forward, choose_next, made)
+        made = [[tf.concat(x, 0) for x in zip(*layer, strict=True)] for layer in made]
+        return graph_tf.results(chosen, made, self._cache_dtype)
+
+    def _start(self, x, norm):
+        return in_halves(_normed(norm, x))
+
+    def _attend(self, y: Sums, old, step, length):
+        config = self._config
+        B, C = opt.shape(length)[0], opt.shape(old[0][0][0])[2]
+        qkv = [_in_groups(x, B) for x in opt.split_qkv(config, y.value(), B)]
+        mask = graph_tf.attended(length, C, step, self._N)
+        biases = _in_groups(tf.where(mask, 0.0, tf.float32.min), B)
+        store = graph_tf.store_at(step, self._cache_dtype, compiled=self._compiled)
+        contexts, after = [], []
+        for q, k, v, bias, rows in zip(*qkv, biases, old, strict=True):
+            keys, values, new = store(rows, k, v)
+            context, _ = opt.attend(config, q, keys, values, bias)
+            contexts.append(context)
+            after.append(new)
+        context = tf.reshape(tf.concat(contexts, axis=0), [B, config.hidden_size])
+        return in_halves(context), after
+
+    def _add(self, x, y: Sums, norm):
+        x = x + y.value()
+        normed = _normed(norm, x)
+        return (x if self._config.do_layer_norm_before else normed), in_halves(normed)
+
+    def _activate(self, y: Sums):
+        return in_halves(opt.activation(self._config, y.value()))
+
+    def _advance(self, request: Request, chosen: Chosen, y: Sums):
+        return graph_tf.advance(request, chosen, y.value(), compiled=self._compiled)
+
+
+def _in_groups(x, B):
+    """``x`` [B,…] as a list of :data:`GROUPS` parts; some are empty if B is less."""
+    ends = [B * i // GROUPS for i in range(GROUPS + 1)]
+    return [x[start:end] for start, end in pairwise(ends)]
+
+
+def _read(leaf):
+    """Variables as tensors: functions are traced anew for each variable."""
+    return tf.convert_to_tensor(leaf) if isinstance(leaf, tf.Variable) else leaf
+
+
+def _normed(norm, x):
+    return x if norm is None else opt.layer_norm(x, **norm)

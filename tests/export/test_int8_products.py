@@ -1,0 +1,158 @@
+"""Products of int8 weights by TensorFlow's int8 kernel, and the loop made of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from optserve.export import graph_tf, int8_loop, int8_products
+from optserve.export.graph_tf import Matrix, Request
+from optserve.export.int8_products import Halves, in_halves, integer_sums, joined
+from optserve.export.packing import assemble, packed_weights
+from optserve.export.sampling_tf import Wanted
+from optserve.models.config import OPTConfig
+from optserve.models.files import open_weights
+
+from tests.export.exports import CASES, GOLDEN
+
+
+def test_halves_hold_sixteen_bits() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((6, 300)).astype(np.float32)
+    x[1, 7], x[2] = 60, 0  # an outlier, a row of nothing
+    halves = in_halves(tf.constant(x))
+    high, low = np.split(halves.parts.numpy().astype(np.float64), 2)
+    found = (256 * high + low) * halves.scale.numpy()
+    largest = np.abs(x).max(axis=1, keepdims=True)
+    assert (np.abs(found - x) <= largest / 65024 * 1.001).all()
+    assert halves.parts.dtype == tf.int8
+
+
+def test_joined_is_the_product_of_the_numbers_that_halves_hold() -> None:
+    rng = np.random.default_rng(1)
+    high, low = rng.integers(-127, 128, (2, 3, 50))
+    weights = rng.integers(-127, 128, (4, 50))
+    sums = np.concatenate([high, low]) @ weights.T
+    scale = np.float32([[1], [0.5], [4]])
+    found = joined(tf.constant(sums, tf.float32), scale)
+    np.testing.assert_array_equal(found, (256 * high + low) @ weights.T * scale)
+
+
+_PROBE = """
+import numpy as np, tensorflow as tf
+from optserve.export.int8_products import exact, integer_sums
+rng = np.random.default_rng(0)
+for rows, size, out in [(2, 64, 48), (16, 768, 200), (70, 3072, 96)]:
+    x = rng.integers(-127, 128, (rows, size)).astype(np.int8)
+    x[0], x[1] = 127, -127
+    values = rng.integers(-127, 128, (out, size)).astype(np.int8)
+    values[0] = 127
+    for keep in (False, True):
+        run = tf.function(lambda x, keep=keep: integer_sums(x, values, keep=keep))
+        right = x.astype(np.int64) @ values.T.astype(np.int64)
+        same = [np.array_equal(run(x), right.astype(np.float32)) for _ in range(2)]
+        print(all(same), tf.function(exact)().numpy())
+"""
+
+
+@pytest.mark.skipif(not int8_products.available(), reason="no int8 kernels")
+@pytest.mark.parametrize("instructions", ["AVX2", "AVX512_CORE", "ALL"])
+def test_a_processor_that_does_not_sum_exactly_is_found(instructions: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _PROBE],
+        env=os.environ | {"ONEDNN_MAX_CPU_ISA": instructions},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answers = [line.split() for line in done.stdout.strip().splitlines()]
+    assert len(answers) == 6
+    claimed = {claim for _, claim in answers}
+    assert len(claimed) == 1
+    if claimed == {"True"}:
+        assert all(right == "True" for right, _ in answers)
+    else:
+        assert any(right == "False" for right, _ in answers)
+
+
+@pytest.fixture
+def sums_of_floats(monkeypatch):
+    """The kernel's sums on any processor: of less than 2^24 they are exact."""
+
+    def sums(parts, values, *, keep=False):
+        as_floats = (tf.cast(x, tf.float32) for x in (parts, values))
+        return tf.matmul(*as_floats, transpose_b=True)
+
+    monkeypatch.setattr(int8_loop, "integer_sums", sums)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["ops", "xla"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_loop_in_pieces_is_the_loop(case, compiled, sums_of_floats) -> None:
+    config = OPTConfig.from_pretrained(GOLDEN / case)
+    stored = dict(packed_weights(config, open_weights(GOLDEN / case), "int8"))
+    params = assemble(
+        config, stored, lambda name, values, scale: Matrix(tf.constant(values), scale)
+    )
+    N, request = 6, _request(config, rows=5, slots=9)
+
+    whole = graph_tf.generate(
+        config, lambda step: params, "float32", N, request, compiled=False
+    )
+    loop = int8_loop.Int8Loop(config, "float32", N, compiled=compiled)
+    pieces = tf.function(lambda: loop.generate(params, request, keep=False))()
+
+    np.testing.assert_array_equal(pieces[0], whole[0])  # tokens
+    np.testing.assert_array_equal(pieces[2], whole[2])  # counts
+    np.testing.assert_allclose(pieces[1], whole[1], atol=2e-3)
+    assert sorted(set(whole[2].numpy())) == [0, 2, 3, 6]
+    for row, count in enumerate(whole[2].numpy()):
+        made = [found[3][:, :, row, :, :count] for found in (pieces, whole)]
+        np.testing.assert_allclose(*made, atol=2e-3)
+
+
+def _request(config: OPTConfig, *, rows: int, slots: int) -> Request:
+    rng = np.random.default_rng(3)
+    shape = [rows, slots, config.num_hidden_layers, 2, config.num_attention_heads]
+    vocabulary = [rows, config.vocab_size]
+    return Request(
+        tf.constant(rng.integers(4, 60, rows), tf.int32),
+        tf.constant(rng.standard_normal([*shape, config.head_dim]), tf.float32),
+        tf.constant([9, 4, 0, 7, 1]),
+        tf.constant([6, 3, 6, 0, 2]),
+        tf.zeros(vocabulary, tf.bool),
+        tf.constant(rng.random(vocabulary) < 0.1),
+        tf.constant(6),
+        Wanted(
+            tf.constant(rng.integers(-9, 9, (rows, 2)), tf.int32),
+            tf.constant([0.0, 0.7, 1.3, 0.0, 0.0]),
+            tf.constant([0, 5, 0, 0, 0]),
+            tf.constant([1.0, 0.9, 1.0, 1.0, 1.0]),
+            tf.constant([1.0, 1.0, 1.2, 1.0, 1.3]),
+        ),
+    )
+
+
+def test_a_matrix_multiplies_int8_as_such_where_that_is_exact() -> None:
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((3, 96)).astype(np.float32)
+    values = rng.integers(-127, 128, (40, 96)).astype(np.int8)
+    exact = tf.function(int8_products.exact)()
+    matrix = Matrix(tf.constant(values), native=tf.constant(True), exact=exact)
+    right = x.astype(np.float64) @ values.T
+    error = np.abs(tf.function(matrix.matmul)(x).numpy() - right).max()
+    # Otherwise it multiplies in bfloat16, which keeps 8 bits of every factor.
+    assert error <= (2**-14 if exact else 2**-7) * np.abs(right).max()
+
+
+def test_sums_of_nothing() -> None:
+    halves = Halves(tf.zeros([4, 64], tf.int8), tf.ones([2, 1]))
+    if not int8_products.available():
+        pytest.skip("no int8 kernels")
+    values = tf.ones([8, 64], tf.int8)
+    found = tf.function(lambda: integer_sums(halves.parts, values))()
+    np.testing.assert_array_equal(found, np.zeros([4, 8]))
