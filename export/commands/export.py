@@ -31,9 +31,9 @@ _EXIT_CODES = (
 )
 _OPTIONS = (
     *("target", "framework", "compiler", "weights", "cache", "generate"),
-    *("prompt_buckets", "cache_buckets", "batch_sizes", "cache_size", "portable"),
+    *("prompt_buckets", "cache_buckets", "batch_sizes", "cache_size"),
 )
-"""What a version is made with."""
+"""What a version is made with, ``--portable`` apart, which takes no value."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -227,6 +227,8 @@ def _write_verified(args: argparse.Namespace, clock: _Clock) -> dict[str, Any]:
 def _unverified(args: argparse.Namespace, source: Path, out: Path) -> list[str]:
     """The command that exports the same to another base folder, and no more."""
     command = ["export", str(source), str(out), "--no-verify", "--no-deploy", "--json"]
+    if args.portable:
+        command.append("--portable")
     for option in _OPTIONS:
         value = getattr(args, option)
         if value is not None:
