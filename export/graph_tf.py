@@ -297,8 +297,7 @@ def generate(
     def choose_next(chosen, logits):
         return advance(request, chosen, logits, compiled=compiled)
 
-    B, H, D = opt.shape(request.token)[0], config.num_attention_heads, config.head_dim
-    made = [(tf.zeros([B, H, N, D]),) * 2 for _ in past]
+    made = nothing_made(config, opt.shape(request.token)[0], N)
     chosen, made = loop(N, request, forward, choose_next, made)
     return results(chosen, made, cache_dtype)
 
@@ -330,6 +329,12 @@ def loop(N: int, request: Request, forward, choose_next, made):
         (start, made),
         parallel_iterations=1,
     )
+
+
+def nothing_made(config: OPTConfig, B, N: int):
+    """Room for N new rows: L pairs of keys and values [B,H,N,D]."""
+    room = tf.zeros([B, config.num_attention_heads, N, config.head_dim])
+    return [[room, room] for _ in range(config.num_hidden_layers)]
 
 
 def results(chosen: Chosen, made, cache_dtype: str):
@@ -388,7 +393,7 @@ def store_at(step, cache_dtype: str, *, compiled: bool):
         (old_k, old_v), made = old
         kv = (unpack(pack(x, cache_dtype), cache_dtype) for x in (k, v))
         k, v = (write(*pair, step) for pair in zip(made, kv, strict=True))
-        return (old_k, k), (old_v, v), (k, v)
+        return (old_k, k), (old_v, v), [k, v]
 
     return store
 

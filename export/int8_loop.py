@@ -11,7 +11,6 @@ uses it asks :func:`.int8_products.exact` first.
 from __future__ import annotations
 
 from functools import partial
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -37,11 +36,6 @@ class Sums(NamedTuple):
         return y if self.bias is None else y + self.bias
 
 
-GROUPS = 4
-"""Of rows, whose attention is computed apart: XLA multiplies a batch of small matrices
-one after the other on one thread, but several such batches at once."""
-
-
 class Int8Loop:
     """:func:`.graph_tf.generate` in pieces, for any number of rows.
 
@@ -58,7 +52,7 @@ class Int8Loop:
             piece = partial(tf.function, autograph=False)
         self._start, self._attend = piece(self._start), piece(self._attend)
         self._add, self._activate = piece(self._add), piece(self._activate)
-        self._advance = piece(self._advance)
+        self._advance, self._by_layers = piece(self._advance), piece(self._by_layers)
 
     def generate(self, params, request: Request, *, keep: bool):
         """As :func:`.graph_tf.generate`; matrices of ``params`` are :class:`Matrix`.
@@ -67,13 +61,7 @@ class Int8Loop:
         """
         config, params = self._config, tf.nest.map_structure(_read, params)
         layers = params["layers"]
-        B = opt.shape(request.token)[0]
-        past = [
-            list(zip(*(_in_groups(x, B) for x in layer), strict=True))
-            for layer in graph_tf.by_layers(
-                request.cache, request.length, self._cache_dtype
-            )
-        ]
+        past = self._by_layers(request.cache, request.length)
         norms = [
             layer[name]
             for layer in layers
@@ -94,7 +82,7 @@ class Int8Loop:
             after = []
             for i, layer in enumerate(layers):
                 y = times(halves, **layer["qkv_proj"])
-                old = list(zip(past[i], made[i], strict=True))
+                old = past[i], made[i]
                 halves, new = self._attend(y, old, step, request.length)
                 y = times(halves, **layer["out_proj"])
                 x, halves = self._add(x, y, rest[2 * i])
@@ -108,31 +96,24 @@ class Int8Loop:
         def choose_next(chosen: Chosen, found: Sums):
             return self._advance(request._replace(cache=None), chosen, found)
 
-        H, D = config.num_attention_heads, config.head_dim
-        empty = _in_groups(tf.zeros([B, H, self._N, D]), B)
-        made = [[(rows, rows) for rows in empty] for _ in layers]
+        made = graph_tf.nothing_made(config, opt.shape(request.token)[0], self._N)
         chosen, made = graph_tf.loop(self._N, request, forward, choose_next, made)
-        made = [[tf.concat(x, 0) for x in zip(*layer, strict=True)] for layer in made]
         return graph_tf.results(chosen, made, self._cache_dtype)
+
+    def _by_layers(self, cache, length):
+        return graph_tf.by_layers(cache, length, self._cache_dtype)
 
     def _start(self, x, norm):
         return in_halves(_normed(norm, x))
 
     def _attend(self, y: Sums, old, step, length):
-        config = self._config
-        B, C = opt.shape(length)[0], opt.shape(old[0][0][0])[2]
-        qkv = [_in_groups(x, B) for x in opt.split_qkv(config, y.value(), B)]
-        mask = graph_tf.attended(length, C, step, self._N)
-        biases = _in_groups(tf.where(mask, 0.0, tf.float32.min), B)
+        q, k, v = opt.split_qkv(self._config, y.value(), opt.shape(length)[0])
         store = graph_tf.store_at(step, self._cache_dtype, compiled=self._compiled)
-        contexts, after = [], []
-        for q, k, v, bias, rows in zip(*qkv, biases, old, strict=True):
-            keys, values, new = store(rows, k, v)
-            context, _ = opt.attend(config, q, keys, values, bias)
-            contexts.append(context)
-            after.append(new)
-        context = tf.reshape(tf.concat(contexts, axis=0), [B, config.hidden_size])
-        return in_halves(context), after
+        keys, values, new = store(old, k, v)
+        mask = graph_tf.attended(length, opt.shape(keys[0])[2], step, self._N)
+        bias = tf.where(mask, 0.0, tf.float32.min)
+        context, _ = opt.attend(self._config, q, keys, values, bias)
+        return in_halves(tf.reshape(context, [-1, self._config.hidden_size])), new
 
     def _add(self, x, y: Sums, norm):
         x = x + y.value()
@@ -144,12 +125,6 @@ class Int8Loop:
 
     def _advance(self, request: Request, chosen: Chosen, y: Sums):
         return graph_tf.advance(request, chosen, y.value(), compiled=self._compiled)
-
-
-def _in_groups(x, B):
-    """``x`` [B,…] as a list of :data:`GROUPS` parts; some are empty if B is less."""
-    ends = [B * i // GROUPS for i in range(GROUPS + 1)]
-    return [x[start:end] for start, end in pairwise(ends)]
 
 
 def _read(leaf):
