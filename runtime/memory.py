@@ -69,7 +69,10 @@ def _collapse(blocks: set[tuple[int, int]]) -> None:
         for start, end in blocks:
             start = -(-start // _HUGE_PAGE) * _HUGE_PAGE
             size = (end - start) // _HUGE_PAGE * _HUGE_PAGE
-            madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _MADV_COLLAPSE)
+            where = ctypes.c_void_p(start), ctypes.c_size_t(size)
+            for _ in range(3):  # pages that the kernel held at the moment are left out
+                if madvise(*where, _MADV_COLLAPSE) == 0:
+                    break
 
 
 def _large_blocks() -> set[tuple[int, int]]:
