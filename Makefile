@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 OUT := demo-out
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-slow test-reference test-full-size lint format bench clean
+.PHONY: demo test test-slow test-reference test-full-size lint format bench bench-edge clean
 
 # Rebuilt whenever the requirements change.
 $(VENV)/ready: pyproject.toml tests/constraints.txt
@@ -60,6 +60,21 @@ bench: $(VENV)/ready
 	$(BIN)/optserve bench --peer-python $(VENV)-peers/bin/python --prompts 900 \
 	    --json bench-work/figures-900.json --engines $(BENCHED)
 
+GOOGLE := litert-torch-opt-int8,litert-torch-opt-float32,litert-torch-smollm-135m-int8
+EDGE := optserve-litert-int8,optserve-litert-float32,ctranslate2-int8,ctranslate2-float32
+
+# LiteRT's files against those of Google's converter, which is one environment more.
+bench-edge: $(VENV)/ready
+	$(PYTHON) -m venv $(VENV)-peers
+	$(VENV)-peers/bin/python -m pip install --quiet torch==2.13.0
+	$(VENV)-peers/bin/python -m pip install --quiet ctranslate2 'transformers<5'
+	$(PYTHON) -m venv $(VENV)-litert
+	$(VENV)-litert/bin/python -m pip install --quiet torch==2.13.0
+	$(VENV)-litert/bin/python -m pip install --quiet litert-torch tensorflow
+	$(BIN)/optserve bench --peer-python $(VENV)-peers/bin/python \
+	    --litert-python $(VENV)-litert/bin/python --json bench-work/figures-edge.json \
+	    --engines $(EDGE),$(GOOGLE),litert-torch-smollm-135m-float32
+
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -70,4 +85,4 @@ format: $(VENV)/ready
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-reference $(VENV)-peers bench-work $(OUT) build *.egg-info
+	rm -rf $(VENV) $(VENV)-reference $(VENV)-peers $(VENV)-litert bench-work $(OUT) build *.egg-info

@@ -26,6 +26,7 @@ from .errors import (
     ServerError,
 )
 from .litert_file import find_file, read_manifest
+from .memory import on_huge_pages
 from .transport import Call, Reply, RowBlocks, Tensor, check_call
 
 _MOST_THREADS = 4
@@ -90,8 +91,9 @@ class _Model:
         self._vocabulary = manifest.vocab_size
         threads = threads or min(_MOST_THREADS, os.cpu_count() or 1)
         try:
-            self._runtime = Interpreter(model_path=str(file), num_threads=threads)
-            self._runtime.allocate_tensors()
+            with on_huge_pages():  # the weights, packed for each signature
+                self._runtime = Interpreter(model_path=str(file), num_threads=threads)
+                self._runtime.allocate_tensors()
             # Runners are dropped again: the runtime refuses to run while one is held.
             decode = self._runtime.get_signature_runner("decode")
             details, outputs = decode.get_input_details(), decode.get_output_details()

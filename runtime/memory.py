@@ -1,17 +1,29 @@
-"""Keep freed memory for the next request, in processes that are ours.
+"""What the allocator and the kernel are asked for, where it saves time.
 
-A request with a cache is tens or hundreds of megabytes. glibc gives such a block back
-to the kernel when it is freed, and the kernel clears it again page by page when the
-next request takes it: with large caches that takes twice as long as sending them.
+**Freed memory is kept** for the next request, in processes that are ours. A request
+with a cache is tens or hundreds of megabytes. glibc gives such a block back to the
+kernel when it is freed, and the kernel clears it again page by page when the next
+request takes it: with large caches that takes twice as long as sending them.
+
+**Huge pages** hold what a model packs when it loads. Every token reads all of it, and
+in pages of 4 KiB the processor waits for their addresses: a virtual machine read 20 to
+25 GB/s from such pages and 30 to 33 from pages of 2 MiB.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 # malloc.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+_MADV_COLLAPSE = 25  # linux/mman.h, since 6.1
+_HUGE_PAGE = 2 << 20
+_LARGE = 16 << 20
 
 
 def keep_freed_memory() -> bool:
@@ -35,3 +47,47 @@ def keep_freed_memory() -> bool:
         _M_TRIM_THRESHOLD: 2**31 - 1,
     }
     return all(mallopt(option, value) for option, value in wanted.items())
+
+
+@contextmanager
+def on_huge_pages() -> Iterator[None]:
+    """What is allocated inside, in large blocks, moves to huge pages soon afterwards.
+
+    A thread sees to it, for it takes up to some seconds a gigabyte. Linux 6.1 or later;
+    elsewhere, and where the kernel has no such pages left, nothing happens.
+    """
+    before = _large_blocks()
+    yield
+    blocks = _large_blocks() - before
+    if blocks:
+        threading.Thread(target=_collapse, args=(blocks,), daemon=True).start()
+
+
+def _collapse(blocks: set[tuple[int, int]]) -> None:
+    with suppress(OSError, AttributeError):
+        madvise = ctypes.CDLL(None).madvise
+        for start, end in blocks:
+            start = -(-start // _HUGE_PAGE) * _HUGE_PAGE
+            size = (end - start) // _HUGE_PAGE * _HUGE_PAGE
+            where = ctypes.c_void_p(start), ctypes.c_size_t(size)
+            for _ in range(3):  # pages that the kernel held at the moment are left out
+                if madvise(*where, _MADV_COLLAPSE) == 0:
+                    break
+
+
+def _large_blocks() -> set[tuple[int, int]]:
+    """Addresses of this process's own large blocks that are nearly all in use."""
+    try:
+        lines = Path("/proc/self/smaps").read_text().splitlines()
+    except OSError:
+        return set()
+    found, start, end = set(), 0, 0
+    for line in lines:
+        name, *values = line.split()
+        if name == "Anonymous:":
+            used = 1024 * int(values[0])
+            if used >= _LARGE and used >= 0.9 * (end - start):
+                found.add((start, end))
+        elif not name.endswith(":"):  # a block's first line
+            start, end = (int(part, 16) for part in name.split("-"))
+    return found

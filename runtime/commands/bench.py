@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ..bench import report
 from ..bench.peers import ENGINES as PEERS
+from ..bench.peers import SMOLLM_PARAMETERS
 from ..bench.run import (
     Case,
     Engine,
@@ -36,8 +37,14 @@ OURS = {
         "grpc",
     ),
     "optserve-int8-inprocess": (f"{TF} --weights int8 --cache int8", "inprocess"),
-    "optserve-litert-int8": ("--target tflite --weights int8", "litert"),
-    "optserve-litert-float32": ("--target tflite --weights float32", "litert"),
+    "optserve-litert-int8": (
+        "--target tflite --weights int8 --cache-size 256",
+        "litert",
+    ),
+    "optserve-litert-float32": (
+        "--target tflite --weights float32 --cache-size 256",
+        "litert",
+    ),
 }
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
@@ -58,6 +65,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", help="also measure the server at HOST:PORT")
     parser.add_argument("--work", type=Path, default=Path("bench-work"))
     parser.add_argument("--peer-python", default=sys.executable)
+    parser.add_argument(
+        "--litert-python",
+        default=sys.executable,
+        help="the interpreter that has litert-torch, for the engines of that name",
+    )
     parser.add_argument("--restart", action="store_true", help="new processes a round")
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--plot", type=Path, help="write a plot here (.svg, .png)")
@@ -166,8 +178,10 @@ def write_placeholder_tokenizer(directory: Path) -> None:
 
 def _engine(name: str, args: argparse.Namespace, checkpoint: Path, progress) -> Engine:
     size = sum(p.stat().st_size for p in checkpoint.glob("*.safetensors"))
+    parameters = SMOLLM_PARAMETERS if "smollm" in name else size // 4
     if name in PEERS:
-        python = args.peer_python
+        litert = name.startswith("litert-torch")
+        python = args.litert_python if litert else args.peer_python
         (engine,) = peer_engines([name], python, checkpoint, args.work, args.threads)
     else:
         options, mode = OURS[name]
@@ -191,7 +205,7 @@ def _engine(name: str, args: argparse.Namespace, checkpoint: Path, progress) -> 
             engine = Engine(name, engine.command, ours=True, server=[*command, *flags])
     dtype = next((d for d in BYTES if d in name), "float32")
     return Engine(
-        name, engine.command, engine.ours, engine.server, size // 4 * BYTES[dtype]
+        name, engine.command, engine.ours, engine.server, parameters * BYTES[dtype]
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +30,35 @@ def test_large_blocks_are_reused() -> None:
         [sys.executable, "-c", SCRIPT], check=True, capture_output=True, text=True
     )
     assert int(done.stdout) < 1000  # page faults; 1,000,000 if nothing is kept
+
+
+HUGE = """
+import threading
+from pathlib import Path
+from optserve.runtime.memory import on_huge_pages
+def huge():
+    text = Path("/proc/self/smaps_rollup").read_text()
+    return int(text.split("AnonHugePages:")[1].split()[0]) >> 10
+with on_huge_pages():
+    block = bytearray(b"1") * (128 << 20)
+for thread in threading.enumerate():
+    if thread is not threading.current_thread():
+        thread.join()
+assert block.count(b"1") == len(block)
+print(huge())
+"""
+
+
+def _collapses() -> bool:
+    release = platform.release().split(".")
+    return sys.platform == "linux" and (int(release[0]), int(release[1])) >= (6, 1)
+
+
+@pytest.mark.skipif(not _collapses(), reason="Linux 6.1 or later only")
+def test_large_blocks_move_to_huge_pages() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HUGE], check=True, capture_output=True, text=True
+    )
+    if not Path("/sys/kernel/mm/transparent_hugepage").exists():
+        pytest.skip("a kernel without huge pages")
+    assert int(done.stdout) > 100  # MiB

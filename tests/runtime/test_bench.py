@@ -1,0 +1,32 @@
+"""The benchmark's engines: each runs with its own interpreter and weighs what it is."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+import pytest
+from optserve.runtime.bench.peers import ENGINES
+from optserve.runtime.commands import bench
+
+
+@pytest.fixture
+def engine(tmp_path):
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    (checkpoint / "model.safetensors").write_bytes(bytes(4000))
+    args = Namespace(peer_python="peer", litert_python="litert", work=tmp_path)
+    args.threads = 2
+    return lambda name: bench._engine(name, args, checkpoint, print)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_peer_runs_with_the_interpreter_that_has_it(engine, name):
+    python, *_, which, _, _, threads = engine(name).command
+    assert python == ("litert" if name.startswith("litert-torch") else "peer")
+    assert (which, threads) == (name, "2")
+
+
+def test_weights_are_those_of_the_model_that_runs(engine):
+    assert engine("litert-torch-opt-int8").weight_bytes == 1000
+    assert engine("litert-torch-opt-float32").weight_bytes == 4000
+    assert engine("litert-torch-smollm-135m-int8").weight_bytes == 134_515_008
