@@ -14,6 +14,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 from ...export.contract import Manifest
 from ..codec.predict import decode_predict_request
 from ..errors import MalformedMessage
+from ..memory import on_huge_pages
 from .options import SessionOptions
 from .predict import Runner, predict
 from .servable import Servable
@@ -33,12 +34,13 @@ def load(folder: Path, options: SessionOptions, run: Runner) -> Servable:
         ServingError: tampered files, no SavedModel, or a warm-up request that fails.
     """
     verify_files(folder)
-    servable = Servable(str(folder), options)
-    try:
-        count = warm_up(servable, folder / WARMUP, run)
-    except ServingError:
-        servable.close()
-        raise
+    with on_huge_pages():  # weights, and what the first calls pack of them
+        servable = Servable(str(folder), options)
+        try:
+            count = warm_up(servable, folder / WARMUP, run)
+        except ServingError:
+            servable.close()
+            raise
     if count:
         log.info("%s: %d warm-up requests replayed", folder, count)
     return servable
