@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...models.files import DTYPES
+from ..apart import give_back
 from ..contract import Manifest, signature, tokens_per_call
 from .cache import unpack
 from .plan import PIECE, Plan, Question, Row, fit
@@ -78,13 +79,17 @@ class ExportedModel:
         return {name: array(variable) for name, variable in self._variables.items()}
 
     def close(self) -> None:
-        """Give the weights' memory back, which TensorFlow keeps for as long as it knows
-        the graphs and no array of ``stored()`` is left. Nothing may be asked any more.
+        """Let go of the weights, which TensorFlow keeps for as long as it knows the
+        graphs. No array of ``stored()`` may be left, and nothing be asked any more.
+
+        With oneDNN the memory stays TensorFlow's, for its next tensors.
         """
         ops = self._tf.raw_ops
         for variable in self._variables.values():
             nothing = self._tf.zeros([0], variable.dtype)
             ops.AssignVariableOp(resource=variable.handle, value=nothing)
+        self._variables.clear()
+        give_back()
 
     def _ask(self, plan: Plan, question: Question) -> Answer | None:
         name = question.signature
