@@ -57,12 +57,15 @@ def verify_export(
     report = found.report()
     if found.alone:
         report.notes.append("a file by itself: nothing vouches for its bytes")
-    subject = _open_checked(found, report)
-    if subject is None:
+    else:
+        report.files = check_files(found.folder, manifest)
+    if report.files:
+        # What is not the export that was written is not worth calling.
         report.seconds = time.monotonic() - begin
         return report
     plan = found.plan(max_length=max_length)
     report.notes += plan.notes
+    subject = found.open()
     source = None
     if checkpoint is not None:
         from .reference import SourceModel
@@ -86,26 +89,6 @@ def verify_export(
             del expected  # before the next
     report.seconds = time.monotonic() - begin
     return report
-
-
-def _open_checked(found: _Export, report: Report) -> Any:
-    """The model, loaded while its files are read for their digests.
-
-    None if they are not those that were exported, which is in the report then: that is
-    not worth calling.
-    """
-    if found.alone:
-        return found.open()
-    with ThreadPoolExecutor(1) as aside:
-        checked = aside.submit(check_files, found.folder, found.manifest)
-        try:
-            subject = found.open()
-        except Exception:
-            if not checked.result():
-                raise
-            subject = None
-        report.files = checked.result()
-    return None if report.files else subject
 
 
 def _wrong_weights(found: _Export, subject: Any, source: Any) -> list[str]:
