@@ -29,6 +29,8 @@ TOOLS_BYTES = int(0.9 * GIB)
 """What TensorFlow and JAX take by themselves."""
 GRAPH_BYTES = int(0.032 * GIB)
 """What a layer takes in the graphs of all signatures, traced or loaded."""
+PROGRAM_BYTES = int(0.16 * GIB)
+"""What a layer of a JAX graph takes more where XLA compiles it for all sizes tried."""
 LITERT_BYTES = int(0.1 * GIB)
 """What LiteRT takes by itself."""
 
@@ -93,10 +95,12 @@ def estimate(
     positions = config.max_position_embeddings
     fixed = TOOLS_BYTES + GRAPH_BYTES * config.num_hidden_layers
     # One long sequence's cache and the token table: in files, in graphs, as copies to
-    # compare and multiply. Measured with 350m as int8: 2.12 GiB to write (planned
-    # 2.18), 3.21 to verify (3.73).
+    # compare and multiply. Measured with 1.3b as float32: 6.24 GiB to write (planned
+    # 7.34), 7.80 to verify (9.43); as int8 2.72 (3.68) and 4.49 (6.99, with matrices
+    # packed for the loop); with 350m as a JAX graph 2.53 (3.09) and 6.90 (7.88).
     tried = min(MOST_CACHE, positions * cache_layout(values).row_bytes)
-    working = 6 * (tried + largest)
+    compiled = PROGRAM_BYTES * config.num_hidden_layers if framework == "jax" else 0
+    working = 6 * (tried + largest) + compiled
     return Estimate(
         parameters=parameter_count(values).total,
         artefact=stored,
