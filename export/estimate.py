@@ -30,7 +30,7 @@ TOOLS_BYTES = int(0.9 * GIB)
 GRAPH_BYTES = int(0.032 * GIB)
 """What a layer takes in the graphs of all signatures, traced or loaded."""
 PROGRAM_BYTES = int(0.16 * GIB)
-"""What a layer of a JAX graph takes more where XLA compiles it for all sizes tried."""
+"""What a layer takes more where XLA compiles it, for all sizes that are tried."""
 LITERT_BYTES = int(0.1 * GIB)
 """What LiteRT takes by itself."""
 
@@ -86,6 +86,7 @@ def estimate(
     weights: str = "float32",
     cache: str = "float32",
     framework: str = "tf",
+    compiler: str = "none",
 ) -> Estimate:
     """Sizes for a configuration and the options of an export."""
     values: Mapping[str, Any] = config.to_dict()
@@ -99,8 +100,8 @@ def estimate(
     # 7.34), 7.80 to verify (9.43); as int8 2.72 (3.68) and 4.49 (6.99, with matrices
     # packed for the loop); with 350m as a JAX graph 2.53 (3.09) and 6.90 (7.88).
     tried = min(MOST_CACHE, positions * cache_layout(values).row_bytes)
-    compiled = PROGRAM_BYTES * config.num_hidden_layers if framework == "jax" else 0
-    working = 6 * (tried + largest) + compiled
+    compiled = PROGRAM_BYTES if compiler == "xla" else 0
+    working = 6 * (tried + largest) + compiled * config.num_hidden_layers
     return Estimate(
         parameters=parameter_count(values).total,
         artefact=stored,
