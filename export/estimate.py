@@ -29,7 +29,7 @@ TOOLS_BYTES = int(0.9 * GIB)
 """What TensorFlow and JAX take by themselves."""
 GRAPH_BYTES = int(0.032 * GIB)
 """What a layer takes in the graphs of all signatures, traced or loaded."""
-PROGRAM_BYTES = int(0.16 * GIB)
+PROGRAM_BYTES = int(0.13 * GIB)
 """What a layer takes more where XLA compiles it, for all sizes that are tried."""
 LITERT_BYTES = int(0.1 * GIB)
 """What LiteRT takes by itself."""
@@ -98,16 +98,23 @@ def estimate(
     # One long sequence's cache and the token table: in files, in graphs, as copies to
     # compare and multiply. Measured with 1.3b as float32: 6.24 GiB to write (planned
     # 7.34), 7.80 to verify (9.43); as int8 2.72 (3.68) and 4.49 (6.99, with matrices
-    # packed for the loop); with 350m as a JAX graph 2.53 (3.09) and 6.90 (7.88).
+    # packed for the loop); with 350m as a JAX graph 2.53 (3.86) and 6.90 (7.93), as
+    # a TensorFlow one that XLA compiles 3.30 and 6.05.
     tried = min(MOST_CACHE, positions * cache_layout(values).row_bytes)
-    compiled = PROGRAM_BYTES if compiler == "xla" else 0
-    working = 6 * (tried + largest) + compiled * config.num_hidden_layers
+    working = 6 * (tried + largest)
+    programs = 0
+    if compiler == "xla":  # and what is compiled is in the graphs twice
+        fixed += GRAPH_BYTES * config.num_hidden_layers
+        programs = PROGRAM_BYTES * config.num_hidden_layers
     return Estimate(
         parameters=parameter_count(values).total,
         artefact=stored,
         # The checkpoint is read tensor by tensor, the largest converted as a copy.
         export_memory=stored + 2 * largest + fixed,
-        verify_memory=held_bytes(values, weights, framework) + working + fixed,
+        verify_memory=held_bytes(values, weights, framework)
+        + working
+        + programs
+        + fixed,
         server_memory=serving_bytes(
             values,
             weights=weights,
