@@ -29,6 +29,8 @@ TOOLS_BYTES = int(0.9 * GIB)
 """What TensorFlow and JAX take by themselves."""
 GRAPH_BYTES = int(0.032 * GIB)
 """What a layer takes in the graphs of all signatures, traced or loaded."""
+PROGRAM_BYTES = int(0.13 * GIB)
+"""What a layer takes more where XLA compiles it, for all sizes that are tried."""
 LITERT_BYTES = int(0.1 * GIB)
 """What LiteRT takes by itself."""
 
@@ -84,6 +86,7 @@ def estimate(
     weights: str = "float32",
     cache: str = "float32",
     framework: str = "tf",
+    compiler: str = "none",
 ) -> Estimate:
     """Sizes for a configuration and the options of an export."""
     values: Mapping[str, Any] = config.to_dict()
@@ -93,16 +96,25 @@ def estimate(
     positions = config.max_position_embeddings
     fixed = TOOLS_BYTES + GRAPH_BYTES * config.num_hidden_layers
     # One long sequence's cache and the token table: in files, in graphs, as copies to
-    # compare and multiply. Measured with 350m as int8: 2.12 GiB to write (planned
-    # 2.18), 3.21 to verify (3.73).
+    # compare and multiply. Measured with 1.3b as float32: 6.24 GiB to write (planned
+    # 7.34), 7.80 to verify (9.43); as int8 2.72 (3.68) and 4.49 (6.99, with matrices
+    # packed for the loop); with 350m as a JAX graph 2.53 (3.86) and 6.90 (7.93), as
+    # a TensorFlow one that XLA compiles 3.30 and 6.05.
     tried = min(MOST_CACHE, positions * cache_layout(values).row_bytes)
     working = 6 * (tried + largest)
+    programs = 0
+    if compiler == "xla":  # and what is compiled is in the graphs twice
+        fixed += GRAPH_BYTES * config.num_hidden_layers
+        programs = PROGRAM_BYTES * config.num_hidden_layers
     return Estimate(
         parameters=parameter_count(values).total,
         artefact=stored,
         # The checkpoint is read tensor by tensor, the largest converted as a copy.
         export_memory=stored + 2 * largest + fixed,
-        verify_memory=held_bytes(values, weights, framework) + working + fixed,
+        verify_memory=held_bytes(values, weights, framework)
+        + working
+        + programs
+        + fixed,
         server_memory=serving_bytes(
             values,
             weights=weights,

@@ -9,13 +9,17 @@ fixed order, so that memory stays low and two exports are equal.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from ..models.config import OPTConfig
+from ..models.files import aligned
 from ..models.weights import params_from_weights, weight_shapes
 
 SCALE = "_scale"
@@ -27,36 +31,30 @@ _STORED = {
     "float16": np.float16,
     "int8": np.int8,
 }
-_ROWS = 4096  # quantised at a time: bounds the float32 copies of a large table
+_BLOCK = 1 << 17  # numbers: with what is made of them they fit a processor's cache
 
 
 def packed_weights(
     config: OPTConfig, weights: Mapping[str, np.ndarray], dtype: str
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and arrays of the export's weights.
+    """Names and arrays of the export's weights, in memory of their own that a
+    framework can take over (:func:`aligned`).
 
     Args:
         config: the architecture.
         weights: the checkpoint's, by canonical name.
         dtype: of the matrices, one of ``WEIGHT_DTYPES``.
     """
-    for name in weight_shapes(config):
-        parent, _, leaf = name.rpartition(".")
-        if parent.endswith(("k_proj", "v_proj")):
-            continue
-        if parent.endswith("q_proj"):
-            array = _fused(config, weights, parent, leaf)
-            name = parent.replace("q_proj", "qkv_proj") + "." + leaf
-        else:
-            array = weights[name]
-        if array.ndim < 2 or name == "decoder.embed_positions.weight":
-            yield name, np.asarray(array, np.float32)
+    for name, parts in _sources(config, weights):
+        if not is_matrix(name):
+            yield name, _joined(parts, np.float32)
         elif dtype == "int8":
-            values, scale = quantize(array)
+            whole = parts[0][0] if len(parts) == 1 else _joined(parts, np.float32)
+            values, scale = quantize(whole)
             yield name, values
             yield name + SCALE, scale
         else:
-            yield name, np.asarray(array).astype(_STORED[dtype], copy=False)
+            yield name, _joined(parts, _STORED[dtype])
 
 
 def weights_digest(config: OPTConfig, weights: Mapping[str, np.ndarray]) -> str:
@@ -71,15 +69,33 @@ def weights_digest(config: OPTConfig, weights: Mapping[str, np.ndarray]) -> str:
 
 def quantize(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Symmetric int8 by row: values [out, in], scales [out]; w ≈ value · scale."""
-    values = np.empty(matrix.shape, np.int8)
-    scales = np.empty(matrix.shape[0], np.float32)
-    for start in range(0, len(matrix), _ROWS):
-        part = np.asarray(matrix[start : start + _ROWS], np.float32)
-        largest = np.abs(part).max(axis=1)
+    values = aligned(matrix.shape, np.dtype(np.int8))
+    scales = aligned(matrix.shape[:1], np.dtype(np.float32))
+
+    def block(rows: slice) -> None:
+        part = np.asarray(matrix[rows], np.float32)
+        largest = np.maximum(part.max(axis=1), -part.min(axis=1))
         scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-        values[start : start + _ROWS] = np.rint(part / scale[:, None])
-        scales[start : start + _ROWS] = scale
+        part = part / scale[:, None]
+        values[rows], scales[rows] = np.rint(part, out=part), scale
+
+    by_blocks(block, matrix)
     return values, scales
+
+
+def by_blocks(function: Callable[[slice], None], matrix: np.ndarray) -> None:
+    """``function`` of some rows of ``matrix`` at a time, until it has had all.
+
+    In a thread for each processor, since numpy lets go of the interpreter.
+    """
+    step = max(1, _BLOCK * len(matrix) // max(matrix.size, 1))
+    size = len(matrix)
+    blocks = [slice(at, min(at + step, size)) for at in range(0, size, step)]
+    if len(blocks) == 1:
+        return function(blocks[0])
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for _ in pool.map(function, blocks):
+            pass
 
 
 def assemble(
@@ -107,15 +123,42 @@ def assemble(
     return params
 
 
-def _fused(
-    config: OPTConfig, weights: Mapping[str, np.ndarray], query: str, leaf: str
-) -> np.ndarray:
-    parts = [
-        np.asarray(weights[f"{query.replace('q_proj', p)}.{leaf}"], np.float32)
-        for p in ("q_proj", "k_proj", "v_proj")
-    ]
-    parts[0] = parts[0] * np.float32(config.head_dim**-0.5)
-    return np.concatenate(parts)
+Parts = list[tuple[np.ndarray, float]]
+"""Arrays that are stored as one, and the factor of each."""
+
+
+def _sources(
+    config: OPTConfig, weights: Mapping[str, np.ndarray]
+) -> Iterator[tuple[str, Parts]]:
+    """Names as they are stored, and of which of the checkpoint's weights they are."""
+    for name in weight_shapes(config):
+        parent, _, leaf = name.rpartition(".")
+        if parent.endswith("q_proj"):
+            of = [parent.replace("q_proj", p) for p in ("q_proj", "k_proj", "v_proj")]
+            parts = [weights[f"{projection}.{leaf}"] for projection in of]
+            factors = [config.head_dim**-0.5, 1.0, 1.0]
+            name = f"{parent.replace('q_proj', 'qkv_proj')}.{leaf}"
+            yield name, list(zip(parts, factors, strict=True))
+        elif not parent.endswith(("k_proj", "v_proj")):
+            yield name, [(weights[name], 1.0)]
+
+
+def _joined(parts: Parts, dtype: Any) -> np.ndarray:
+    """The parts times their factors, behind one another in new memory."""
+    rows = sum(len(part) for part, _ in parts)
+    found = aligned((rows, *parts[0][0].shape[1:]), np.dtype(dtype))
+    start = 0
+    for part, factor in parts:
+        by_blocks(partial(_copy, found[start:], part, factor), part)
+        start += len(part)
+    return found
+
+
+def _copy(to: np.ndarray, part: np.ndarray, factor: float, rows: slice) -> None:
+    values = part[rows]
+    if factor != 1:
+        values = np.asarray(values, np.float32) * np.float32(factor)
+    to[rows] = values
 
 
 def is_matrix(name: str) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -114,7 +115,13 @@ def export_savedmodel(
         )
     )
     texts = tokenizer_text(source)
-    progress("reading the checkpoint")
+    progress(f"reading the checkpoint, packing its weights as {weights}")
+    with ThreadPoolExecutor(1) as aside:
+        digest = aside.submit(weights_digest, config, stored)
+        packed = {
+            name: _variable(name, array)
+            for name, array in packed_weights(config, stored, weights)
+        }
     manifest = Manifest(
         config=config.to_dict(),
         framework=framework,
@@ -130,14 +137,14 @@ def export_savedmodel(
         vocab_size=config.vocab_size,
         **special_ids(config),
         tokenizer="tokenizer" in texts,
-        checkpoint_digest=weights_digest(config, stored),
+        checkpoint_digest=digest.result(),
         tool_versions=tool_versions(framework),
     )
     texts["describe"] = manifest.to_json()
     with staging(Path(out), version) as folder:
         identity = folder.stat().st_ino
         _write(
-            folder, config, stored, layout, manifest, texts, sizes, portable, progress
+            folder, config, packed, layout, manifest, texts, sizes, portable, progress
         )
         progress("writing the manifest")
         path = folder / MANIFEST_PATH
@@ -150,7 +157,7 @@ def export_savedmodel(
 def _write(
     folder: Path,
     config: OPTConfig,
-    weights: Mapping[str, np.ndarray],
+    stored: Mapping[str, Any],
     layout: CacheLayout,
     manifest: Manifest,
     texts: Mapping[str, str],
@@ -163,11 +170,6 @@ def _write(
     from .backends import JaxBackend, TFBackend
     from .signatures import Signatures
 
-    progress(f"packing the weights as {manifest.weights_dtype}")
-    stored = {
-        name: tf.Variable(cast(Any, array), trainable=False, name=name)
-        for name, array in packed_weights(config, weights, manifest.weights_dtype)
-    }
     backend = {"tf": TFBackend, "jax": JaxBackend}[manifest.framework]
     computing = backend(
         config,
@@ -191,6 +193,16 @@ def _write(
     )
     write_warmup(folder, manifest, computing.sizes, computing.loop_sizes)
     settle_fingerprint(folder)
+
+
+def _variable(name: str, array: np.ndarray) -> Any:
+    """A variable in the array's memory."""
+    import tensorflow as tf
+
+    bits: Any = array.view(f"u{array.itemsize}")
+    held = tf.experimental.dlpack.from_dlpack(bits.__dlpack__())
+    value = tf.bitcast(held, array.dtype.name)
+    return tf.Variable(value, trainable=False, name=name)
 
 
 def checked(framework: str, compiler: str | None, weights: str, cache: str) -> str:

@@ -45,7 +45,8 @@ def dry_run(args: argparse.Namespace, edge: Mapping[str, Any]) -> int:
         buckets, slots = chosen_sizes(config, args.framework, args.weights, *sizes)
         found = estimate_tflite(config, buckets, slots, weights=args.weights)
     else:
-        checked(args.framework, args.compiler, args.weights, args.cache)
+        options = (args.framework, args.compiler, args.weights, args.cache)
+        compiler = checked(*options)
         names = [*SIGNATURES, *map(generate_name, args.generate)]
         found = estimate(
             config,
@@ -53,6 +54,7 @@ def dry_run(args: argparse.Namespace, edge: Mapping[str, Any]) -> int:
             weights=args.weights,
             cache=args.cache,
             framework=args.framework,
+            compiler=compiler,
         )
     version = next_version(args.out) if args.version is None else args.version
     folder = Path(args.out) / str(version)

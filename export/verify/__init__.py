@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gc
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,21 +66,19 @@ def verify_export(
     plan = found.plan(max_length=max_length)
     report.notes += plan.notes
     subject = found.open()
-    observed = subject.observe(plan)
-    report.problems += subject.problems
-    report.seen(plan, observed)
+    source = None
     if checkpoint is not None:
         from .reference import SourceModel
 
         source = SourceModel(checkpoint, other_than=manifest.framework)
-        if found.file is None:
-            from .weights import wrong_weights
-
-            report.problems += wrong_weights(
-                subject.stored, source.config, source.weights, manifest.weights_dtype
-            )
+    with ThreadPoolExecutor(1) as aside:  # while graphs are made ready
+        wrong = aside.submit(_wrong_weights, found, subject, source)
+        observed = subject.observe(plan)
+    report.problems += subject.problems + wrong.result()
+    report.seen(plan, observed)
+    if source is not None:
         subject.close()  # its weights go before the source model's come
-        del subject
+        subject = None
         gc.collect()
         report.against = f"its checkpoint, computed in float32 by {source.framework}"
         for dtype in dict.fromkeys(("float32", manifest.weights_dtype)):
@@ -87,8 +86,18 @@ def verify_export(
             expected = source.answer(plan, observed)
             allowed = tolerance(manifest, source=dtype, edge=found.file is not None)
             report.outputs += measure(plan, observed, expected, allowed, dtype)
+            del expected  # before the next
     report.seconds = time.monotonic() - begin
     return report
+
+
+def _wrong_weights(found: _Export, subject: Any, source: Any) -> list[str]:
+    if source is None or found.file is not None:
+        return []
+    from .weights import wrong_weights
+
+    dtype = found.manifest.weights_dtype
+    return wrong_weights(subject.stored(), source.config, source.weights, dtype)
 
 
 def compare_exports(

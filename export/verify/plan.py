@@ -24,6 +24,9 @@ verification's time and memory stay in proportion to the weights."""
 LEAST = 136
 """Tokens that are tried whatever they take, those of a generation not counted: past the
 first size that is compiled for by default."""
+_TOGETHER = 15
+"""Rows of all matrix products for the usual batch: from 16 on oneDNN packs the weights
+for each, which takes three times as long as multiplying few rows by them."""
 PIECE = 512
 """Most tokens given at once: attention's memory grows with it."""
 
@@ -188,9 +191,13 @@ class _Shapes:
 
     def mixed(self, past: bool, rows: int) -> list[Row]:
         """Rows of a batch, of different lengths; one with an empty cache."""
-        most = max(2, min(self.limit // 4, *(self.prompts[-1:] or [23]), 23))
+        most = min(self.limit // 4, *self.prompts[-1:], _TOGETHER // ODD_BATCH)
         return [
-            Row(i % STREAMS, (0, 5, 2, 9)[i % 4] if past else 0, 1 + (i * 7) % most)
+            Row(
+                stream=i % STREAMS,
+                past=(0, 5, 2, 9)[i % 4] if past else 0,
+                new=1 + (4 * i) % max(2, most),
+            )
             for i in range(rows)
         ]
 

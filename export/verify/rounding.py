@@ -9,7 +9,8 @@ import ml_dtypes
 import numpy as np
 
 from ...models.config import OPTConfig
-from ..packing import is_matrix, quantize
+from ...models.files import aligned
+from ..packing import by_blocks, is_matrix, quantize
 
 Rounding = Callable[[str, np.ndarray], np.ndarray]
 """From a checkpoint's tensor, or rows of it, and its name to float32."""
@@ -28,12 +29,13 @@ def savedmodel_rounding(config: OPTConfig, dtype: str) -> Rounding:
         return exact
 
     def rounded(name: str, array: np.ndarray) -> np.ndarray:
+        array = exact(name, array)
         if not is_matrix(name):
-            return exact(name, array)
-        # The query's scale is within its weights.
-        scaled = config.head_dim**-0.5 if name.endswith("q_proj.weight") else 1.0
-        array = exact(name, array) * np.float32(scaled)
-        return _rounded(array, dtype) / np.float32(scaled)
+            return array
+        if not name.endswith("q_proj.weight"):
+            return _rounded(array, dtype)
+        scale = np.float32(config.head_dim**-0.5)  # is within the query's weights
+        return _rounded(array * scale, dtype) / scale
 
     return rounded
 
@@ -61,5 +63,11 @@ def _rounded_for_tflite(dtype: str, name: str, array: np.ndarray) -> np.ndarray:
 def _rounded(array: np.ndarray, dtype: str) -> np.ndarray:
     if dtype == "int8":
         values, scale = quantize(array)
-        return values * scale[:, None]
+        found = aligned(array.shape, np.dtype(np.float32))
+
+        def block(rows: slice) -> None:
+            np.multiply(values[rows], scale[rows, None], out=found[rows])
+
+        by_blocks(block, values)
+        return found
     return array.astype(_FLOATS[dtype]).astype(np.float32)

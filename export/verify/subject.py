@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ...models.files import DTYPES
+from ..apart import give_back
 from ..contract import Manifest, signature, tokens_per_call
 from .cache import unpack
-from .plan import PIECE, Plan, Question, fit
+from .plan import PIECE, Plan, Question, Row, fit
 
-_SAMPLED = 8
-"""Tokens that are enough to tell whether a signature samples as it should."""
-_TOGETHER = 4
-"""Tokens that a batch's first row generates, the others fewer: one row by itself makes
-as many as the signature can."""
+_SAMPLED = 4
+"""Tokens that are enough to tell whether a signature samples as it should, or goes on
+from a cache of some length."""
+_AT_ONCE = 2
+"""Questions: getting a graph ready, which takes longer than most answers, keeps one
+processor busy."""
 
 Answer = list[dict[str, np.ndarray]]
 """What a question's rows got: by output name, the real part of each row."""
@@ -39,6 +45,8 @@ class ExportedModel:
         self._loaded = tf.saved_model.load(str(folder))
         self._manifest = manifest
         self._prefixes: dict[int, np.ndarray] = {}
+        self._keeping = threading.Lock()
+        self._variables = dict(getattr(self._loaded, "stored", {}))
         self.problems: list[str] = []
 
     def observe(self, plan: Plan) -> list[Answer | None]:
@@ -46,27 +54,42 @@ class ExportedModel:
         for name in self._manifest.signatures:
             if name not in self._loaded.signatures:
                 self.problems.append(f"signature {name} is in the manifest alone")
-        asked = {q: self._ask(plan, q) for q in plan.questions if q.slots is None}
-        self._cache_streams(plan)
-        answers = [
-            asked[q] if q in asked else self._ask(plan, q) for q in plan.questions
-        ]
-        for question, answer in _first_and_last_generations(plan, answers):
-            self._try_sampling(plan, question, answer)
+        questions = _in_turn(plan.questions)
+        first = [q for q in questions if q.slots is None]
+        then = [q for q in questions if q.slots is not None]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            found = list(pool.map(lambda q: self._ask(plan, q), first))
+            self._cache_streams(plan)
+            found += pool.map(lambda q: self._ask(plan, q), then)
+            by_question = dict(zip(first + then, found, strict=True))
+            answers = [by_question[q] for q in plan.questions]
+            generations = _first_and_last_generations(plan, answers)
+            list(pool.map(lambda asked: self._try_sampling(plan, *asked), generations))
+        self.problems.sort()
         return answers
 
-    @property
-    def stored(self) -> Mapping[str, Any]:
-        """Its weights by their names in it: variables with ``numpy()``."""
-        return getattr(self._loaded, "stored", {})
+    def stored(self) -> dict[str, np.ndarray]:
+        """Its weights by their names in it, where TensorFlow has them."""
+
+        def array(variable) -> np.ndarray:
+            dtype = DTYPES[variable.dtype.name]
+            bits = self._tf.bitcast(variable.read_value(), f"uint{8 * dtype.itemsize}")
+            return np.from_dlpack(bits).view(dtype)
+
+        return {name: array(variable) for name, variable in self._variables.items()}
 
     def close(self) -> None:
-        """Give the weights' memory back, which TensorFlow keeps for as long as it knows
-        the graphs. Nothing may be asked any more."""
+        """Let go of the weights, which TensorFlow keeps for as long as it knows the
+        graphs. No array of ``stored()`` may be left, and nothing be asked any more.
+
+        With oneDNN the memory stays TensorFlow's, for its next tensors.
+        """
         ops = self._tf.raw_ops
-        for variable in self.stored.values():
+        for variable in self._variables.values():
             nothing = self._tf.zeros([0], variable.dtype)
             ops.AssignVariableOp(resource=variable.handle, value=nothing)
+        self._variables.clear()
+        give_back()
 
     def _ask(self, plan: Plan, question: Question) -> Answer | None:
         name = question.signature
@@ -104,7 +127,7 @@ class ExportedModel:
         if question.slots is not None:
             inputs.update(self._cache(question))
         if made := tokens_per_call(question.signature):
-            inputs.update(_greedy(_limits(len(rows), made)))
+            inputs.update(_greedy(_limits(rows, made)))
         return inputs
 
     def _cache(self, question: Question) -> dict[str, np.ndarray]:
@@ -124,8 +147,9 @@ class ExportedModel:
     def _keep_prefix(self, question: Question, made: np.ndarray) -> None:
         """What a prompt by itself left in the cache, if there is no longer one."""
         row, *others = question.rows
-        if not others and row.new > len(self._prefixes.get(row.stream, ())):
-            self._prefixes[row.stream] = made[0, : row.new]
+        with self._keeping:
+            if not others and row.new > len(self._prefixes.get(row.stream, ())):
+                self._prefixes[row.stream] = made[0, : row.new]
 
     def _cache_streams(self, plan: Plan) -> None:
         """Cache every stream as far as any question needs it."""
@@ -205,7 +229,7 @@ class ExportedModel:
             fed = row.new
             if made:
                 count = int(got.pop("count"))
-                limit = _limits(len(question.rows), made)[b]
+                limit = _limits(question.rows, made)[b]
                 if count != limit:  # nothing stops a row before
                     raise ValueError(f"count is {count}, expected {limit}")
                 if (got["tokens"][count:] != -1).any():
@@ -279,6 +303,18 @@ class ExportedModel:
             )
 
 
+def _in_turn(questions: Sequence[Question]) -> list[Question]:
+    """One question of each signature, then the second of each, and so on: two at once
+    would wait for the same graph."""
+    rank: Counter[str] = Counter()
+    places = []
+    for question in questions:
+        places.append(rank[question.signature])
+        rank[question.signature] += 1
+    order = sorted(range(len(places)), key=places.__getitem__)
+    return [questions[i] for i in order]
+
+
 def _first_and_last_generations(
     plan: Plan, answers: list[Answer | None]
 ) -> Iterator[tuple[Question, Answer]]:
@@ -291,11 +327,16 @@ def _first_and_last_generations(
         yield from asked if len(asked) == 1 else (asked[0], asked[-1])
 
 
-def _limits(rows: int, made: int) -> np.ndarray:
-    """Tokens [B] that each row generates: rows of a batch don't end together."""
-    if rows == 1:
-        return np.array([made], np.int32)
-    return np.maximum(min(made, _TOGETHER) - np.arange(rows, dtype=np.int32), 1)
+def _limits(rows: Sequence[Row], made: int) -> np.ndarray:
+    """Tokens [B] that each row generates, of the most that its signature can.
+
+    All of them behind one token and in a batch, whose rows don't end together; a few
+    behind longer prompts and caches, where the first ones tell.
+    """
+    if len(rows) > 1:
+        return np.maximum(made >> np.arange(len(rows), dtype=np.int32), 1)
+    few = rows[0].past + rows[0].new > 1
+    return np.array([min(made, _SAMPLED) if few else made], np.int32)
 
 
 def _greedy(limits: np.ndarray) -> dict[str, np.ndarray]:

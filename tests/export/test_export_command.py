@@ -121,6 +121,8 @@ def test_estimates_follow_the_options():
     assert 3.9 < float32.artefact / int8.artefact < 4.0
     assert int8.cache_row < float32.cache_row / 3
     assert float32.artefact < float32.export_memory < 1.4 * float32.artefact
+    compiled = estimate(config, ["decode"], compiler="xla")
+    assert compiled.verify_memory > float32.verify_memory
     # A full sequence's cache is more than one message may carry.
     assert float32.message_tokens < 2048 < 4 * int8.message_tokens
     assert float32.full_cache == 2048 * float32.cache_row

@@ -12,9 +12,11 @@ import pytest
 from optserve.export.digest import folder_digests
 from optserve.export.errors import ExportError
 from optserve.export.layout import MANIFEST_PATH, read_manifest
+from optserve.export.packing import packed_weights
 from optserve.export.savedmodel import export_savedmodel
 from optserve.export.verify import compare_exports, verify_export
 from optserve.export.verify.report import show
+from optserve.export.verify.subject import ExportedModel
 from optserve.models.config import OPTConfig
 from optserve.models.files import open_weights, save_weights
 from optserve.models.random_checkpoint import write_random_checkpoint
@@ -60,6 +62,17 @@ def test_a_right_export_passes(export, checkpoint):
     assert max(o.max_error for o in report.outputs) < 1e-4
     assert report.agreement == 1.0
     assert report.scores
+
+
+def test_weights_are_read_where_they_are(int8, checkpoint):
+    model = ExportedModel(int8, read_manifest(int8))
+    stored, again = model.stored(), model.stored()
+    wanted = dict(packed_weights(CONFIG, open_weights(checkpoint), "int8"))
+    assert stored.keys() == wanted.keys()
+    for name, array in wanted.items():
+        assert stored[name].dtype == array.dtype
+        np.testing.assert_array_equal(stored[name], array)
+        assert np.shares_memory(stored[name], again[name])
 
 
 def test_one_changed_weight_is_seen(export, checkpoint, tmp_path):

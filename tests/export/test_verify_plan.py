@@ -14,6 +14,7 @@ from optserve.export.verify.cache import unpack
 from optserve.export.verify.plan import Plan, Question, Row, fit, make_plan
 from optserve.export.verify.reference import Text
 from optserve.export.verify.report import Report, measure
+from optserve.export.verify.subject import _in_turn, _limits
 from optserve.export.verify.tolerances import tolerance
 
 ALL = [
@@ -270,3 +271,31 @@ def test_a_baseline_must_be_a_report(tmp_path, text):
         read_baseline(path)
     path.write_text(report().to_json())
     assert read_baseline(path)["ok"]
+
+
+def test_the_usual_batch_is_of_few_rows():
+    """Few enough for products that read the weights as they are."""
+    for question in make_plan(manifest(max_positions=2048)).questions:
+        if len(question.rows) > 1:
+            assert len(question.rows) * question.size < 16
+            if question.size > 1:
+                assert len({row.new for row in question.rows}) == len(question.rows)
+
+
+def test_a_generation_goes_on_to_its_end_from_one_token_and_in_a_batch():
+    assert _limits([Row(0, 0, 1)], 32).tolist() == [32]
+    assert _limits([Row(0, 0, 1), Row(1, 5, 4), Row(2, 2, 1)], 32).tolist() == [
+        *(32, 16, 8)
+    ]
+    assert _limits([Row(0, 0, 7)], 32).tolist() == [4]
+    assert _limits([Row(0, 128, 1)], 2).tolist() == [2]
+    assert _limits([Row(0, 0, 1)] * 3, 1).tolist() == [1, 1, 1]
+
+
+def test_signatures_take_turns():
+    asked = make_plan(manifest()).questions
+    order = _in_turn(asked)
+    assert len(order) == len(asked) and set(order) == set(asked)
+    assert len({q.signature for q in order[: len(ALL)]}) == len(ALL)
+    for name, questions in by_signature(make_plan(manifest())).items():
+        assert [q for q in order if q.signature == name] == questions

@@ -1,0 +1,77 @@
+"""Weights as they are stored, against plain numpy."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from optserve.export.packing import SCALE, by_blocks, packed_weights, quantize
+from optserve.models.config import OPTConfig
+from optserve.models.weights import weight_shapes
+
+# A table of many blocks that its last one doesn't fill, and matrices of a part of one.
+CONFIG = OPTConfig(
+    vocab_size=4099,
+    hidden_size=96,
+    num_hidden_layers=1,
+    ffn_dim=128,
+    num_attention_heads=3,
+    max_position_embeddings=16,
+)
+QKV = "decoder.layers.0.self_attn.qkv_proj"
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    shapes = weight_shapes(CONFIG)
+    return {n: random.standard_normal(s, np.float32) for n, s in shapes.items()}
+
+
+def test_every_row_is_in_one_block():
+    matrix = np.zeros((4099, 96))
+    seen = np.zeros(len(matrix), int)
+
+    def count(rows: slice) -> None:
+        assert rows.stop <= len(matrix)
+        seen[rows] += 1
+
+    by_blocks(count, matrix)
+    assert (seen == 1).all()
+
+
+def test_quantize(weights):
+    matrix = weights["decoder.embed_tokens.weight"].copy()
+    matrix[7] = 0
+    values, scales = quantize(matrix)
+    largest = np.abs(matrix).max(axis=1)
+    wanted = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    np.testing.assert_array_equal(scales, wanted)
+    np.testing.assert_array_equal(values, np.rint(matrix / wanted[:, None]))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_projections_are_one_matrix_in_memory_of_its_own(weights, dtype):
+    given = {name: array.astype(dtype) for name, array in weights.items()}
+    packed = dict(packed_weights(CONFIG, given, "float32"))
+    at = "decoder.layers.0.self_attn"
+    for leaf in ("weight", "bias"):
+        parts = [
+            given[f"{at}.{p}_proj.{leaf}"].astype(np.float32) for p in ("q", "k", "v")
+        ]
+        parts[0] *= np.float32(CONFIG.head_dim**-0.5)
+        np.testing.assert_array_equal(packed[f"{QKV}.{leaf}"], np.concatenate(parts))
+    for name, array in packed.items():
+        assert array.dtype == np.float32 and array.ctypes.data % 64 == 0
+        if name in given:
+            assert not np.shares_memory(array, given[name])
+            np.testing.assert_array_equal(array, given[name].astype(np.float32))
+
+
+def test_matrices_are_of_the_type_and_the_rest_is_float32(weights):
+    packed = dict(packed_weights(CONFIG, weights, "int8"))
+    table = "decoder.embed_tokens.weight"
+    assert packed[table].dtype == packed[f"{QKV}.weight"].dtype == np.int8
+    assert packed[table + SCALE].shape == (4099,)
+    assert packed[f"{QKV}.bias"].dtype == np.float32
+    assert packed["decoder.embed_positions.weight"].dtype == np.float32
