@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -14,10 +15,12 @@ from optserve.export.graph_tf import Matrix, Request
 from optserve.export.int8_products import Halves, in_halves, integer_sums, joined
 from optserve.export.packing import assemble, packed_weights
 from optserve.export.sampling_tf import Wanted
+from optserve.export.savedmodel import export_savedmodel
 from optserve.models.config import OPTConfig
 from optserve.models.files import open_weights
+from safetensors.numpy import load_file, save_file
 
-from tests.export.exports import CASES, GOLDEN
+from tests.export.exports import CASES, GOLDEN, Served, exported
 
 
 def test_halves_hold_sixteen_bits() -> None:
@@ -156,3 +159,44 @@ def test_sums_of_nothing() -> None:
     values = tf.ones([8, 64], tf.int8)
     found = tf.function(lambda: integer_sums(halves.parts, values))()
     np.testing.assert_array_equal(found, np.zeros([4, 8]))
+
+
+def test_versions_in_one_process_keep_their_own_weights(tmp_path) -> None:
+    rng = np.random.default_rng(5)
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(GOLDEN / "pre_ln" / "config.json", other)
+    weights = load_file(GOLDEN / "pre_ln" / "model.safetensors")
+    shifts = {name: rng.normal(0, 0.05, x.shape) for name, x in weights.items()}
+    save_file(
+        {name: (x + shifts[name]).astype(x.dtype) for name, x in weights.items()},
+        other / "model.safetensors",
+    )
+    options = {"weights": "int8", "generate": (8,)}
+    old = exported("pre_ln", **options)
+    new = export_savedmodel(other, tmp_path / "out", **options)
+
+    alone = _logprobs(Served(new))
+    both = [Served(old), Served(new)]
+    before, after, again = (_logprobs(both[i]) for i in (0, 1, 0))
+
+    np.testing.assert_array_equal(after, alone)
+    np.testing.assert_array_equal(again, before)
+    assert np.abs(after - before).max() > 0.1
+
+
+def _logprobs(model: Served) -> np.ndarray:
+    prompts = {"input_ids": [[5, 9], [7, 8], [3, 4]], "input_length": [2, 2, 1]}
+    cache = {"cache": np.zeros((3, 0, *model.row_shape)), "cache_length": [0] * 3}
+    ends = {"max_new_tokens": [8] * 3, "stop_ids": [[-1]] * 3, "history": [[-1]] * 3}
+    ways = {"temperature": [0.0], "top_k": [0], "top_p": [1.0]}
+    ways |= {"repetition_penalty": [1.0], "seed": [[0, 0]]}
+    inputs = prompts | cache | ends | {name: value * 3 for name, value in ways.items()}
+    real = {"cache", "temperature", "top_p", "repetition_penalty"}
+    return model(
+        "generate_8",
+        **{
+            name: np.asarray(value, np.float32 if name in real else np.int32)
+            for name, value in inputs.items()
+        },
+    )["logprobs"]
