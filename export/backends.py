@@ -30,8 +30,9 @@ _BFLOAT16_AT_BEST = (tf.int8, tf.bfloat16)
 class TFBackend:
     """TensorFlow ops; with ``compiler="xla"`` the loop is compiled.
 
-    It is for a few rows, and more go through it in groups. Everything else is quicker
-    as plain ops, whose matrix products are oneDNN's.
+    It is for a few rows, and more go through it in groups. Several rows of int8 weights
+    go through :class:`.int8_loop.Int8Loop` instead where that is exact, if not to be
+    ``portable``. Everything else is quicker as plain ops, whose products are oneDNN's.
     """
 
     def __init__(
