@@ -130,7 +130,10 @@ def run(args: argparse.Namespace) -> int:
     options = DeployOptions(name=args.name)  # refuses a name before the work
     clock = _Clock()
     with _cleaning_up():
-        made = _write(args, clock) if args.no_verify else _write_verified(args, clock)
+        try:
+            made = (_write if args.no_verify else _write_verified)(args, clock)
+        except _AlreadySaid:
+            return 1
         path = Path(made["path"])
         deploys = args.target == "savedmodel" and not args.no_deploy
         deployed = _deploy(path, options) if deploys else []
@@ -204,7 +207,9 @@ def _write_verified(args: argparse.Namespace, clock: _Clock) -> dict[str, Any]:
         inode = folder.stat().st_ino
         base = folder / "base"  # inside, since `folder` is locked against removal
         ended = run_apart(*_unverified(args, source, base))
-        if ended.returncode != 0:  # it has said what is wrong
+        if ended.returncode == 1:
+            raise _AlreadySaid
+        if ended.returncode != 0:
             raise ExportError(f"nothing published: the export failed ({why(ended)})")
         made = json.loads(ended.stdout)
         written = Path(made["path"])
@@ -235,6 +240,10 @@ def _unverified(args: argparse.Namespace, source: Path, out: Path) -> list[str]:
             values = value if isinstance(value, list) else [value]
             command += [f"--{option.replace('_', '-')}", ",".join(map(str, values))]
     return command
+
+
+class _AlreadySaid(Exception):
+    """The process that writes has printed in a sentence why it did not."""
 
 
 class _Clock:

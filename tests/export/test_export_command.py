@@ -126,3 +126,11 @@ def test_estimates_follow_the_options():
     # A full sequence's cache is more than one message may carry.
     assert float32.message_tokens < 2048 < 4 * int8.message_tokens
     assert float32.full_cache == 2048 * float32.cache_row
+
+
+def test_a_refusal_is_one_sentence(checkpoint: Path, tmp_path: Path, capfd) -> None:
+    out = tmp_path / "out"
+    assert main(["export", str(checkpoint), str(out), "--generate", "8,1"]) == 1
+    said = [line for line in capfd.readouterr().err.splitlines() if "optserve:" in line]
+    assert len(said) == 1 and "ascending" in said[0]
+    assert not list(out.glob("*"))
