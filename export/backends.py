@@ -126,7 +126,7 @@ class TFBackend:
 
         ``often`` says that memory is well spent on this signature's speed.
         """
-        sizes = self._few if self._compiler == "xla" else ()
+        sizes: tuple[int, ...] = self._few if self._compiler == "xla" else ()
 
         def few(rows: int, request=request):
             return self._compiled_loop(*(_fixed_rows(x, rows) for x in request))
