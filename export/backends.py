@@ -126,7 +126,7 @@ class TFBackend:
 
         ``often`` says that memory is well spent on this signature's speed.
         """
-        sizes: tuple[int, ...] = self._few if self._compiler == "xla" else ()
+        sizes = self._few if self._compiler == "xla" else ()
 
         def few(rows: int, request=request):
             return self._compiled_loop(*(_fixed_rows(x, rows) for x in request))
@@ -134,7 +134,8 @@ class TFBackend:
         def many():
             if not sizes:
                 return self._loop(request, compiled=False)
-            return _in_groups(request, sizes[-1], lambda rows: few(sizes[-1], rows))
+            most = self._few[-1]
+            return _in_groups(request, most, lambda rows: few(most, rows))
 
         def several(sizes=sizes):
             return _by_rows(request, sizes, few, many)
