@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from ..models.config import OPTConfig
-from . import int8_products
+from . import int8_products, products_tf
 from .contract import CacheLayout
 from .int8_loop import Int8Loop
 from .packing import assemble
@@ -57,12 +57,12 @@ class TFBackend:
         dtypes = {variable.dtype for variable in stored.values()}
         asked = {}
         if dtypes.intersection(_BFLOAT16_AT_BEST):
-            asked["native"] = graph_tf.native_bfloat16
+            asked["native"] = products_tf.native_bfloat16
         if tf.int8 in dtypes and not portable and int8_products.available():
             asked["exact"] = int8_products.exact
             self.loop_sizes = Sizes(rows=sizes.rows, cache=sizes.cache)
         self.resources = {
-            name: graph_tf.MadeAtLoad(find, tf.bool, f"optserve_{name}")
+            name: products_tf.MadeAtLoad(find, tf.bool, f"optserve_{name}")
             for name, find in asked.items()
         }
         self._int8_loop = Int8Loop(
@@ -87,7 +87,7 @@ class TFBackend:
             how = {name: found.read() for name, found in self.resources.items()}
 
         def pack(name, values, scale):
-            return self._graph.Matrix(tf.convert_to_tensor(values), scale, **how)
+            return products_tf.Matrix(tf.convert_to_tensor(values), scale, **how)
 
         return assemble(self._config, self._stored, pack)
 

@@ -18,8 +18,9 @@ import tensorflow as tf
 from ..models import tf_opt as opt
 from ..models.config import OPTConfig
 from . import graph_tf
-from .graph_tf import Chosen, Matrix, Request
+from .graph_tf import Chosen, Request
 from .int8_products import Halves, in_halves, integer_sums, joined
+from .products_tf import Matrix
 
 
 class Sums(NamedTuple):

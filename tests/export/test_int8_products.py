@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from optserve.export import graph_tf, int8_loop, int8_products
-from optserve.export.graph_tf import Matrix, Request
+from optserve.export.graph_tf import Request
 from optserve.export.int8_products import Halves, in_halves, integer_sums, joined
 from optserve.export.packing import assemble, packed_weights
+from optserve.export.products_tf import Matrix
 from optserve.export.sampling_tf import Wanted
 from optserve.export.savedmodel import export_savedmodel
 from optserve.models.config import OPTConfig
@@ -152,10 +153,9 @@ def test_a_matrix_multiplies_int8_as_such_where_that_is_exact() -> None:
     assert error <= (2**-14 if exact else 2**-7) * np.abs(right).max()
 
 
+@pytest.mark.skipif(not int8_products.available(), reason="no int8 kernels")
 def test_sums_of_nothing() -> None:
     halves = Halves(tf.zeros([4, 64], tf.int8), tf.ones([2, 1]))
-    if not int8_products.available():
-        pytest.skip("no int8 kernels")
     values = tf.ones([8, 64], tf.int8)
     found = tf.function(lambda: integer_sums(halves.parts, values))()
     np.testing.assert_array_equal(found, np.zeros([4, 8]))

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tensorflow as tf
-from optserve.export.graph_tf import Matrix
+from optserve.export.products_tf import Matrix
 
 
 @pytest.mark.parametrize("native", [True, False])

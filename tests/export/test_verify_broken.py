@@ -107,10 +107,10 @@ def test_a_wrong_weight_in_an_int8_export(tmp_path, monkeypatch, change):
 )
 def test_a_graph_that_multiplies_too_much(tmp_path, monkeypatch, dtype):
     """Every stored weight is right, every product 2 % too large."""
-    from optserve.export import graph_tf
+    from optserve.export import products_tf
 
-    right = graph_tf.Matrix.matmul
-    monkeypatch.setattr(graph_tf.Matrix, "matmul", lambda *a: right(*a) * 1.02)
+    right = products_tf.Matrix.matmul
+    monkeypatch.setattr(products_tf.Matrix, "matmul", lambda *a: right(*a) * 1.02)
     folder = exported(tmp_path, dtype)
     report = verify_export(folder, checkpoint=GOLDEN / "pre_ln", max_length=16)
     assert report.problems == []
