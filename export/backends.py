@@ -7,6 +7,7 @@ written once (``signatures.py``). Weights are :class:`tf.Variable` in both.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
@@ -22,6 +23,9 @@ FEW_ROWS = 8
 """Up to so many rows a loop is compiled for, and multiplies them one by one: that reads
 weights as they are stored, and from the processor's cache for all rows but the first.
 What that costs grows with the rows, so more of them gain nothing by going together."""
+
+_OF_MATRICES = "native", "exact"
+"""What is found at load that :class:`.products_tf.Matrix` asks for."""
 
 _BFLOAT16_AT_BEST = (tf.int8, tf.bfloat16)
 """Weights that are multiplied as bfloat16 where processors do that themselves."""
@@ -60,13 +64,18 @@ class TFBackend:
             asked["native"] = products_tf.native_bfloat16
         if tf.int8 in dtypes and not portable and int8_products.available():
             asked["exact"] = int8_products.exact
+            if compiler == "xla":
+                asked["quicker_compiled"] = int8_products.quicker_compiled
             self.loop_sizes = Sizes(rows=sizes.rows, cache=sizes.cache)
         self.resources = {
             name: products_tf.MadeAtLoad(find, tf.bool, f"optserve_{name}")
             for name, find in asked.items()
         }
-        self._int8_loop = Int8Loop(
-            config, layout.dtype, tokens, compiled=compiler == "xla"
+        in_pieces = Int8Loop(config, layout.dtype, tokens, compiled=compiler == "xla")
+        whole = Int8Loop(config, layout.dtype, tokens, compiled=True, whole=True)
+        self._int8_pieces = in_pieces.generate
+        self._int8_whole = tf.function(
+            partial(whole.generate, keep=False), autograph=False, jit_compile=True
         )
         self._compiled_loop = tf.function(
             lambda *request: self._loop(request, compiled=True),
@@ -84,7 +93,8 @@ class TFBackend:
     def _params(self, step=None) -> dict[str, Any]:
         how = {"step": step}
         if step is None:
-            how = {name: found.read() for name, found in self.resources.items()}
+            found = self.resources
+            how = {name: found[name].read() for name in _OF_MATRICES if name in found}
 
         def pack(name, values, scale):
             return products_tf.Matrix(tf.convert_to_tensor(values), scale, **how)
@@ -146,15 +156,26 @@ class TFBackend:
 
         def with_int8(sizes=sizes):
             return tf.cond(
-                exact, lambda: self._in_pieces(request, often), lambda: several(sizes)
+                exact, lambda: self._with_int8(request, often), lambda: several(sizes)
             )
 
         if sizes[:1] != (1,):
             return with_int8()
         return _by_rows(request, sizes[:1], few, lambda: with_int8(sizes[1:]))
 
-    def _in_pieces(self, flat: Sequence[Any], often: bool):
-        return self._int8_loop.generate(self._params(), self._request(flat), keep=often)
+    def _with_int8(self, flat: Sequence[Any], often: bool):
+        request = self._request(flat)
+
+        def in_pieces():
+            return self._int8_pieces(self._params(), request, keep=often)
+
+        if "quicker_compiled" not in self.resources:
+            return in_pieces()
+        return tf.cond(
+            self.resources["quicker_compiled"].read(),
+            lambda: self._int8_whole(self._params(tf.constant(0)), request),
+            in_pieces,
+        )
 
     def _request(self, flat: Sequence[Any]):
         *start, steps = flat[:7]

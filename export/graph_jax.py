@@ -6,6 +6,7 @@ explicitly. Reads side by side with ``graph_tf.py``.
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from .sampling_jax import Wanted, choose
 
 _MOST_ROWS_OF_FLOAT32 = 4  # one by one, without anything to convert
 _BLOCK = 8192  # of a matrix's rows: stays in the processor's cache for the next row
+_STREAMS = 4  # places of a matrix read in turns: a processor fetches ahead at each
 
 
 class Matrix(PackedWeight):
@@ -56,9 +58,11 @@ class Matrix(PackedWeight):
         columns = []
         for at in range(0, values.shape[0], size):
             block = values[at : at + size].astype(jnp.float32).T
+            turns = gcd(_STREAMS, block.shape[1]), -1
+            block = _swapped(block, turns)
             products = (x[row : row + 1] @ block for row in range(rows))
             found = [lax.optimization_barrier(y) for y in products]
-            columns.append(jnp.concatenate(found, axis=0))
+            columns.append(_swapped(jnp.concatenate(found, axis=0), turns[::-1]))
         return jnp.concatenate(columns, axis=1)
 
     def take(self, rows):
@@ -66,6 +70,11 @@ class Matrix(PackedWeight):
         if self.scale is None:
             return found
         return found * opt.take(self.scale, rows)[..., None]
+
+
+def _swapped(x, sizes):
+    """Columns of ``x`` [N, a·b], for ``sizes`` (a, b), in the order of [N, b·a]."""
+    return x.reshape(x.shape[0], *sizes).swapaxes(1, 2).reshape(x.shape)
 
 
 def pack(x, dtype: str):

@@ -2,7 +2,8 @@
 
 XLA alone converts the weights for each row anew, TensorFlow's ops alone take their time
 between the products. So a step goes back and forth: five small functions are compiled
-once for all layers, and products of integers stand between them.
+once for all layers, and products of integers stand between them. Where XLA multiplies
+integers quickly itself the whole loop is one program (:func:`.quicker_compiled`).
 
 It reads like ``tf_opt.layer``, which it must agree with, products written out. Whoever
 uses it asks :func:`.int8_products.exact` first.
@@ -19,7 +20,7 @@ from ..models import tf_opt as opt
 from ..models.config import OPTConfig
 from . import graph_tf
 from .graph_tf import Chosen, Request
-from .int8_products import Halves, in_halves, integer_sums, joined
+from .int8_products import Halves, compiled_sums, in_halves, integer_sums, joined
 from .products_tf import Matrix
 
 
@@ -40,16 +41,22 @@ class Sums(NamedTuple):
 class Int8Loop:
     """:func:`.graph_tf.generate` in pieces, for any number of rows.
 
-    Up to ``N`` tokens; ``compiled`` leaves the pieces to XLA.
+    Up to ``N`` tokens; ``compiled`` leaves the pieces to XLA, ``whole`` everything.
     """
 
     def __init__(
-        self, config: OPTConfig, cache_dtype: str, N: int, *, compiled: bool
+        self,
+        config: OPTConfig,
+        cache_dtype: str,
+        N: int,
+        *,
+        compiled: bool,
+        whole: bool = False,
     ) -> None:
         self._config, self._cache_dtype, self._N = config, cache_dtype, N
-        self._compiled = compiled
+        self._compiled, self._whole = compiled, whole
         piece = partial(tf.function, autograph=False, jit_compile=True)
-        if not compiled:
+        if whole or not compiled:
             piece = partial(tf.function, autograph=False)
         self._start, self._attend = piece(self._start), piece(self._attend)
         self._add, self._activate = piece(self._add), piece(self._activate)
@@ -60,9 +67,14 @@ class Int8Loop:
 
         ``keep`` is :func:`.integer_sums`'.
         """
+        if self._whole:
+            sums_of, hold = compiled_sums, graph_tf.barrier
+        else:
+            sums_of, hold = partial(integer_sums, keep=keep), tf.identity
         config, params = self._config, tf.nest.map_structure(_read, params)
         layers = params["layers"]
         past = self._by_layers(request.cache, request.length)
+        past = tf.nest.map_structure(hold, past)  # made once, not in each step again
         norms = [
             layer[name]
             for layer in layers
@@ -73,7 +85,7 @@ class Int8Loop:
         first, *rest = [*norms, None] if pre else [None, *norms]
 
         def times(halves: Halves, weight: Matrix, bias=None) -> Sums:
-            sums = integer_sums(halves.parts, weight.values, keep=keep)
+            sums = sums_of(halves.parts, weight.values)
             return Sums(sums, halves.scale, _read(weight.scale), bias)
 
         def forward(step, token, made):

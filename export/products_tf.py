@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from math import gcd
 from typing import Any
 
 import tensorflow as tf
@@ -62,6 +63,7 @@ class MadeAtLoad(tf.saved_model.experimental.TrackableResource):
 _MOST_ROWS_OF_INT8 = 64  # from there on conversion weighs less than a second product
 _MOST_ROWS_OF_FLOAT32 = 4  # one by one, without anything to convert
 _BLOCK = 8192  # of a matrix's rows: stays in the processor's cache for the next row
+_STREAMS = 4  # places of a matrix read in turns: a processor fetches ahead at each
 
 
 class Matrix(PackedWeight):
@@ -108,11 +110,11 @@ class Matrix(PackedWeight):
         columns = []
         for at in range(0, values.shape[0], size):
             block = values[at : at + size]
-            products = (
-                tf.matmul(x[row : row + 1], block, transpose_b=True)
-                for row in range(rows)
-            )
-            columns.append(tf.concat([barrier(y) for y in products], axis=0))
+            turns = [gcd(_STREAMS, block.shape[0]), -1]
+            block = _swapped(tf.transpose(block), turns)
+            products = (tf.matmul(x[row : row + 1], block) for row in range(rows))
+            found = tf.concat([barrier(y) for y in products], axis=0)
+            columns.append(_swapped(found, turns[::-1]))
         return tf.concat(columns, axis=1)
 
     def take(self, rows):
@@ -120,6 +122,12 @@ class Matrix(PackedWeight):
         if self.scale is None:
             return found
         return found * tf.gather(self.scale, rows)[..., None]
+
+
+def _swapped(x, sizes):
+    """Columns of ``x`` [N, a·b], for ``sizes`` (a, b), in the order of [N, b·a]."""
+    split = tf.transpose(tf.reshape(x, [x.shape[0], *sizes]), [0, 2, 1])
+    return tf.reshape(split, x.shape)
 
 
 @partial(tf.function, autograph=False)

@@ -12,7 +12,13 @@ import pytest
 import tensorflow as tf
 from optserve.export import graph_tf, int8_loop, int8_products
 from optserve.export.graph_tf import Request
-from optserve.export.int8_products import Halves, in_halves, integer_sums, joined
+from optserve.export.int8_products import (
+    Halves,
+    compiled_sums,
+    in_halves,
+    integer_sums,
+    joined,
+)
 from optserve.export.packing import assemble, packed_weights
 from optserve.export.products_tf import Matrix
 from optserve.export.sampling_tf import Wanted
@@ -83,6 +89,32 @@ def test_a_processor_that_does_not_sum_exactly_is_found(instructions: str) -> No
         assert any(right == "False" for right, _ in answers)
 
 
+@pytest.mark.parametrize("rows, size, out", [(2, 64, 48), (16, 768, 203), (7, 3072, 9)])
+def test_compiled_sums_are_exact(rows, size, out) -> None:
+    rng = np.random.default_rng(4)
+    x = rng.integers(-127, 128, (rows, size)).astype(np.int8)
+    values = rng.integers(-127, 128, (out, size)).astype(np.int8)
+    x[0], values[0] = 127, -127
+    found = tf.function(compiled_sums, jit_compile=True)(x, values)
+    np.testing.assert_array_equal(found, x.astype(np.int64) @ values.T.astype(np.int64))
+
+
+@pytest.mark.skipif(not int8_products.available(), reason="no int8 kernels")
+@pytest.mark.parametrize("slow", ["compiled_sums", "integer_sums"])
+def test_the_quicker_way_is_found_by_time(slow: str, monkeypatch) -> None:
+    quick = getattr(int8_products, slow)
+
+    def many_times(parts, values, **options):
+        for _ in range(12):
+            sums = quick(parts, values, **options)
+            parts += tf.cast(tf.clip_by_value(sums[:, :1], 0.0, 1.0), tf.int8)
+        return sums
+
+    monkeypatch.setattr(int8_products, slow, many_times)
+    found = tf.function(int8_products.quicker_compiled, autograph=False)()
+    assert bool(found) == (slow == "integer_sums")
+
+
 @pytest.fixture
 def sums_of_floats(monkeypatch):
     """The kernel's sums on any processor: of less than 2^24 they are exact."""
@@ -94,9 +126,9 @@ def sums_of_floats(monkeypatch):
     monkeypatch.setattr(int8_loop, "integer_sums", sums)
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["ops", "xla"])
+@pytest.mark.parametrize("way", ["ops", "pieces", "whole"])
 @pytest.mark.parametrize("case", CASES)
-def test_the_loop_in_pieces_is_the_loop(case, compiled, sums_of_floats) -> None:
+def test_the_loop_of_int8_products_is_the_loop(case, way, sums_of_floats) -> None:
     config = OPTConfig.from_pretrained(GOLDEN / case)
     stored = dict(packed_weights(config, open_weights(GOLDEN / case), "int8"))
     params = assemble(
@@ -104,18 +136,24 @@ def test_the_loop_in_pieces_is_the_loop(case, compiled, sums_of_floats) -> None:
     )
     N, request = 6, _request(config, rows=5, slots=9)
 
-    whole = graph_tf.generate(
+    right = graph_tf.generate(
         config, lambda step: params, "float32", N, request, compiled=False
     )
-    loop = int8_loop.Int8Loop(config, "float32", N, compiled=compiled)
-    pieces = tf.function(lambda: loop.generate(params, request, keep=False))()
+    loop = int8_loop.Int8Loop(
+        config, "float32", N, compiled=way != "ops", whole=way == "whole"
+    )
+    found = tf.function(
+        lambda: loop.generate(params, request, keep=False),
+        autograph=False,
+        jit_compile=way == "whole",
+    )()
 
-    np.testing.assert_array_equal(pieces[0], whole[0])  # tokens
-    np.testing.assert_array_equal(pieces[2], whole[2])  # counts
-    np.testing.assert_allclose(pieces[1], whole[1], atol=2e-3)
-    assert sorted(set(whole[2].numpy())) == [0, 2, 3, 6]
-    for row, count in enumerate(whole[2].numpy()):
-        made = [found[3][:, :, row, :, :count] for found in (pieces, whole)]
+    np.testing.assert_array_equal(found[0], right[0])  # tokens
+    np.testing.assert_array_equal(found[2], right[2])  # counts
+    np.testing.assert_allclose(found[1], right[1], atol=2e-3)
+    assert sorted(set(right[2].numpy())) == [0, 2, 3, 6]
+    for row, count in enumerate(right[2].numpy()):
+        made = [loops[3][:, :, row, :, :count] for loops in (found, right)]
         np.testing.assert_allclose(*made, atol=2e-3)
 
 
