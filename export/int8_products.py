@@ -133,7 +133,8 @@ def quicker_compiled():
     with oneDNN's products between them, as a boolean to be found at load.
 
     That depends on the processor's instructions and on the kernels in this TensorFlow's
-    XLA, which take 50 times as long in some. So both are timed, in some 50 ms.
+    XLA, which take 50 times as long in some. So both are timed: 50 ms, and about a
+    second to compile them.
     """
     rows, products, size = _TRIED
     drawn = tf.random.uniform([products, size, size], -127, 128, tf.int32)
