@@ -84,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
     if unknown:
         console.print(f"optserve: no engine {unknown[0]!r}; see optserve bench --help")
         return 2
+    args.work /= args.preset  # what was made of one preset's weights is not another's
     args.work.mkdir(parents=True, exist_ok=True)
     cases = [
         Case(int(prompt), int(batch), args.tokens)
