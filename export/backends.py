@@ -91,11 +91,14 @@ class TFBackend:
         )
 
     def _params(self, step=None) -> dict[str, Any]:
-        how = {"step": step}
-        if step is None:
-            found = self.resources
-            how = {name: found[name].read() for name in _OF_MATRICES if name in found}
+        if step is not None:
+            return self._matrices(step=step)
+        found = self.resources
+        return self._matrices(
+            **{name: found[name].read() for name in _OF_MATRICES if name in found}
+        )
 
+    def _matrices(self, **how: Any) -> dict[str, Any]:
         def pack(name, values, scale):
             return products_tf.Matrix(tf.convert_to_tensor(values), scale, **how)
 
@@ -173,7 +176,7 @@ class TFBackend:
             return in_pieces()
         return tf.cond(
             self.resources["quicker_compiled"].read(),
-            lambda: self._int8_whole(self._params(tf.constant(0)), request),
+            lambda: self._int8_whole(self._matrices(), request),
             in_pieces,
         )
 

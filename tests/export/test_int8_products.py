@@ -27,7 +27,7 @@ from optserve.models.config import OPTConfig
 from optserve.models.files import open_weights
 from safetensors.numpy import load_file, save_file
 
-from tests.export.exports import CASES, GOLDEN, Served, exported
+from tests.export.exports import CASES, FEW_SHAPES, GOLDEN, Served, exported
 
 
 def test_halves_hold_sixteen_bits() -> None:
@@ -155,6 +155,20 @@ def test_the_loop_of_int8_products_is_the_loop(case, way, sums_of_floats) -> Non
     for row, count in enumerate(right[2].numpy()):
         made = [loops[3][:, :, row, :, :count] for loops in (found, right)]
         np.testing.assert_allclose(*made, atol=2e-3)
+
+
+@pytest.mark.skipif(not int8_products.available(), reason="no int8 kernels")
+def test_an_export_has_the_whole_loop_for_projections_too(tmp_path, monkeypatch):
+    for name in ("exact", "quicker_compiled"):
+        monkeypatch.setattr(int8_products, name, lambda: tf.constant(True))
+    options = {"weights": "int8", "generate": (8,)}
+    plain = exported("post_ln_proj", **options)
+    compiled = {**FEW_SHAPES, "compiler": "xla"}
+    folder = export_savedmodel(
+        GOLDEN / "post_ln_proj", tmp_path / "out", **options, **compiled
+    )
+    found, right = _logprobs(Served(folder)), _logprobs(Served(plain))
+    np.testing.assert_allclose(found, right, atol=2e-3)
 
 
 def _request(config: OPTConfig, *, rows: int, slots: int) -> Request:
