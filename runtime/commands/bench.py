@@ -187,7 +187,7 @@ def _engine(name: str, args: argparse.Namespace, checkpoint: Path, progress) -> 
     else:
         options, mode = OURS[name]
         out = args.work / ("export " + options).replace(" ", "_").replace("--", "")
-        if not out.exists():
+        if not list(out.glob("[0-9]*")):  # a refused export may leave an empty folder
             progress(f"exporting {out}")
             command = [sys.executable, "-m", "optserve.runtime.cli", "export"]
             _run([*command, checkpoint, out, *options.split(), "--no-verify"])
