@@ -23,6 +23,7 @@ from ..bench.run import (
     our_engine,
     peer_engines,
 )
+from ..version_folders import version_folders
 
 # Sizes to compile for; fewer than by default, so that a server is ready soon.
 SIZES = "--batch-sizes 1,8 --cache-buckets 128,192,256,1024"
@@ -187,7 +188,7 @@ def _engine(name: str, args: argparse.Namespace, checkpoint: Path, progress) -> 
     else:
         options, mode = OURS[name]
         out = args.work / ("export " + options).replace(" ", "_").replace("--", "")
-        if not list(out.glob("[0-9]*")):  # a refused export may leave an empty folder
+        if not version_folders(out):  # a refused export may leave an empty folder
             progress(f"exporting {out}")
             command = [sys.executable, "-m", "optserve.runtime.cli", "export"]
             _run([*command, checkpoint, out, *options.split(), "--no-verify"])
