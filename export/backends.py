@@ -159,14 +159,14 @@ class TFBackend:
 
         def with_int8(sizes=sizes):
             return tf.cond(
-                exact, lambda: self._with_int8(request, often), lambda: several(sizes)
+                exact, lambda: self._int8_loop(request, often), lambda: several(sizes)
             )
 
         if sizes[:1] != (1,):
             return with_int8()
         return _by_rows(request, sizes[:1], few, lambda: with_int8(sizes[1:]))
 
-    def _with_int8(self, flat: Sequence[Any], often: bool):
+    def _int8_loop(self, flat: Sequence[Any], often: bool):
         request = self._request(flat)
 
         def in_pieces():
