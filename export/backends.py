@@ -6,14 +6,14 @@ written once (``signatures.py``). Weights are :class:`tf.Variable` in both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import tensorflow as tf
 
 from ..models.config import OPTConfig
-from . import int8_products, products_tf
+from . import int8_products, products_tf, trials
 from .contract import CacheLayout
 from .int8_loop import Int8Loop
 from .packing import assemble
@@ -26,6 +26,8 @@ What that costs grows with the rows, so more of them gain nothing by going toget
 
 _OF_MATRICES = "native", "exact"
 """What is found at load that :class:`.products_tf.Matrix` asks for."""
+
+_IN_TURNS = "quicker_in_turns"
 
 _BFLOAT16_AT_BEST = (tf.int8, tf.bfloat16)
 """Weights that are multiplied as bfloat16 where processors do that themselves."""
@@ -58,29 +60,31 @@ class TFBackend:
         self.sizes = Sizes()
         self._few = tuple(sorted({min(rows, FEW_ROWS) for rows in sizes.rows}))
         self.loop_sizes = Sizes(rows=self._few, cache=sizes.cache)
-        dtypes = {variable.dtype for variable in stored.values()}
-        asked = {}
-        if dtypes.intersection(_BFLOAT16_AT_BEST):
+        weights = _matrix_dtype(stored)
+        asked: dict[str, Callable[[], Any]] = {}
+        if weights in _BFLOAT16_AT_BEST:
             asked["native"] = products_tf.native_bfloat16
-        if tf.int8 in dtypes and not portable and int8_products.available():
+        if weights == tf.int8 and not portable and int8_products.available():
             asked["exact"] = int8_products.exact
             if compiler == "xla":
-                asked["quicker_compiled"] = int8_products.quicker_compiled
+                asked["quicker_compiled"] = trials.quicker_compiled
             self.loop_sizes = Sizes(rows=sizes.rows, cache=sizes.cache)
-        self.resources = {
-            name: products_tf.MadeAtLoad(find, tf.bool, f"optserve_{name}")
-            for name, find in asked.items()
-        }
+        if compiler == "xla":
+            asked[_IN_TURNS] = partial(trials.quicker_in_turns, weights)
+        self.resources = _found_at_load(asked, weights)
         in_pieces = Int8Loop(config, layout.dtype, tokens, compiled=compiler == "xla")
         whole = Int8Loop(config, layout.dtype, tokens, compiled=True, whole=True)
         self._int8_pieces = in_pieces.generate
         self._int8_whole = tf.function(
             partial(whole.generate, keep=False), autograph=False, jit_compile=True
         )
-        self._compiled_loop = tf.function(
-            lambda *request: self._loop(request, compiled=True),
-            autograph=False,
-            jit_compile=True,
+        self._compiled_loop, self._compiled_loop_in_turns = (
+            tf.function(
+                partial(self._loop, compiled=True, in_turns=in_turns),
+                autograph=False,
+                jit_compile=True,
+            )
+            for in_turns in (False, True)
         )
         self._one_row_logits = tf.function(
             lambda step, hidden: graph_tf.opt.lm_logits(
@@ -90,9 +94,9 @@ class TFBackend:
             jit_compile=True,
         )
 
-    def _params(self, step=None) -> dict[str, Any]:
+    def _params(self, step=None, *, in_turns: bool = False) -> dict[str, Any]:
         if step is not None:
-            return self._matrices(step=step)
+            return self._matrices(step=step, in_turns=in_turns)
         found = self.resources
         return self._matrices(
             **{name: found[name].read() for name in _OF_MATRICES if name in found}
@@ -142,7 +146,14 @@ class TFBackend:
         sizes = self._few if self._compiler == "xla" else ()
 
         def few(rows: int, request=request):
-            return self._compiled_loop(*(_fixed_rows(x, rows) for x in request))
+            fixed = [_fixed_rows(x, rows) for x in request]
+            if rows > 1:
+                return self._compiled_loop(fixed)
+            return tf.cond(
+                self.resources[_IN_TURNS].read(),
+                lambda: self._compiled_loop_in_turns(fixed),
+                lambda: self._compiled_loop(fixed),
+            )
 
         def many():
             if not sizes:
@@ -184,16 +195,31 @@ class TFBackend:
         *start, steps = flat[:7]
         return self._graph.Request(*start, steps, self._graph.Wanted(*flat[7:]))  # pyright: ignore[reportCallIssue]
 
-    def _loop(self, flat: Sequence[Any], *, compiled: bool):
+    def _loop(self, flat: Sequence[Any], *, compiled: bool, in_turns: bool = False):
         fixed = None if compiled else self._params()
         return self._graph.generate(
             self._config,
-            lambda step: fixed or self._params(step),
+            lambda step: fixed or self._params(step, in_turns=in_turns),
             self._cache_dtype,
             self._tokens,
             self._request(flat),
             compiled=compiled,
         )
+
+
+def _found_at_load(asked: Mapping[str, Callable[[], Any]], weights: tf.DType):
+    """Resources with what these functions answer when a version is loaded.
+
+    ``weights`` are what they may ask about.
+    """
+    return {
+        name: products_tf.MadeAtLoad(find, tf.bool, f"optserve_{name}_{weights.name}")
+        for name, find in asked.items()
+    }
+
+
+def _matrix_dtype(stored: Mapping[str, tf.Variable]) -> tf.DType:
+    return stored["decoder.embed_tokens.weight"].dtype
 
 
 def _by_rows(request: Sequence[Any], sizes: Sequence[int], few, many):
@@ -269,14 +295,16 @@ class JaxBackend:
         from . import graph_jax
 
         self._stored = dict(stored)
-        self.resources: dict[str, Any] = {}
+        weights = _matrix_dtype(stored)
+        asked = {_IN_TURNS: partial(trials.quicker_in_turns, weights)}
+        self.resources = _found_at_load(asked, weights)
         self.sizes = self.loop_sizes = sizes
 
-        def module(function, *shapes):
+        def module(function, *shapes, in_turns: bool = False):
             def run(stored, *inputs):
                 def params(step=None):
                     def pack(name, values, scale):
-                        return graph_jax.Matrix(values, scale, step)
+                        return graph_jax.Matrix(values, scale, step, in_turns=in_turns)
 
                     return assemble(config, stored, pack)
 
@@ -343,14 +371,22 @@ class JaxBackend:
             for rows in sizes.rows
             if rows <= FEW_ROWS
         }
+        self._one_row_in_turns = module(loop, *loop_shapes("1"), in_turns=True)
         self._many_rows = module(loop, *loop_shapes("b"))
 
     def generate(self, request: Sequence[Any], *, often: bool):
         """Tokens [B,N], logprobs [B,N], count [B], wire rows [L,2,B,H,N,·]."""
 
+        def few(rows: int):
+            fixed = [_fixed_rows(x, rows) for x in request]
+            if rows > 1:
+                return self._few_rows[rows](*fixed)
+            return tf.cond(
+                self.resources[_IN_TURNS].read(),
+                lambda: self._one_row_in_turns(*fixed),
+                lambda: self._few_rows[1](*fixed),
+            )
+
         return _by_rows(
-            request,
-            tuple(self._few_rows),
-            lambda rows: self._few_rows[rows](*(_fixed_rows(x, rows) for x in request)),
-            lambda: self._many_rows(*request),
+            request, tuple(self._few_rows), few, lambda: self._many_rows(*request)
         )

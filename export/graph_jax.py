@@ -20,7 +20,7 @@ from .sampling_jax import Wanted, choose
 
 _MOST_ROWS_OF_FLOAT32 = 4  # one by one, without anything to convert
 _BLOCK = 8192  # of a matrix's rows: stays in the processor's cache for the next row
-_STREAMS = 4  # places of a matrix read in turns: a processor fetches ahead at each
+_PLACES = 4  # of a matrix read in turns: some processors fetch ahead at each
 
 
 class Matrix(PackedWeight):
@@ -31,11 +31,21 @@ class Matrix(PackedWeight):
     is for that: a number that is never negative, which XLA doesn't know. Without it
     XLA would convert the weights once ahead of the loop and so stream four times as
     much, compute what precedes the product again for each output, and give the product
-    up for what follows it. A few rows are as many such products.
+    up for what follows it. A few rows are as many such products. A single row goes
+    through the matrix ``in_turns``, in several places, where that is quicker (see
+    :func:`.trials.quicker_in_turns`).
     """
 
-    def __init__(self, values: Any, scale: Any = None, step: Any = None) -> None:
+    def __init__(
+        self,
+        values: Any,
+        scale: Any = None,
+        step: Any = None,
+        *,
+        in_turns: bool = False,
+    ) -> None:
         self.values, self.scale, self.step = values, scale, step
+        self.in_turns = in_turns
 
     def matmul(self, x):
         if self.step is None:
@@ -54,15 +64,18 @@ class Matrix(PackedWeight):
             values = values * jnp.where(self.step < -1, 2.0, 1.0)
         # XLA doesn't move a division into another operation's inner loop.
         x = x / jnp.where(jnp.arange(size) < -1 - self.step, 2.0, 1.0)
+        values = values.astype(jnp.float32)
+        if rows == 1 and self.in_turns:
+            turns = gcd(_PLACES, values.shape[0]), -1
+            y = lax.optimization_barrier(x @ _swapped(values.T, turns))
+            return _swapped(y, turns[::-1])
         size = _BLOCK if rows > 1 else values.shape[0]
         columns = []
         for at in range(0, values.shape[0], size):
-            block = values[at : at + size].astype(jnp.float32).T
-            turns = gcd(_STREAMS, block.shape[1]), -1
-            block = _swapped(block, turns)
+            block = values[at : at + size].T
             products = (x[row : row + 1] @ block for row in range(rows))
             found = [lax.optimization_barrier(y) for y in products]
-            columns.append(_swapped(jnp.concatenate(found, axis=0), turns[::-1]))
+            columns.append(jnp.concatenate(found, axis=0))
         return jnp.concatenate(columns, axis=1)
 
     def take(self, rows):

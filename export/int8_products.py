@@ -13,8 +13,6 @@ needs no way into XLA and out of it (:func:`compiled_sums`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -119,64 +117,3 @@ def exact():
     wanted = 127 * tf.reduce_sum(tf.cast(odd, tf.int32), axis=1)
     found = integer_sums(ones, odd)
     return tf.reduce_all(found == tf.cast(wanted, tf.float32))
-
-
-_TRIED = 8, 4, 1536  # rows, products one after the other, and the size of a matrix
-_TIMES = 6  # the first of which compiles
-_IN_A_LOOP = 1.5
-"""How much longer pieces take where other work stands between them and threads fall
-asleep, than here: 13 → 21 ms a step on one processor, 11 → 16 to 19 on another."""
-
-
-def quicker_compiled():
-    """Whether a loop of products is quicker in one program of XLA's than in pieces
-    with oneDNN's products between them, as a boolean to be found at load.
-
-    That depends on the processor's instructions and on the kernels in this TensorFlow's
-    XLA, which take 50 times as long in some. So both are timed: 50 ms, and about a
-    second to compile them.
-    """
-    rows, products, size = _TRIED
-    drawn = tf.random.uniform([products, size, size], -127, 128, tf.int32)
-    matrices = tf.unstack(tf.cast(drawn, tf.int8))
-    compiled = partial(tf.function, autograph=False, jit_compile=True)
-
-    def step(x, values, sums: Callable[..., Any]):
-        halves = in_halves(x)
-        return joined(sums(halves.parts, values), halves.scale)
-
-    @compiled
-    def whole(x):
-        for values in matrices:
-            x = step(x, values, compiled_sums)
-        return x
-
-    halve, join = compiled(in_halves), compiled(joined)
-
-    def pieces(x):
-        for values in matrices:
-            halves = halve(x)
-            sums = integer_sums(halves.parts, values, keep=True)
-            x = join(sums, halves.scale)
-        return x
-
-    x = tf.random.uniform([rows, size])
-    return _seconds(whole, x) < _IN_A_LOOP * _seconds(pieces, x)
-
-
-def _seconds(run: Callable[[Any], Any], x):
-    """The shortest of some calls of ``run(x)``, one after the other."""
-
-    def once(i, shortest, x) -> Any:
-        with tf.control_dependencies([shortest]):
-            begin = tf.timestamp()
-        # Tied by what is computed: of a function whose values nobody needs TensorFlow
-        # leaves nothing to wait for.
-        x = run(x + tf.cast(tf.minimum(begin, 0.0), x.dtype))
-        x = x / tf.reduce_max(tf.abs(x))
-        with tf.control_dependencies([x]):
-            return i + 1, tf.minimum(shortest, tf.timestamp() - begin), x
-
-    start = tf.constant(0), tf.constant(float("inf"), tf.float64), x
-    _, shortest, x = tf.while_loop(lambda i, *_: i < _TIMES, once, start)
-    return shortest + tf.cast(tf.minimum(tf.reduce_max(x), 0.0), shortest.dtype)

@@ -63,7 +63,7 @@ class MadeAtLoad(tf.saved_model.experimental.TrackableResource):
 _MOST_ROWS_OF_INT8 = 64  # from there on conversion weighs less than a second product
 _MOST_ROWS_OF_FLOAT32 = 4  # one by one, without anything to convert
 _BLOCK = 8192  # of a matrix's rows: stays in the processor's cache for the next row
-_STREAMS = 4  # places of a matrix read in turns: a processor fetches ahead at each
+_PLACES = 4  # of a matrix read in turns: some processors fetch ahead at each
 
 
 class Matrix(PackedWeight):
@@ -71,7 +71,8 @@ class Matrix(PackedWeight):
 
     ``native`` says whether to multiply bfloat16 (see :func:`native_bfloat16`) and
     ``exact`` whether to multiply int8 (see :func:`.int8_products.exact`). With ``step``
-    instead XLA multiplies the values as they are stored, in float32 and row by row;
+    instead XLA multiplies the values as they are stored, in float32 and row by row,
+    a single row ``in_turns`` (see :func:`.trials.quicker_in_turns`);
     ``graph_jax.Matrix`` tells why that looks as it does.
     """
 
@@ -83,9 +84,10 @@ class Matrix(PackedWeight):
         native: Any = None,
         exact: Any = None,
         step: Any = None,
+        in_turns: bool = False,
     ) -> None:
         self.values, self.scale, self.step = values, scale, step
-        self.native, self.exact = native, exact
+        self.native, self.exact, self.in_turns = native, exact, in_turns
 
     def matmul(self, x):
         y = self._whole(x) if self.step is None else self._by_row(x)
@@ -106,15 +108,16 @@ class Matrix(PackedWeight):
             values = values * tf.where(self.step < -1, 2.0, 1.0)  # see `graph_jax`
         values = tf.cast(values, tf.float32)
         x = x / tf.where(tf.range(size) < -1 - self.step, 2.0, 1.0)
+        if rows == 1 and self.in_turns:
+            turns = [gcd(_PLACES, values.shape[0]), -1]
+            y = barrier(tf.matmul(x, _swapped(tf.transpose(values), turns)))
+            return _swapped(y, turns[::-1])
         size = _BLOCK if rows > 1 else values.shape[0]
         columns = []
         for at in range(0, values.shape[0], size):
-            block = values[at : at + size]
-            turns = [gcd(_STREAMS, block.shape[0]), -1]
-            block = _swapped(tf.transpose(block), turns)
+            block = tf.transpose(values[at : at + size])
             products = (tf.matmul(x[row : row + 1], block) for row in range(rows))
-            found = tf.concat([barrier(y) for y in products], axis=0)
-            columns.append(_swapped(found, turns[::-1]))
+            columns.append(tf.concat([barrier(y) for y in products], axis=0))
         return tf.concat(columns, axis=1)
 
     def take(self, rows):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,17 @@ class Served:
         tensors = {key: tf.constant(value) for key, value in inputs.items()}
         found = self._model.signatures[name](**tensors)
         return {key: value.numpy() for key, value in found.items()}
+
+    @contextlib.contextmanager
+    def answering(self, name: str, answer: bool) -> Iterator[None]:
+        """With another answer to what was asked when this was loaded."""
+        import tensorflow as tf
+
+        handle = self._model.resources[name].resource_handle
+        found = tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.bool)
+        tf.raw_ops.AssignVariableOp(resource=handle, value=tf.constant(answer))
+        yield
+        tf.raw_ops.AssignVariableOp(resource=handle, value=found)
 
 
 def served(case: str, **options: Any) -> Served:
