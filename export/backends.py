@@ -75,8 +75,13 @@ class TFBackend:
         in_pieces = Int8Loop(config, layout.dtype, tokens, compiled=compiler == "xla")
         whole = Int8Loop(config, layout.dtype, tokens, compiled=True, whole=True)
         self._int8_pieces = in_pieces.generate
+        # Of tensors alone: it is traced and compiled once for all signatures.
         self._int8_whole = tf.function(
-            partial(whole.generate, keep=False), autograph=False, jit_compile=True
+            lambda flat: whole.generate(
+                self._matrices(), self._request(flat), keep=False
+            ),
+            autograph=False,
+            jit_compile=True,
         )
         self._compiled_loop, self._compiled_loop_in_turns = (
             tf.function(
@@ -178,16 +183,14 @@ class TFBackend:
         return _by_rows(request, sizes[:1], few, lambda: with_int8(sizes[1:]))
 
     def _int8_loop(self, flat: Sequence[Any], often: bool):
-        request = self._request(flat)
-
         def in_pieces():
-            return self._int8_pieces(self._params(), request, keep=often)
+            return self._int8_pieces(self._params(), self._request(flat), keep=often)
 
         if "quicker_compiled" not in self.resources:
             return in_pieces()
         return tf.cond(
             self.resources["quicker_compiled"].read(),
-            lambda: self._int8_whole(self._matrices(), request),
+            lambda: self._int8_whole(list(flat)),
             in_pieces,
         )
 

@@ -93,3 +93,33 @@ def test_default_sizes_reach_the_models_positions():
         chosen_sizes(40, None, [64], None)
     with pytest.raises(ExportError, match="--batch-sizes should be ascending"):
         chosen_sizes(40, None, None, [4, 1])
+
+
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_signatures_share_what_is_compiled(weights):
+    """So a record for one of them compiles the loop for all."""
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+
+    path = served("pre_ln", compiler="xla", weights=weights).path
+    data = (path / "saved_model.pb").read_bytes()
+    graph = SavedModel.FromString(data).meta_graphs[0]
+    functions = {f.signature.name: f for f in graph.graph_def.library.function}
+
+    def compiled(name, seen):
+        function = functions.get(name)
+        if function is None or name in seen:
+            return set()
+        seen.add(name)
+        if function.attr["_XlaMustCompile"].b:
+            return {name}
+        called = {attr.func.name for n in function.node_def for attr in n.attr.values()}
+        called |= {node.op for node in function.node_def}
+        return set().union(*(compiled(other, seen) for other in called))
+
+    found = []
+    for n in (8, 24):
+        (output, *_) = graph.signature_def[f"generate_{n}"].outputs.values()
+        nodes = {node.name: node for node in graph.graph_def.node}
+        call = nodes[output.name.split(":")[0]]
+        found.append(compiled(call.attr["f"].func.name, set()))
+    assert found[0] == found[1] != set()
