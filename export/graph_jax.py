@@ -20,6 +20,8 @@ from .sampling_jax import Wanted, choose
 
 _MOST_ROWS_OF_FLOAT32 = 4  # one by one, without anything to convert
 _BLOCK = 8192  # of a matrix's rows: stays in the processor's cache for the next row
+_LONG_ROW = 4096  # numbers: with 16 KiB XLA makes no one loop of a product any more
+_PIECE = 2048  # of a long row
 _PLACES = 4  # of a matrix read in turns: some processors fetch ahead at each
 
 
@@ -67,15 +69,14 @@ class Matrix(PackedWeight):
         values = values.astype(jnp.float32)
         if rows == 1 and self.in_turns:
             turns = gcd(_PLACES, values.shape[0]), -1
-            y = lax.optimization_barrier(x @ _swapped(values.T, turns))
+            y = _one_row(x, _swapped(values.T, turns))
             return _swapped(y, turns[::-1])
         size = _BLOCK if rows > 1 else values.shape[0]
         columns = []
         for at in range(0, values.shape[0], size):
             block = values[at : at + size].T
-            products = (x[row : row + 1] @ block for row in range(rows))
-            found = [lax.optimization_barrier(y) for y in products]
-            columns.append(jnp.concatenate(found, axis=0))
+            products = [_one_row(x[row : row + 1], block) for row in range(rows)]
+            columns.append(jnp.concatenate(products, axis=0))
         return jnp.concatenate(columns, axis=1)
 
     def take(self, rows):
@@ -89,6 +90,15 @@ def _product(x, values):
     """``x @ values.T``, for which XLA would copy the matrix if ``x`` is one row: 96
     instead of 6 ms for 256 MB."""
     return lax.dot_general(x, values, (((1,), (1,)), ((), ())))
+
+
+def _one_row(x, matrix):
+    """``x`` [1, K] times ``matrix`` [K, N], in pieces that XLA makes one loop of."""
+    K = x.shape[1]
+    size = K if K < _LONG_ROW else _PIECE
+    starts = range(0, K, size)
+    pieces = (x[:, k : k + size] @ matrix[k : k + size] for k in starts)
+    return sum(map(lax.optimization_barrier, pieces))
 
 
 def _swapped(x, sizes):

@@ -41,6 +41,8 @@ class MadeAtLoad(tf.saved_model.experimental.TrackableResource):
     def __init__(self, make: Callable[[], Any], dtype: Any, name: str) -> None:
         super().__init__()
         self._make, self._dtype, self._name = make, dtype, name
+        with tf.init_scope():  # not in the branch of a graph that asks first
+            _ = self.resource_handle
 
     def _create_resource(self):
         unknown: Any = None
@@ -63,6 +65,8 @@ class MadeAtLoad(tf.saved_model.experimental.TrackableResource):
 _MOST_ROWS_OF_INT8 = 64  # from there on conversion weighs less than a second product
 _MOST_ROWS_OF_FLOAT32 = 4  # one by one, without anything to convert
 _BLOCK = 8192  # of a matrix's rows: stays in the processor's cache for the next row
+_LONG_ROW = 4096  # numbers: with 16 KiB XLA makes no one loop of a product any more
+_PIECE = 2048  # of a long row
 _PLACES = 4  # of a matrix read in turns: some processors fetch ahead at each
 
 
@@ -110,14 +114,14 @@ class Matrix(PackedWeight):
         x = x / tf.where(tf.range(size) < -1 - self.step, 2.0, 1.0)
         if rows == 1 and self.in_turns:
             turns = [gcd(_PLACES, values.shape[0]), -1]
-            y = barrier(tf.matmul(x, _swapped(tf.transpose(values), turns)))
+            y = _one_row(x, _swapped(tf.transpose(values), turns))
             return _swapped(y, turns[::-1])
         size = _BLOCK if rows > 1 else values.shape[0]
         columns = []
         for at in range(0, values.shape[0], size):
             block = tf.transpose(values[at : at + size])
-            products = (tf.matmul(x[row : row + 1], block) for row in range(rows))
-            columns.append(tf.concat([barrier(y) for y in products], axis=0))
+            products = [_one_row(x[row : row + 1], block) for row in range(rows)]
+            columns.append(tf.concat(products, axis=0))
         return tf.concat(columns, axis=1)
 
     def take(self, rows):
@@ -125,6 +129,15 @@ class Matrix(PackedWeight):
         if self.scale is None:
             return found
         return found * tf.gather(self.scale, rows)[..., None]
+
+
+def _one_row(x, matrix):
+    """``x`` [1, K] times ``matrix`` [K, N], in pieces that XLA makes one loop of."""
+    K = x.shape[1]
+    size = K if K < _LONG_ROW else _PIECE
+    starts = range(0, K, size)
+    pieces = (tf.matmul(x[:, k : k + size], matrix[k : k + size]) for k in starts)
+    return sum(map(barrier, pieces))
 
 
 def _swapped(x, sizes):

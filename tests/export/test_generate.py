@@ -77,6 +77,12 @@ def test_greedy_equals_the_reference(model, prompts):
     np.testing.assert_array_equal(alone["tokens"], golden[:1])
 
 
+def test_an_export_for_single_rows_alone(prompts):
+    alone = {"compiler": "xla", "batch_sizes": (1,)}
+    reply = generate(served(CASE, **alone), 8, prompts[:1])
+    np.testing.assert_array_equal(reply["tokens"], expected(CASE)["greedy"][:1, :8])
+
+
 @pytest.mark.parametrize("weights", ["float32", "int8"])
 @pytest.mark.parametrize("framework", ["tf", "jax"])
 def test_one_row_goes_through_matrices_either_way(framework, weights, prompts):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
 import tensorflow as tf
+from optserve.export import graph_jax
 from optserve.export.products_tf import Matrix
 
 
@@ -32,3 +34,28 @@ def test_float16_is_multiplied_as_float32() -> None:
     x = np.float32([[1, 2]])
     product = tf.function(lambda: Matrix(tf.constant(half)).matmul(x))
     np.testing.assert_allclose(product(), x @ half.T.astype(np.float32), rtol=1e-6)
+
+
+@pytest.mark.parametrize("in_turns", [False, True])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("dtype", ["int8", "float32"])
+@pytest.mark.parametrize("framework", ["tf", "jax"])
+def test_rows_longer_than_xla_makes_one_loop_of(framework, dtype, rows, in_turns):
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((rows, 5000)).astype(np.float32)
+    values = rng.integers(-127, 128, (24, 5000)).astype(dtype)
+    exact = x.astype(np.float64) @ values.T
+    if framework == "tf":
+
+        @tf.function(jit_compile=True)
+        def product(x, values, step):
+            return Matrix(values, step=step, in_turns=in_turns).matmul(x)
+
+    else:
+
+        @jax.jit
+        def product(x, values, step):
+            return graph_jax.Matrix(values, step=step, in_turns=in_turns).matmul(x)
+
+    found = product(x, values, np.int32(0))
+    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-5 * np.abs(exact).max())
