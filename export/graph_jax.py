@@ -51,7 +51,12 @@ class Matrix(PackedWeight):
 
     def matmul(self, x):
         if self.step is None:
-            y = _product(x, self.values.astype(jnp.float32))
+            values = self.values
+            if values.dtype != jnp.float32:
+                # Nothing is added, but XLA doesn't know. Else it converts all matrices
+                # ahead of the first product: gigabytes.
+                values = values + jnp.isnan(x[0, 0]).astype(values.dtype)
+            y = _product(x, values.astype(jnp.float32))
         else:
             y = self._by_row(x)
         return y if self.scale is None else y * self.scale
