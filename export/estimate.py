@@ -97,9 +97,9 @@ def estimate(
     fixed = TOOLS_BYTES + GRAPH_BYTES * config.num_hidden_layers
     # One long sequence's cache and the token table: in files, in graphs, as copies to
     # compare and multiply. Measured, GiB to write and to verify (planned): 1.3b as
-    # float32 6.24 and 7.80 (7.34 and 9.43), as int8 2.83 and 6.08 (3.68 and 6.99);
-    # 350m as a JAX graph 2.53 and 6.90 (3.86 and 7.93), as a TensorFlow one that XLA
-    # compiles 3.30 and 6.05.
+    # float32 6.24 and 7.80 (7.34 and 9.43), as int8 2.83 and 6.08 (3.68 and 6.99), as
+    # a JAX graph in float32 6.34 and 10.72 (8.10 and 13.32); 350m as a TensorFlow one
+    # that XLA compiles 3.30 and 6.05.
     tried = min(MOST_CACHE, positions * cache_layout(values).row_bytes)
     working = 6 * (tried + largest)
     programs = 0
