@@ -55,7 +55,8 @@ class Matrix(PackedWeight):
             if values.dtype != jnp.float32:
                 # Nothing is added, but XLA doesn't know. Else it converts all matrices
                 # ahead of the first product: gigabytes.
-                values = values + jnp.isnan(x[0, 0]).astype(values.dtype)
+                never = jnp.isnan(x[0, 0]) & jnp.isinf(x[0, 0])
+                values = values + never.astype(values.dtype)
             y = _product(x, values.astype(jnp.float32))
         else:
             y = self._by_row(x)

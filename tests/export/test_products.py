@@ -59,3 +59,19 @@ def test_rows_longer_than_xla_makes_one_loop_of(framework, dtype, rows, in_turns
 
     found = product(x, values, np.int32(0))
     np.testing.assert_allclose(found, exact, rtol=0, atol=1e-5 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("framework", ["tf", "jax"])
+def test_a_row_without_numbers_leaves_its_neighbours_alone(framework, bad):
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((3, 64)).astype(np.float32)
+    values = rng.integers(-127, 128, (24, 64)).astype(np.int8)
+    exact = x[1:].astype(np.float64) @ values.T
+    x[0] = bad
+    if framework == "tf":
+        found = tf.function(Matrix(tf.constant(values)).matmul)(x).numpy()
+    else:
+        found = jax.jit(lambda x, values: graph_jax.Matrix(values).matmul(x))(x, values)
+    assert not np.isfinite(found[0]).any()
+    np.testing.assert_allclose(found[1:], exact, rtol=0, atol=1e-3)
