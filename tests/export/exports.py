@@ -53,8 +53,10 @@ class Served:
         handle = self._model.resources[name].resource_handle
         found = tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.bool)
         tf.raw_ops.AssignVariableOp(resource=handle, value=tf.constant(answer))
-        yield
-        tf.raw_ops.AssignVariableOp(resource=handle, value=found)
+        try:
+            yield
+        finally:
+            tf.raw_ops.AssignVariableOp(resource=handle, value=found)
 
 
 def served(case: str, **options: Any) -> Served:
