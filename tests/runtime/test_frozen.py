@@ -42,6 +42,13 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
+def freeze(process: subprocess.Popen) -> None:
+    """Stop all its threads; the signal alone is sent before they are."""
+    process.send_signal(signal.SIGSTOP)
+    _, status = os.waitpid(process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+
+
 @pytest.fixture
 def two():
     targets = [f"127.0.0.1:{free_port()}" for _ in range(2)]
@@ -74,14 +81,14 @@ def test_a_frozen_server(two, interruptible) -> None:
         while len(seen) < 2:  # both are up and connected
             seen.add(transport.call(CALL, timeout=60).target)
         first, second = two
-        two[first].send_signal(signal.SIGSTOP)
+        freeze(two[first])
         start = time.monotonic()
         replies = [transport.call(CALL, timeout=30) for _ in range(2)]
         assert {reply.target for reply in replies} == {second}
         assert sum(reply.retries for reply in replies) == 1
         assert time.monotonic() - start < 15
 
-        two[second].send_signal(signal.SIGSTOP)
+        freeze(two[second])
         start = time.monotonic()
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt):
