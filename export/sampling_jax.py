@@ -9,6 +9,8 @@ sorted: thresholds come from a binary search over the bits of float32.
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from jax import lax
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 _LOWEST = -(2**31)
-_PARTS = 32  # that a row's sum is made of
+_PARTS = 8  # of a row, that are added to one another
 
 
 class Wanted(NamedTuple):
@@ -30,13 +32,20 @@ class Wanted(NamedTuple):
     repetition_penalty: Any
 
 
-def total(x):
-    """Sums [B] of ``x`` [B,V]; XLA makes vector code of products, not of sums."""
-    B, V = x.shape
-    size = V // _PARTS
-    parts = x[:, : _PARTS * size].reshape(B * _PARTS, size)
-    sums = (parts @ jnp.ones((size, 1), x.dtype)).reshape(B, _PARTS)
-    return jnp.sum(jnp.concatenate([sums, x[:, _PARTS * size :]], axis=1), axis=1)
+def total(measure, *of):
+    """Sums [B] of ``measure`` of the numbers in ``of``, each [B,V].
+
+    XLA adds a row's numbers up one by one. Parts of a row it adds to one another in
+    vector code, in the same loop that measures them.
+    """
+    size = of[0].shape[1] // _PARTS
+
+    def measured(start, end=None):
+        return measure(*(x[:, start:end] for x in of))
+
+    parts = [measured(i * size, (i + 1) * size) for i in range(_PARTS)]
+    sums = functools.reduce(operator.add, parts)
+    return jnp.sum(jnp.concatenate([sums, measured(_PARTS * size)], axis=1), axis=1)
 
 
 def choose(logits, wanted: Wanted, position, seen):
@@ -58,7 +67,11 @@ def choose(logits, wanted: Wanted, position, seen):
     )
     chosen = jnp.take_along_axis(logits, token[:, None], axis=1, mode="clip")[:, 0]
     top = jnp.max(logits, axis=1)
-    return token, chosen - top - jnp.log(total(jnp.exp(logits - top[:, None])))
+
+    def mass(x):
+        return jnp.exp(x - top[:, None])
+
+    return token, chosen - top - jnp.log(total(mass, logits))
 
 
 def penalize(x, penalty, seen):
@@ -102,48 +115,73 @@ def ordered_bits(x):
     return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
+def from_ordered_bits(keys):
+    """The inverse of :func:`ordered_bits`."""
+    bits = jnp.where(keys < 0, keys ^ 0x7FFFFFFF, keys)
+    return lax.bitcast_convert_type(bits, jnp.float32)
+
+
 def top_k_threshold(keys, k):
     """A number [B] that k of a row's ``keys`` [B,V] reach; more if some are equal."""
     k = jnp.where(k > 0, k, keys.shape[1])
-    return _largest(lambda at: total((keys >= at[:, None]).astype(jnp.int32)), k)
+
+    def reaching(at):
+        return total(lambda keys: (keys >= at[:, None]).astype(jnp.int32), keys)
+
+    return _largest(reaching, k, lambda key: jnp.ones_like(key, jnp.float32))
 
 
 def top_p_threshold(x, keys, least, p):
     """The smallest key [B], at least ``least``, above which a mass below p lies."""
-    top = jnp.max(x, axis=1, keepdims=True)
-    weights = jnp.where(keys >= least[:, None], jnp.exp(x - top), 0.0)
+    top = jnp.max(x, axis=1)
+    weights = jnp.where(keys >= least[:, None], jnp.exp(x - top[:, None]), 0.0)
 
     def above(at):
-        return total(jnp.where(keys > at[:, None], weights, 0.0))
+        def counted(keys, weights):
+            return jnp.where(keys > at[:, None], weights, 0.0)
 
-    limit = p * total(weights)
-    found = _largest(above, limit)
-    # `found` is the last number that still has p above it: the next one is kept.
-    found = jnp.where(above(found) >= limit, found + 1, found)
+        return total(counted, keys, weights)
+
+    def weight(key):
+        return jnp.exp(from_ordered_bits(key) - top)
+
+    limit = p * total(lambda weights: weights, weights)
+    # The last number that still has p above it: what is above it is kept, the likeliest
+    # in any case, even if p is so small that there is nothing left of the limit.
+    found = jnp.minimum(_largest(above, limit, weight), ordered_bits(top) - 1) + 1
     return jnp.where(p < 1, jnp.maximum(found, least), least)
 
 
-def _largest(measure, wanted):
+def _largest(measure, wanted, weight):
     """The largest int32 [B] at which a falling ``measure`` is at least ``wanted`` [B].
 
-    Its bits are settled from the highest, which is the sign, until they are all known
-    or every row measures what is wanted: larger numbers would keep the same tokens.
+    Its bits are settled from the highest, which is the sign, until they are all known.
+    Or until larger numbers would keep the same tokens: because every row measures what
+    is wanted, or has at most one token left between the number and the lowest that is
+    too large. A token there measures at least ``weight(number)``.
     """
 
+    def open_at(state):
+        bit, least, measured, beyond = state
+        between = (measured - beyond).astype(jnp.float32)
+        alone = between < 1.5 * weight(least)  # two would measure 2, or a little less
+        return (bit < 32) & ~jnp.all((measured == wanted) | alone)
+
     def settle(state):
-        bit, least, measured = state
+        bit, least, measured, beyond = state
         higher = least + jnp.left_shift(jnp.int32(1), 31 - bit)
         there = measure(higher)
         holds = there >= wanted
-        least = jnp.where(holds, higher, least)
-        return bit + 1, least, jnp.where(holds, there, measured)
+        return (
+            bit + 1,
+            jnp.where(holds, higher, least),
+            jnp.where(holds, there, measured),
+            jnp.where(holds, beyond, there),
+        )
 
     lowest = jnp.full(wanted.shape, _LOWEST, jnp.int32)
-    return lax.while_loop(
-        lambda state: (state[0] < 32) & jnp.any(state[2] != wanted),
-        settle,
-        (jnp.int32(0), lowest, measure(lowest)),
-    )[1]
+    start = jnp.int32(0), lowest, measure(lowest), jnp.zeros_like(wanted)
+    return lax.while_loop(open_at, settle, start)[1]
 
 
 def gumbel(seed, position, V):

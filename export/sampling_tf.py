@@ -9,6 +9,8 @@ sorted: thresholds come from a binary search over the bits of float32.
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -17,7 +19,7 @@ from tensorflow.compiler.tf2xla.python import xla
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 _LOWEST = -(2**31)
-_PARTS = 32  # that a row's sum is made of
+_PARTS = 8  # of a row, that are added to one another
 
 
 class Wanted(NamedTuple):
@@ -30,15 +32,22 @@ class Wanted(NamedTuple):
     repetition_penalty: Any
 
 
-def total(x, compiled: bool):
-    """Sums [B] of ``x`` [B,V]; XLA makes vector code of products, not of sums."""
+def total(measure, *of, compiled: bool):
+    """Sums [B] of ``measure`` of the numbers in ``of``, each [B,V].
+
+    XLA adds a row's numbers up one by one. Parts of a row it adds to one another in
+    vector code, in the same loop that measures them.
+    """
     if not compiled:
-        return tf.reduce_sum(x, axis=1)
-    B, V = tf.shape(x)[0], x.shape[1]
-    size = V // _PARTS
-    parts = tf.reshape(x[:, : _PARTS * size], [B * _PARTS, size])
-    sums = tf.reshape(tf.matmul(parts, tf.ones([size, 1], x.dtype)), [B, _PARTS])
-    return total(tf.concat([sums, x[:, _PARTS * size :]], axis=1), compiled=False)
+        return tf.reduce_sum(measure(*of), axis=1)
+    size = of[0].shape[1] // _PARTS
+
+    def measured(start, end=None):
+        return measure(*(x[:, start:end] for x in of))
+
+    parts = [measured(i * size, (i + 1) * size) for i in range(_PARTS)]
+    sums = functools.reduce(operator.add, parts)
+    return tf.reduce_sum(tf.concat([sums, measured(_PARTS * size)], axis=1), axis=1)
 
 
 def choose(logits, wanted: Wanted, position, seen, *, compiled: bool):
@@ -62,9 +71,11 @@ def choose(logits, wanted: Wanted, position, seen, *, compiled: bool):
     )
     chosen = tf.gather(logits, token, axis=1, batch_dims=1)
     top = tf.reduce_max(logits, axis=1)
-    return token, chosen - top - tf.math.log(
-        total(tf.exp(logits - top[:, None]), compiled)
-    )
+
+    def mass(x):
+        return tf.exp(x - top[:, None])
+
+    return token, chosen - top - tf.math.log(total(mass, logits, compiled=compiled))
 
 
 def penalize(x, penalty, seen):
@@ -108,51 +119,73 @@ def ordered_bits(x):
     return tf.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
+def from_ordered_bits(keys):
+    """The inverse of :func:`ordered_bits`."""
+    return tf.bitcast(tf.where(keys < 0, keys ^ 0x7FFFFFFF, keys), tf.float32)
+
+
 def top_k_threshold(keys, k, compiled: bool):
     """A number [B] that k of a row's ``keys`` [B,V] reach; more if some are equal."""
     k = tf.where(k > 0, k, tf.shape(keys)[1])
 
     def reaching(at):
-        return total(tf.cast(keys >= at[:, None], tf.int32), compiled)
+        def reaches(keys):
+            return tf.cast(keys >= at[:, None], tf.int32)
 
-    return _largest(reaching, k)
+        return total(reaches, keys, compiled=compiled)
+
+    return _largest(reaching, k, lambda key: tf.ones_like(key, tf.float32))
 
 
 def top_p_threshold(x, keys, least, p, compiled: bool):
     """The smallest key [B], at least ``least``, above which a mass below p lies."""
-    top = tf.reduce_max(x, axis=1, keepdims=True)
-    weights = tf.where(keys >= least[:, None], tf.exp(x - top), 0.0)
+    top = tf.reduce_max(x, axis=1)
+    weights = tf.where(keys >= least[:, None], tf.exp(x - top[:, None]), 0.0)
 
     def above(at):
-        return total(tf.where(keys > at[:, None], weights, 0.0), compiled)
+        def counted(keys, weights):
+            return tf.where(keys > at[:, None], weights, 0.0)
 
-    limit = p * total(weights, compiled)
-    found = _largest(above, limit)
-    # `found` is the last number that still has p above it: the next one is kept.
-    found = tf.where(above(found) >= limit, found + 1, found)
+        return total(counted, keys, weights, compiled=compiled)
+
+    def weight(key):
+        return tf.exp(from_ordered_bits(key) - top)
+
+    limit = p * total(lambda weights: weights, weights, compiled=compiled)
+    # The last number that still has p above it: what is above it is kept, the likeliest
+    # in any case, even if p is so small that there is nothing left of the limit.
+    found = tf.minimum(_largest(above, limit, weight), ordered_bits(top) - 1) + 1
     return tf.where(p < 1, tf.maximum(found, least), least)
 
 
-def _largest(measure, wanted):
+def _largest(measure, wanted, weight):
     """The largest int32 [B] at which a falling ``measure`` is at least ``wanted`` [B].
 
-    Its bits are settled from the highest, which is the sign, until they are all known
-    or every row measures what is wanted: larger numbers would keep the same tokens.
+    Its bits are settled from the highest, which is the sign, until they are all known.
+    Or until larger numbers would keep the same tokens: because every row measures what
+    is wanted, or has at most one token left between the number and the lowest that is
+    too large. A token there measures at least ``weight(number)``.
     """
 
-    def settle(bit, least, measured):
+    def open_at(bit, least, measured, beyond):
+        between = tf.cast(measured - beyond, tf.float32)
+        alone = between < 1.5 * weight(least)  # two would measure 2, or a little less
+        return (bit < 32) & ~tf.reduce_all((measured == wanted) | alone)
+
+    def settle(bit, least, measured, beyond):
         higher = least + tf.bitwise.left_shift(1, 31 - bit)
         there = measure(higher)
         holds = there >= wanted
-        least = tf.where(holds, higher, least)
-        return bit + 1, least, tf.where(holds, there, measured)
+        return (
+            bit + 1,
+            tf.where(holds, higher, least),
+            tf.where(holds, there, measured),
+            tf.where(holds, beyond, there),
+        )
 
     lowest = tf.fill(tf.shape(wanted), tf.constant(_LOWEST))
-    return tf.while_loop(
-        lambda bit, _, measured: (bit < 32) & tf.reduce_any(measured != wanted),
-        settle,
-        (0, lowest, measure(lowest)),
-    )[1]
+    start = 0, lowest, measure(lowest), tf.zeros_like(wanted)
+    return tf.while_loop(open_at, settle, start)[1]
 
 
 def gumbel(seed, position, V, compiled: bool):
