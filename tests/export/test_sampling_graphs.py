@@ -29,9 +29,7 @@ ROWS: dict[str, tuple[np.ndarray, Sampling]] = {
     "top-p of almost none": (RNG.normal(size=1003), Sampling(top_p=1e-42, seed=11)),
     "everything": (
         RNG.normal(size=1003),
-        Sampling(
-            temperature=1.3, top_k=40, top_p=0.7, repetition_penalty=1.5, seed=12
-        ),
+        Sampling(temperature=1.3, top_k=40, top_p=0.7, repetition_penalty=1.5, seed=12),
     ),
     "penalty": (RNG.normal(size=1003), Sampling(repetition_penalty=3.0, seed=13)),
     "ties at top-k": (RNG.integers(-3, 3, 1003), Sampling(top_k=7, seed=14)),
