@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
+from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, rewriter_config_pb2
 
 from .feeding import BUFFERS
 from .options import SessionOptions
@@ -64,12 +64,20 @@ class Signature:
 class Servable:
     """A SavedModel version in memory. ``run`` may be called from many threads."""
 
-    def __init__(self, path: str, options: SessionOptions) -> None:
-        """Load the SavedModel at ``path``; raises ``ServingError`` if it can't be."""
+    def __init__(
+        self, path: str, options: SessionOptions, *, fold: bool = True
+    ) -> None:
+        """Load the SavedModel at ``path``; raises ``ServingError`` if it can't be.
+
+        ``fold`` lets TensorFlow look for constants to fold in its graph.
+        """
         config = config_pb2.ConfigProto(
             intra_op_parallelism_threads=options.intra_op_threads,
             inter_op_parallelism_threads=options.inter_op_threads,
         )
+        if not fold:
+            rewriting = config.graph_options.rewrite_options
+            rewriting.constant_folding = rewriter_config_pb2.RewriterConfig.OFF
         # One op at a time: in the caller's thread, so that callers don't queue up
         self._thread_pool = -1 if options.inter_op_threads == 1 else 0
         self._lock = threading.Lock()
