@@ -135,7 +135,7 @@ def test_waiting_for_a_turn_counts_to_the_deadline():
                 begin = time.monotonic()
                 with pytest.raises(DeadlineExceeded, match="1 other generations"):
                     await work
-                assert 0.05 < time.monotonic() - begin < 0.4
+                assert abs(time.monotonic() - begin - 0.1) < 0.05
             (result,) = await long
             assert len(result.tokens) == 40
             (after,) = await client.generate([[2, 6]], max_new_tokens=2, timeout=9)
@@ -189,7 +189,7 @@ def test_deadline_cuts_a_stalled_server():
             begin = loop.time()
             with pytest.raises(DeadlineExceeded):
                 await client.generate([[2]], max_new_tokens=3, timeout=0.2)
-            assert 0.19 < loop.time() - begin < 5
+            assert 0.19 < loop.time() - begin < 0.25
 
     asyncio.run(go())
 

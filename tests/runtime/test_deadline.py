@@ -14,7 +14,7 @@ from optserve.runtime import AsyncClient, Client, DeadlineExceeded
 from .numpy_model import NumpyTransport
 from .numpy_server import serving
 
-EARLY, LATE = 0.05, 0.5  # seconds; other tests keep the machine busy
+SLACK = 0.05  # seconds that a deadline may be missed by
 OPTIONS = {"max_new_tokens": 20, "stop_token_ids": []}
 
 
@@ -67,4 +67,4 @@ def test_a_server_that_stalls_is_left_at_the_deadline(timeout, steps, caplog):
         late.append(asyncio.run(alone(target)))
         stalled.set()
     assert not caplog.records
-    assert all(-EARLY <= seconds <= LATE for seconds in late), late
+    assert all(-SLACK <= seconds <= SLACK for seconds in late), late
