@@ -6,6 +6,7 @@ out explicitly. Reads side by side with ``graph_jax.py``.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -13,7 +14,7 @@ from tensorflow.compiler.tf2xla.python import xla
 
 from ..models import tf_opt as opt
 from ..models.config import OPTConfig
-from .products_tf import barrier
+from .products_tf import Matrix, barrier
 from .sampling_tf import Wanted, choose
 
 
@@ -73,6 +74,43 @@ def by_layers(cache, length, dtype: str):
     return [[part(layer, kind) for kind in range(two)] for layer in range(L)]
 
 
+def run_layers(
+    config: OPTConfig, layers, x, B, bias, past, store, head_mask, rng
+) -> list[Any]:
+    """:func:`.tf_opt.run_layers` by one function that each layer calls.
+
+    Layers written one by one are most of a graph's size, and of what it takes in
+    memory and time to trace, to write and to load.
+    """
+    first = tf.nest.flatten(layers[0])
+
+    @partial(tf.function, autograph=False)
+    def one(given, x, past):
+        leaves = [
+            leaf.like(*found) if isinstance(leaf, Matrix) else found
+            for leaf, found in zip(first, given, strict=True)
+        ]
+        p = tf.nest.pack_sequence_as(layers[0], leaves)
+        return opt.layer(config, p, x, B, bias, past, store, head_mask, rng)
+
+    rows = []
+    for i, p in enumerate(layers):
+        given = [
+            [read(leaf.values), read(leaf.scale)]
+            if isinstance(leaf, Matrix)
+            else read(leaf)
+            for leaf in tf.nest.flatten(p)
+        ]
+        x, present, probs = one(given, x, past[i] if past is not None else None)
+        rows.append((x, present, probs))
+    return rows
+
+
+def read(leaf):
+    """Variables as tensors: functions are traced anew for each variable."""
+    return tf.convert_to_tensor(leaf) if isinstance(leaf, tf.Variable) else leaf
+
+
 def extend(config: OPTConfig, params, cache_dtype: str, ids, cache, cache_length):
     """Feed ``ids`` [B,S] behind the cache: hidden [B,S,W], wire rows [L,2,B,H,S,·]."""
     B, S = opt.shape(ids)
@@ -91,7 +129,9 @@ def extend(config: OPTConfig, params, cache_dtype: str, ids, cache, cache_length
         return tf.concat([old[0], k], axis=2), tf.concat([old[1], v], axis=2), wire
 
     past = by_layers(cache, cache_length, cache_dtype)
-    done = opt.decoder(config, params, hidden, mask, past=past, store=store)
+    done = opt.decoder(
+        config, params, hidden, mask, past=past, store=store, run=run_layers
+    )
     return done.last_hidden_state, tf.stack([tf.stack(wire) for wire in done.cache])
 
 
@@ -152,6 +192,7 @@ def generate(
             attended(request.length, opt.shape(past[0][0])[2], step, N),
             past=list(zip(past, made, strict=True)),
             store=store_at(step, cache_dtype, compiled=compiled),
+            run=run_layers,
         )
         return opt.lm_logits(config, params, done.last_hidden_state[:, 0]), done.cache
 
@@ -277,7 +318,7 @@ def full_logits(config: OPTConfig, params, ids, mask):
     """Logits [B,S,V] of whole rows; ``mask`` [B,S] as Hugging Face has it."""
     mask = tf.cast(mask, tf.int32)
     at = tf.minimum(opt.positions_from_mask(mask), config.max_position_embeddings - 1)
-    done = opt.base_model(config, params, ids, mask, position_ids=at)
+    done = opt.base_model(config, params, ids, mask, position_ids=at, run=run_layers)
     return opt.lm_logits(config, params, done.last_hidden_state)
 
 

@@ -71,7 +71,7 @@ class Int8Loop:
             sums_of, hold = compiled_sums, graph_tf.barrier
         else:
             sums_of, hold = partial(integer_sums, keep=keep), tf.identity
-        config, params = self._config, tf.nest.map_structure(_read, params)
+        config, params = self._config, tf.nest.map_structure(graph_tf.read, params)
         layers = params["layers"]
         past = self._by_layers(request.cache, request.length)
         past = tf.nest.map_structure(hold, past)  # made once, not in each step again
@@ -86,7 +86,7 @@ class Int8Loop:
 
         def times(halves: Halves, weight: Matrix, bias=None) -> Sums:
             sums = sums_of(halves.parts, weight.values)
-            return Sums(sums, halves.scale, _read(weight.scale), bias)
+            return Sums(sums, halves.scale, graph_tf.read(weight.scale), bias)
 
         def forward(step, token, made):
             at = request.length + step
@@ -138,11 +138,6 @@ class Int8Loop:
 
     def _advance(self, request: Request, chosen: Chosen, y: Sums):
         return graph_tf.advance(request, chosen, y.value(), compiled=self._compiled)
-
-
-def _read(leaf):
-    """Variables as tensors: functions are traced anew for each variable."""
-    return tf.convert_to_tensor(leaf) if isinstance(leaf, tf.Variable) else leaf
 
 
 def _normed(norm, x):

@@ -93,6 +93,11 @@ class Matrix(PackedWeight):
         self.values, self.scale, self.step = values, scale, step
         self.native, self.exact, self.in_turns = native, exact, in_turns
 
+    def like(self, values: Any, scale: Any) -> Matrix:
+        """Another matrix that is multiplied the same way."""
+        how = {"native": self.native, "exact": self.exact}
+        return Matrix(values, scale, **how, step=self.step, in_turns=self.in_turns)
+
     def matmul(self, x):
         y = self._whole(x) if self.step is None else self._by_row(x)
         return y if self.scale is None else y * self.scale

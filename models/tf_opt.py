@@ -290,8 +290,9 @@ def decoder(
     rng=None,
     output_hidden_states: bool = False,
     output_attentions: bool = False,
+    run: Callable[..., Any] = run_layers,
 ) -> Decoded:
-    """All layers and the end of the stack.
+    """All layers, which ``run`` goes through, and the end of the stack.
 
     ``hidden`` [B,S,E] comes from :func:`embed`, ``mask`` [B,1,S,T] boolean from
     :func:`causal_mask` (None: everyone attends to everything). ``past`` and ``store``
@@ -303,7 +304,7 @@ def decoder(
     if mask is not None:  # finite, so that rows that are fully masked stay so
         bias = tf.where(mask, 0.0, tf.float32.min)
     x = tf.reshape(hidden, [B * S, E])
-    rows = run_layers(config, params["layers"], x, B, bias, past, store, head_mask, rng)
+    rows = run(config, params["layers"], x, B, bias, past, store, head_mask, rng)
     hidden_states = [hidden, *(tf.reshape(row[0], [B, S, E]) for row in rows)]
     cache, attentions = [row[1] for row in rows], [row[2] for row in rows]
     last = tf.reshape(end(config, params, rows[-1][0]), [B, S, config.embed_dim])

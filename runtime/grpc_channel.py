@@ -18,6 +18,16 @@ _COMPRESSION = {
     "deflate": grpc.Compression.Deflate,
 }
 
+# For client and server: a message is as long as its cache. The window holds a prompt's
+# cache from the first request on; while gRPC probes for one of its own, a call of a few
+# megabytes takes twice its time.
+LONG_MESSAGES: dict[str, int] = {
+    "grpc.max_send_message_length": -1,
+    "grpc.max_receive_message_length": -1,
+    "grpc.http2.bdp_probe": 0,
+    "grpc.http2.lookahead_bytes": 16 << 20,
+}
+
 
 def open_channel(api: Any, target: str, connection: Connection) -> Any:
     """A channel of ``api`` (grpc or grpc.aio); connects when first used.
@@ -42,8 +52,7 @@ def channel_arguments(connection: Connection) -> list[tuple[str, str | int]]:
     not shared with other channels, so that one's back-off doesn't slow another.
     """
     arguments: dict[str, str | int] = {
-        "grpc.max_send_message_length": -1,
-        "grpc.max_receive_message_length": -1,
+        **LONG_MESSAGES,
         "grpc.enable_retries": 0,
         "grpc.use_local_subchannel_pool": 1,
         "grpc.initial_reconnect_backoff_ms": 100,

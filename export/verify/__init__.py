@@ -72,7 +72,7 @@ def verify_export(
 
         source = SourceModel(checkpoint, other_than=manifest.framework)
     with ThreadPoolExecutor(1) as aside:  # while graphs are made ready
-        wrong = aside.submit(_wrong_weights, found, subject, source)
+        wrong = aside.submit(_wrong_weights, found, source)
         observed = subject.observe(plan)
     report.problems += subject.problems + wrong.result()
     report.seen(plan, observed)
@@ -91,13 +91,14 @@ def verify_export(
     return report
 
 
-def _wrong_weights(found: _Export, subject: Any, source: Any) -> list[str]:
+def _wrong_weights(found: _Export, source: Any) -> list[str]:
     if source is None or found.file is not None:
         return []
-    from .weights import wrong_weights
+    from .weights import StoredWeights, wrong_weights
 
     dtype = found.manifest.weights_dtype
-    return wrong_weights(subject.stored(), source.config, source.weights, dtype)
+    stored = StoredWeights(found.folder)
+    return wrong_weights(stored, source.config, source.weights, dtype)
 
 
 def compare_exports(

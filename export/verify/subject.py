@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from ...models.files import DTYPES
 from ..apart import give_back
 from ..contract import Manifest, signature, tokens_per_call
 from .cache import unpack
@@ -39,14 +38,15 @@ class ExportedModel:
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        import tensorflow as tf
+        from ...runtime.server.options import SessionOptions
+        from ...runtime.server.servable import Servable
 
-        self._tf = tf
-        self._loaded = tf.saved_model.load(str(folder))
+        # A server's way to load is the one to try, and takes half of the memory.
+        self._loaded = Servable(str(folder), SessionOptions(), exported=True)
+        give_back()
         self._manifest = manifest
         self._prefixes: dict[int, np.ndarray] = {}
         self._keeping = threading.Lock()
-        self._variables = dict(getattr(self._loaded, "stored", {}))
         self.problems: list[str] = []
 
     def observe(self, plan: Plan) -> list[Answer | None]:
@@ -68,27 +68,12 @@ class ExportedModel:
         self.problems.sort()
         return answers
 
-    def stored(self) -> dict[str, np.ndarray]:
-        """Its weights by their names in it, where TensorFlow has them."""
-
-        def array(variable) -> np.ndarray:
-            dtype = DTYPES[variable.dtype.name]
-            bits = self._tf.bitcast(variable.read_value(), f"uint{8 * dtype.itemsize}")
-            return np.from_dlpack(bits).view(dtype)
-
-        return {name: array(variable) for name, variable in self._variables.items()}
-
     def close(self) -> None:
-        """Let go of the weights, which TensorFlow keeps for as long as it knows the
-        graphs. No array of ``stored()`` may be left, and nothing be asked any more.
+        """Let go of the weights; nothing may be asked any more.
 
         With oneDNN the memory stays TensorFlow's, for its next tensors.
         """
-        ops = self._tf.raw_ops
-        for variable in self._variables.values():
-            nothing = self._tf.zeros([0], variable.dtype)
-            ops.AssignVariableOp(resource=variable.handle, value=nothing)
-        self._variables.clear()
+        self._loaded.close()
         give_back()
 
     def _ask(self, plan: Plan, question: Question) -> Answer | None:
@@ -108,11 +93,12 @@ class ExportedModel:
             return None
 
     def _call(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        tensors = {
-            key: self._tf.convert_to_tensor(value) for key, value in inputs.items()
-        }
-        outputs = self._loaded.signatures[name](**tensors)
-        return {key: value.numpy() for key, value in outputs.items()}
+        signature = self._loaded.signatures[name]
+        signature.check_dtypes(inputs)
+        outputs = list(signature.outputs)
+        found = self._loaded.run(signature, inputs, outputs)
+        give_back()  # what a graph's first call leaves behind
+        return dict(zip(outputs, found, strict=True))
 
     def _inputs(self, plan: Plan, question: Question) -> dict[str, np.ndarray]:
         rows, S = question.rows, question.size

@@ -11,12 +11,43 @@ import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
 from ...models.config import OPTConfig
 from ...models.weights import weight_shapes
 from ..packing import SCALE, is_matrix
+
+_VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+
+
+class StoredWeights(Mapping[str, np.ndarray]):
+    """A SavedModel's weights by their names in it, read from its files when asked."""
+
+    def __init__(self, folder: Path) -> None:
+        import tensorflow as tf
+
+        self._reader = tf.train.load_checkpoint(str(folder / "variables/variables"))
+        self._reading = Lock()
+        keys = self._reader.get_variable_to_shape_map()
+        self._keys = {
+            key.removeprefix("stored/").removesuffix(_VALUE).replace("..", "."): key
+            for key in keys
+            if key.startswith("stored/")
+        }
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        with self._reading:
+            return self._reader.get_tensor(self._keys[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
 
 _BLOCK = 1 << 17  # numbers: with what is made of them they fit a processor's cache
 _HALF_STEP = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}

@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 
 from ..errors import OptserveError
+from ..grpc_channel import LONG_MESSAGES
 from .address import Address
 from .batching import Batcher
 from .loading import load
@@ -25,7 +26,6 @@ from .predict import run_directly
 from .servable import Servable
 from .services import Services
 
-_UNLIMITED = -1
 _CALL_THREADS = 64
 
 
@@ -90,11 +90,7 @@ class EmbeddedServer:
             self._server = grpc.server(
                 ThreadPoolExecutor(_CALL_THREADS, "optserve-call"),
                 handlers=services.handlers(),
-                options=[
-                    ("grpc.max_receive_message_length", _UNLIMITED),
-                    ("grpc.max_send_message_length", _UNLIMITED),
-                    ("grpc.so_reuseport", 0),
-                ],
+                options=[*LONG_MESSAGES.items(), ("grpc.so_reuseport", 0)],
             )
             address.bind(self._server, tls)
         except BaseException:

@@ -34,11 +34,9 @@ def load(folder: Path, options: SessionOptions, run: Runner) -> Servable:
         ServingError: tampered files, no SavedModel, or a warm-up request that fails.
     """
     verify_files(folder)
-    # An export's weights are variables: looking for constants finds nothing, and takes
-    # most of the time that a large graph needs to become ready.
     exported = (folder / MANIFEST).is_file()
     with on_huge_pages():  # weights, and what the first calls pack of them
-        servable = Servable(str(folder), options, fold=not exported)
+        servable = Servable(str(folder), options, exported=exported)
         try:
             count = warm_up(servable, folder / WARMUP, run)
         except ServingError:

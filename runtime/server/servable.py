@@ -65,19 +65,22 @@ class Servable:
     """A SavedModel version in memory. ``run`` may be called from many threads."""
 
     def __init__(
-        self, path: str, options: SessionOptions, *, fold: bool = True
+        self, path: str, options: SessionOptions, *, exported: bool = False
     ) -> None:
         """Load the SavedModel at ``path``; raises ``ServingError`` if it can't be.
 
-        ``fold`` lets TensorFlow look for constants to fold in its graph.
+        An ``exported`` one is ours: its weights are variables, so that looking for
+        constants to fold finds nothing, and looking a second time for anything else.
+        Both take most of the time that its graph needs to become ready.
         """
         config = config_pb2.ConfigProto(
             intra_op_parallelism_threads=options.intra_op_threads,
             inter_op_parallelism_threads=options.inter_op_threads,
         )
-        if not fold:
+        if exported:
             rewriting = config.graph_options.rewrite_options
             rewriting.constant_folding = rewriter_config_pb2.RewriterConfig.OFF
+            rewriting.meta_optimizer_iterations = rewriter_config_pb2.RewriterConfig.ONE
         # One op at a time: in the caller's thread, so that callers don't queue up
         self._thread_pool = -1 if options.inter_op_threads == 1 else 0
         self._lock = threading.Lock()
