@@ -29,7 +29,7 @@ TOOLS_BYTES = int(0.9 * GIB)
 """What TensorFlow and JAX take by themselves."""
 GRAPH_BYTES = int(0.032 * GIB)
 """What a layer takes in the graphs of all signatures, traced or loaded."""
-PROGRAM_BYTES = int(0.13 * GIB)
+PROGRAM_BYTES = int(0.03 * GIB)
 """What a layer takes more where XLA compiles it, for all sizes that are tried."""
 LITERT_BYTES = int(0.1 * GIB)
 """What LiteRT takes by itself."""
@@ -96,10 +96,10 @@ def estimate(
     positions = config.max_position_embeddings
     fixed = TOOLS_BYTES + GRAPH_BYTES * config.num_hidden_layers
     # One long sequence's cache and the token table: in files, in graphs, as copies to
-    # compare and multiply. Measured, GiB to write and to verify (planned): 1.3b as
-    # float32 6.24 and 7.80 (7.34 and 9.43), as int8 2.83 and 6.08 (3.68 and 6.99), as
-    # a JAX graph in float32 6.34 and 10.72 (8.10 and 13.32); 350m as a TensorFlow one
-    # that XLA compiles 3.30 and 6.05.
+    # compare and multiply. Measured at 1.3b, GiB to write and to verify (planned):
+    # float32 5.97 and 7.44 (7.34 and 9.43), int8 2.61 and 5.20 (3.68 and 6.99), int8
+    # that XLA compiles 3.68 and 5.85 (4.44 and 8.48), as a JAX graph 2.75 and 5.69
+    # (4.44 and 7.26), in float32 6.23 and 9.56 (8.10 and 10.92).
     tried = min(MOST_CACHE, positions * cache_layout(values).row_bytes)
     working = 6 * (tried + largest)
     programs = 0

@@ -74,13 +74,11 @@ def by_layers(cache, length, dtype: str):
     return [[part(layer, kind) for kind in range(two)] for layer in range(L)]
 
 
-def run_layers(
-    config: OPTConfig, layers, x, B, bias, past, store, head_mask, rng
-) -> list[Any]:
+def run_layers(config: OPTConfig, layers, x, B, bias, past, store, head_mask, rng):
     """:func:`.tf_opt.run_layers` by one function that each layer calls.
 
     Layers written one by one are most of a graph's size, and of what it takes in
-    memory and time to trace, to write and to load.
+    memory and time to trace, to write and to load. Probabilities are None.
     """
     first = tf.nest.flatten(layers[0])
 
@@ -91,9 +89,8 @@ def run_layers(
             for leaf, found in zip(first, given, strict=True)
         ]
         p = tf.nest.pack_sequence_as(layers[0], leaves)
-        return opt.layer(config, p, x, B, bias, past, store, head_mask, rng)
+        return opt.layer(config, p, x, B, bias, past, store, head_mask, rng)[:2]
 
-    rows = []
     for i, p in enumerate(layers):
         given = [
             [read(leaf.values), read(leaf.scale)]
@@ -101,9 +98,8 @@ def run_layers(
             else read(leaf)
             for leaf in tf.nest.flatten(p)
         ]
-        x, present, probs = one(given, x, past[i] if past is not None else None)
-        rows.append((x, present, probs))
-    return rows
+        x, present = one(given, x, past[i] if past is not None else None)
+        yield x, present, None
 
 
 def read(leaf):

@@ -225,8 +225,7 @@ class Decoded(NamedTuple):
 
 
 def run_layers(config: OPTConfig, layers, x, B, bias, past, store, head_mask, rng):
-    """``layers`` one after the other: what :func:`layer` gave, L times."""
-    rows = []
+    """``layers`` one after the other: yields what :func:`layer` gave, L times."""
     for i, p in enumerate(layers):
         x, present, probs = layer(
             config,
@@ -239,8 +238,7 @@ def run_layers(config: OPTConfig, layers, x, B, bias, past, store, head_mask, rn
             head_mask[i] if head_mask is not None else None,
             fold_in(rng, RNG_SITES * i) if rng is not None else None,
         )
-        rows.append((x, present, probs))
-    return rows
+        yield x, present, probs
 
 
 def scan_layers(config: OPTConfig, layers, x, B, bias, past, store, head_mask, rng):
@@ -301,15 +299,22 @@ def decoder(
         bias = jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)
     x = hidden.reshape(B * S, E)
     run = scan_layers if remat else run_layers
-    rows = run(config, params["layers"], x, B, bias, past, store, head_mask, rng)
-    hidden_states = [hidden, *(row[0].reshape(B, S, E) for row in rows)]
-    cache, attentions = [row[1] for row in rows], [row[2] for row in rows]
-    last = end(config, params, rows[-1][0]).reshape(B, S, config.embed_dim)
-    hidden_states[-1] = last
+    cache, hidden_states, attentions = [], [], []  # the last two if asked for
+    layers = params["layers"]
+    for y, present, probs in run(
+        config, layers, x, B, bias, past, store, head_mask, rng
+    ):
+        cache.append(present)
+        if output_hidden_states:
+            hidden_states.append(x.reshape(B, S, E))
+        if output_attentions:
+            attentions.append(probs)
+        x = y
+    last = end(config, params, x).reshape(B, S, config.embed_dim)
     return Decoded(
         last,
         cache,
-        tuple(hidden_states) if output_hidden_states else None,
+        (*hidden_states, last) if output_hidden_states else None,
         tuple(attentions) if output_attentions else None,
     )
 

@@ -251,8 +251,7 @@ class Decoded(NamedTuple):
 
 
 def run_layers(config: OPTConfig, layers, x, B, bias, past, store, head_mask, rng):
-    """``layers`` one after the other: what :func:`layer` gave, L times."""
-    rows = []
+    """``layers`` one after the other: yields what :func:`layer` gave, L times."""
     for i, p in enumerate(layers):
         x, present, probs = layer(
             config,
@@ -265,8 +264,7 @@ def run_layers(config: OPTConfig, layers, x, B, bias, past, store, head_mask, rn
             head_mask[i] if head_mask is not None else None,
             fold_in(rng, RNG_SITES * i) if rng is not None else None,
         )
-        rows.append((x, present, probs))
-    return rows
+        yield x, present, probs
 
 
 def end(config: OPTConfig, params, x):
@@ -304,15 +302,22 @@ def decoder(
     if mask is not None:  # finite, so that rows that are fully masked stay so
         bias = tf.where(mask, 0.0, tf.float32.min)
     x = tf.reshape(hidden, [B * S, E])
-    rows = run(config, params["layers"], x, B, bias, past, store, head_mask, rng)
-    hidden_states = [hidden, *(tf.reshape(row[0], [B, S, E]) for row in rows)]
-    cache, attentions = [row[1] for row in rows], [row[2] for row in rows]
-    last = tf.reshape(end(config, params, rows[-1][0]), [B, S, config.embed_dim])
-    hidden_states[-1] = last
+    cache, hidden_states, attentions = [], [], []  # the last two if asked for
+    layers = params["layers"]
+    for y, present, probs in run(
+        config, layers, x, B, bias, past, store, head_mask, rng
+    ):
+        cache.append(present)
+        if output_hidden_states:
+            hidden_states.append(tf.reshape(x, [B, S, E]))
+        if output_attentions:
+            attentions.append(probs)
+        x = y
+    last = tf.reshape(end(config, params, x), [B, S, config.embed_dim])
     return Decoded(
         last,
         cache,
-        tuple(hidden_states) if output_hidden_states else None,
+        (*hidden_states, last) if output_hidden_states else None,
         tuple(attentions) if output_attentions else None,
     )
 

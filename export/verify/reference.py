@@ -23,6 +23,9 @@ _PIECE = 1024
 """Most tokens read at once, which attention's memory grows with: all weights are read
 again for each piece."""
 
+_HEAD_ROWS = 8192
+"""Of the largest matrix, which is read and rounded in parts."""
+
 
 class SourceModel:
     """A checkpoint that answers a plan's questions.
@@ -104,16 +107,16 @@ class SourceModel:
         return np.concatenate(hidden), [(k[0], v[0]) for k, v in cache]
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
-        """``[T,W]`` to ``[T,V]`` by the model's head."""
+        """``[T,W]`` to ``[T,V]`` by the model's head, some of its rows at a time."""
         tied = self.config.tie_word_embeddings
-        head = self._load("decoder.embed_tokens.weight" if tied else "lm_head.weight")
-        params = {"embed_tokens": head, "lm_head": {"weight": head}}
-        return np.concatenate(
-            [
-                self._math.lm_logits(self.config, params, self._array(part))
-                for part in np.split(hidden, range(_PIECE, len(hidden), _PIECE))
-            ]
-        )
+        name = "decoder.embed_tokens.weight" if tied else "lm_head.weight"
+        logits = np.empty((len(hidden), self.config.vocab_size), np.float32)
+        x = self._array(hidden)
+        for begin in range(0, self.config.vocab_size, _HEAD_ROWS):
+            rows = slice(begin, begin + _HEAD_ROWS)
+            weight = self._array(self.rounding(name, self.weights[name][rows]))
+            logits[:, rows] = self._math.linear(x, weight)
+        return logits
 
     def _store(self, past, k, v):
         k, v = np.asarray(k), np.asarray(v)

@@ -1,8 +1,8 @@
 """Runs the engines in turn, round by round, and collects paired figures.
 
 Every figure comes from the same two measurements, for every engine alike: the wall time
-of generating one token (time to first token) and of generating N tokens; milliseconds a
-token are their difference over N − 1 steps.
+of generating one token (time to first token), three times in a row, and of generating N
+tokens; milliseconds a token are their difference over N − 1 steps.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from . import peers
+
+_FIRSTS = 3  # a round: another engine had its turn just before
 
 
 @dataclass(frozen=True)
@@ -202,9 +204,9 @@ def _measure_one(worker: Worker, figure: Figure, fresh: bool) -> None:
     if fresh:  # compilation, page cache, thread pools
         worker.run(case, 1)
         worker.run(case, case.tokens)
-    first = worker.run(case, 1)
+    firsts = [worker.run(case, 1)["seconds"] for _ in range(_FIRSTS)]
     total = worker.run(case, case.tokens)
-    figure.first.append(first["seconds"])
+    figure.first.append(statistics.median(firsts))
     figure.total.append(total["seconds"])
     figure.peak_bytes = max(figure.peak_bytes, total["peak_bytes"])
     figure.bytes_sent = total.get("bytes_sent", 0)

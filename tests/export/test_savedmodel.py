@@ -13,7 +13,14 @@ from optserve.export.layout import LayoutError, read_manifest
 from optserve.export.savedmodel import export_savedmodel
 from optserve.runtime.cli import main
 
-from tests.export.exports import CASES, GOLDEN, expected, int32, served
+from tests.export.exports import (
+    CASES,
+    GOLDEN,
+    expected,
+    exported,
+    int32,
+    served,
+)
 
 ROUTES = ("tf", "jax")
 
@@ -133,6 +140,20 @@ def test_greedy_tokens_equal_the_reference(case, framework):
         cache[np.arange(3), length] = reply["new_cache"][:, 0]
         length = length + np.int32(1)
     np.testing.assert_array_equal(np.stack(tokens, 1), golden["greedy"])
+
+
+@pytest.mark.parametrize("compiler", ["none", "xla"])
+def test_layers_are_calls_of_one_function(compiler):
+    """Written out one by one they were nine tenths of a large model's graph."""
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+
+    data = (exported("pre_ln", compiler=compiler) / "saved_model.pb").read_bytes()
+    functions = SavedModel.FromString(data).meta_graphs[0].graph_def.library.function
+    softmaxes = [
+        sum(node.op == "Softmax" for node in function.node_def)
+        for function in functions
+    ]
+    assert max(softmaxes) == 1
 
 
 @pytest.mark.parametrize("framework", ROUTES)
