@@ -41,7 +41,7 @@ class ExportedModel:
         from ...runtime.server.options import SessionOptions
         from ...runtime.server.servable import Servable
 
-        # A server's way to load is the one to try, and takes half of the memory.
+        # A server's way to load is the one to try, and takes less memory.
         self._loaded = Servable(str(folder), SessionOptions(), exported=True)
         give_back()
         self._manifest = manifest

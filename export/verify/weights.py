@@ -20,6 +20,9 @@ from ...models.config import OPTConfig
 from ...models.weights import weight_shapes
 from ..packing import SCALE, is_matrix
 
+_BLOCK = 1 << 17  # numbers: with what is made of them they fit a processor's cache
+_HALF_STEP = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+_SMALLEST = {"float32": 0.0, "float16": 2.0**-25, "bfloat16": 2.0**-134}
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
@@ -47,11 +50,6 @@ class StoredWeights(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._keys)
-
-
-_BLOCK = 1 << 17  # numbers: with what is made of them they fit a processor's cache
-_HALF_STEP = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-_SMALLEST = {"float32": 0.0, "float16": 2.0**-25, "bfloat16": 2.0**-134}
 
 
 def wrong_weights(

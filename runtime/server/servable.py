@@ -71,7 +71,7 @@ class Servable:
 
         An ``exported`` one is ours: its weights are variables, so that looking for
         constants to fold finds nothing, and looking a second time for anything else.
-        Both take most of the time that its graph needs to become ready.
+        Both take half of the time that a large graph needs to become ready.
         """
         config = config_pb2.ConfigProto(
             intra_op_parallelism_threads=options.intra_op_threads,

@@ -144,7 +144,7 @@ def test_greedy_tokens_equal_the_reference(case, framework):
 
 @pytest.mark.parametrize("compiler", ["none", "xla"])
 def test_layers_are_calls_of_one_function(compiler):
-    """Written out one by one they were nine tenths of a large model's graph."""
+    """Written out one by one they were half of the graph of 125m."""
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
     data = (exported("pre_ln", compiler=compiler) / "saved_model.pb").read_bytes()
