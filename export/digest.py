@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .contract import Manifest
-from .layout import MANIFEST_PATH
+from ..runtime.contract import Manifest
+from .publish import MANIFEST_PATH
 
 _BLOCK = 4 * 1024**2
 

@@ -137,8 +137,8 @@ def check_checkpoint(path: str | Path) -> Iterator[Check]:
 
     Only headers of the weight files are read.
     """
+    from ..models.checkpoints import CheckpointError, open_weights
     from ..models.config import OPTConfig
-    from ..models.files import CheckpointError, open_weights
     from ..models.weights import weight_shapes
 
     try:

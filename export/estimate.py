@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models.config import PRESETS, OPTConfig
-from .contract import signature
+from ..runtime.contract import signature
 from .errors import ExportError
 from .sizes import (
     GIB,

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..models.config import OPTConfig
 from ..models.weights import weight_shapes
-from .contract import CacheLayout
+from ..runtime.contract import CacheLayout
 
 GIB = 1024**3
 

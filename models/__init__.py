@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import ConfigError, OPTConfig
-    from .flax_classes import FlaxOPTForCausalLM, FlaxOPTModel
-    from .tf_classes import TFOPTForCausalLM, TFOPTModel
+    from .flax.classes import FlaxOPTForCausalLM, FlaxOPTModel
+    from .tf.classes import TFOPTForCausalLM, TFOPTModel
     from .weights import WeightsError
 
 _WHERE = {
     "ConfigError": ".config",
-    "FlaxOPTForCausalLM": ".flax_classes",
-    "FlaxOPTModel": ".flax_classes",
+    "FlaxOPTForCausalLM": ".flax.classes",
+    "FlaxOPTModel": ".flax.classes",
     "OPTConfig": ".config",
-    "TFOPTForCausalLM": ".tf_classes",
-    "TFOPTModel": ".tf_classes",
+    "TFOPTForCausalLM": ".tf.classes",
+    "TFOPTModel": ".tf.classes",
     "WeightsError": ".weights",
 }
 

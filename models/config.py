@@ -239,15 +239,16 @@ class OPTConfig:
     ) -> OPTConfig:
         """Read ``config.json`` from a directory, that file itself, or the hub.
 
-        ``options``: ``revision`` and the like as :func:`optserve.models.files.resolve`
-        takes them; anything else is a field to change.
+        ``options``: ``revision`` and the like, as
+        :func:`optserve.models.checkpoints.resolve` takes them; anything else is a field
+        to change.
         """
         hub = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
         path = Path(pretrained_model_name_or_path)
         if path.exists():
             path /= hub.get("subfolder") or ""
         else:
-            from .files import resolve
+            from .checkpoints import resolve
 
             path = resolve(pretrained_model_name_or_path, weights=False, **hub)
         file = path / "config.json" if path.is_dir() else path

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .checkpoints import Weights, open_weights, resolve
 from .config import HUB_OPTIONS, OPTConfig
-from .files import Weights, open_weights, resolve
 from .weights import Shape, check_weights, weight_shapes
 
 _NEEDLESS = (

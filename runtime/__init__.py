@@ -2,9 +2,8 @@
 
 from .async_client import AsyncClient, AsyncStream
 from .client import Client, Stream
-from .connection import Ejection, Keepalive, Limits, Retry, Tls
 from .conversation import AsyncConversation, Conversation
-from .core import unpadded
+from .decoding.session import unpadded
 from .errors import (
     Cancelled,
     DeadlineExceeded,
@@ -20,6 +19,7 @@ from .errors import (
 from .options import Beams, Constraints, Options
 from .results import Counters, Generation, Piece, Score
 from .sampling import Sampling
+from .transports.connection import Ejection, Keepalive, Limits, Retry, Tls
 
 __all__ = [
     "AsyncClient",

@@ -25,31 +25,31 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ..export.contract import Manifest
 from ..models.tokenizer import Tokenizer
-from .connect import (
-    Target,
-    TransportKeywords,
-    open_async_transport,
-    open_tokenizer,
-)
+from .contract import Manifest
 from .conversation import AsyncConversation
-from .core import Core, left, moment, open_core, several
-from .decode import Work
-from .driver import run_async
+from .decoding.driver import run_async
+from .decoding.loop import Work
+from .decoding.scheduler import Merging
+from .decoding.sequence import Row
+from .decoding.served_signatures import compared
+from .decoding.session import Core, left, moment, open_core, several
 from .errors import (
     Cancelled,
     DeadlineExceeded,
     InvalidRequest,
     OptserveError,
 )
-from .merging import Merging
 from .options import OptionKeywords, Options, Prompt
 from .results import Generation, Piece, Score
-from .row import Row
-from .served_signatures import compared
 from .telemetry import Operation, open_telemetry, streamed_async
-from .transport import AsyncTransport
+from .transports.base import AsyncTransport
+from .transports.resolve import (
+    Target,
+    TransportKeywords,
+    open_async_transport,
+    open_tokenizer,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -16,20 +16,25 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from ..export.contract import Manifest
 from ..models.tokenizer import Tokenizer
-from .connect import Target, TransportKeywords, open_tokenizer, open_transport
+from .contract import Manifest
 from .conversation import Conversation
-from .core import left, moment, open_core
-from .decode import Work
-from .driver import drive, run
+from .decoding.driver import drive, run
+from .decoding.loop import Work
+from .decoding.sequence import Row
+from .decoding.served_signatures import compared
+from .decoding.session import left, moment, open_core
 from .errors import Cancelled, OptserveError
 from .options import OptionKeywords, Options, Prompt
 from .results import Generation, Piece, Score
-from .row import Row
-from .served_signatures import compared
 from .telemetry import open_telemetry, streamed
-from .transport import Transport
+from .transports.base import Transport
+from .transports.resolve import (
+    Target,
+    TransportKeywords,
+    open_tokenizer,
+    open_transport,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

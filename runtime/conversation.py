@@ -13,15 +13,15 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from .cache import RowCache
-from .core import Core
-from .decode import Work
+from .decoding.kv_cache import RowCache
+from .decoding.loop import Work
+from .decoding.sequence import Row
+from .decoding.session import Core
 from .errors import OptserveError
 from .options import OptionKeywords, Options, Prompt
 from .results import Generation, Piece
-from .row import Row
 from .telemetry import Telemetry, streamed, streamed_async
-from .transport import AsyncTransport, Transport
+from .transports.base import AsyncTransport, Transport
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

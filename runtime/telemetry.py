@@ -14,12 +14,12 @@ from collections.abc import AsyncGenerator, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .decode import Work
-from .driver import drive, drive_async
+from .decoding.driver import drive, drive_async
+from .decoding.loop import Work
+from .decoding.sequence import Row
 from .errors import InvalidRequest
 from .results import Generation, Piece
-from .row import Row
-from .transport import AsyncTransport, Call, Reply, Transport
+from .transports.base import AsyncTransport, Call, Reply, Transport
 
 _log = logging.getLogger("optserve.client")
 

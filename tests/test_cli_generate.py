@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from optserve.runtime import Client, ServerError, cli
-from optserve.runtime.transport import Call
+from optserve.runtime.transports.base import Call
 
 from tests.runtime.numpy_model import NumpyTransport
 from tests.runtime.small_tokenizer import SMALL_TOKENIZER

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from optserve.export.contract import Manifest
 from optserve.models.tokenizer import Tokenizer
 from optserve.runtime import Client
+from optserve.runtime.contract import Manifest
 from optserve.runtime.server import EmbeddedServer
 
 from tests.export.exports import TINY, exported_tiny
@@ -114,7 +114,7 @@ def test_the_shipped_checkpoint_reads_like_its_corpus(server):
 
 def test_the_shipped_checkpoints_held_out_loss():
     from optserve.models import TFOPTForCausalLM
-    from optserve.models.train_tiny import CORPUS, nats_per_character, split
+    from optserve.models.examples.train_tiny import CORPUS, nats_per_character, split
 
     _, held_out = split(CORPUS.read_text(encoding="utf-8"))
     model = TFOPTForCausalLM.from_pretrained(TINY)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..deploy import FOLDER, DeployOptions, write_deployment
 from ..deploy.options import SERVER_IMAGE, TLS_MODES
-from ..layout import newest_version, read_manifest
+from ..publish import newest_version, read_manifest
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

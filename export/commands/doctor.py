@@ -82,7 +82,7 @@ def check_server(target: str, model: str, seconds: float = 10.0) -> Iterator[Che
     """
     # A command may use the client; the library beside it may not.
     from ...runtime import Client, OptserveError
-    from ...runtime.grpc_transport import GrpcTransport
+    from ...runtime.transports.grpc_sync import GrpcTransport
 
     try:
         with GrpcTransport(target, model=model) as transport:

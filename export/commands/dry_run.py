@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..contract import generate_name
+from ...runtime.contract import generate_name
 from ..estimate import (
     EdgeEstimate,
     Estimate,
@@ -16,9 +16,9 @@ from ..estimate import (
     estimate_tflite,
     read_config,
 )
-from ..layout import next_version, refuse_existing
-from ..savedmodel import SIGNATURES, checked
-from ..tflite import chosen_sizes
+from ..publish import next_version, refuse_existing
+from ..savedmodel.exporter import SIGNATURES, checked
+from ..tflite.exporter import chosen_sizes
 
 _LABELS = {
     "parameters": ("parameters", False),

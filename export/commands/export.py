@@ -14,13 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...models.files import resolve
-from ..apart import peak_memory, run_apart, why
-from ..contract import CACHE_DTYPES, WEIGHT_DTYPES
+from ...models.checkpoints import resolve
+from ...runtime.contract import CACHE_DTYPES, WEIGHT_DTYPES
 from ..deploy import FOLDER, DeployOptions, write_deployment
 from ..digest import export_digest
 from ..errors import ExportError
-from ..layout import folder_of, read_manifest, refuse_existing, staging
+from ..publish import folder_of, read_manifest, refuse_existing, staging
+from ..subprocesses import peak_memory, run_apart, why
 from ..verify.edge import require_litert
 from ..verify.process import verify_in_fresh_process
 from .dry_run import dry_run
@@ -162,8 +162,8 @@ def _write(args: argparse.Namespace, clock: _Clock) -> dict[str, Any]:
     from ...models.quiet import import_tensorflow
 
     import_tensorflow()
-    from ..savedmodel import export_savedmodel
-    from ..tflite import export_tflite
+    from ..savedmodel.exporter import export_savedmodel
+    from ..tflite.exporter import export_tflite
 
     common = {
         "framework": args.framework,

@@ -7,9 +7,9 @@ import json
 import sys
 from pathlib import Path
 
-from ...models.files import resolve
-from ..apart import peak_memory
+from ...models.checkpoints import resolve
 from ..errors import ExportError
+from ..subprocesses import peak_memory
 from ..verify import Report, compare_exports, verify_export
 from ..verify.report import show
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..contract import Manifest
+from ...runtime.contract import Manifest
 from . import serving, yaml
 from .compose import compose_file
 from .kubernetes import kserve_object, kubernetes_objects

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..contract import Manifest
+from ...runtime.contract import Manifest
 from . import serving
 from .kubernetes import memory_mib
 from .options import DeployOptions

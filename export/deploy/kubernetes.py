@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..contract import Manifest
+from ...runtime.contract import Manifest
 from ..sizes import serving_bytes
 from . import serving
 from .options import DeployOptions, batches

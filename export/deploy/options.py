@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..contract import Manifest
+from ...runtime.contract import Manifest
 from ..errors import ExportError
 
 TLS_MODES = ("none", "server", "mutual")

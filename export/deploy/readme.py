@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..contract import Manifest
+from ...runtime.contract import Manifest
 from ..sizes import weights_bytes
 from . import serving
 from .kubernetes import memory_mib

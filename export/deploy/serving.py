@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from ..contract import Manifest
+from ...runtime.contract import Manifest
 from .options import DeployOptions, batch_sizes, batches, needs_xla
 
 GRPC_PORT = 8500

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..contract import Manifest
+from ...runtime.contract import Manifest
 from ..digest import check_files, export_digest
 from ..errors import ExportError
-from ..layout import MANIFEST_PATH, read_manifest, version_folder
+from ..publish import MANIFEST_PATH, read_manifest, version_folder
 from .plan import Plan, make_plan
 from .report import Report, measure
 from .tolerances import tolerance
@@ -171,7 +171,7 @@ class _Export:
             return cls.at(path.parent)
         # What a device reads it with.
         from ...runtime.errors import OptserveError
-        from ...runtime.litert_file import read_manifest as manifest_inside
+        from ...runtime.transports.litert_file import read_manifest as manifest_inside
 
         try:
             return cls(path.parent, manifest_inside(path), path, alone=True)

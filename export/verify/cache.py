@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..contract import CacheLayout
+from ...runtime.contract import CacheLayout
 
 
 def unpack(rows: np.ndarray, layout: CacheLayout) -> np.ndarray:

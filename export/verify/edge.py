@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..contract import Manifest
+from ...runtime.contract import Manifest
 from ..errors import ExportError
 from .plan import Plan, Question, Row, affordable
 from .subject import Answer, brief
@@ -131,7 +131,7 @@ class EdgeModel:
     def _check_manifest(self) -> None:
         """The manifest within the file is the one beside it, digests aside."""
         # What a device reads it with.
-        from ...runtime.litert_file import read_manifest
+        from ...runtime.transports.litert_file import read_manifest
 
         inside = json.loads(read_manifest(self._file).to_json())
         beside = json.loads(self._manifest.to_json())

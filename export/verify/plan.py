@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..contract import Manifest, tokens_per_call
+from ...runtime.contract import Manifest, tokens_per_call
 
 STREAMS = 4
 """Stream 0 is long; the others are for rows of a batch."""

@@ -8,8 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from ..apart import run_apart, why
 from ..errors import ExportError
+from ..subprocesses import run_apart, why
 from .tolerances import MEAN_SHARE
 
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1024**2), "MALLOC_ARENA_MAX": "2"}

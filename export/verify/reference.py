@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from ...models.checkpoints import open_weights
 from ...models.config import OPTConfig
-from ...models.files import open_weights
 from ...models.weights import check_weights, params_from_weights, weight_shapes
-from ..contract import tokens_per_call
+from ...runtime.contract import tokens_per_call
 from .plan import Plan, Row
 from .rounding import Rounding, exact
 from .subject import Answer
@@ -47,8 +47,10 @@ class SourceModel:
         )
         both = importlib.util.find_spec("jax") is not None
         self.framework = "jax" if other_than == "tf" and both else "tf"
-        name = {"jax": "flax_opt", "tf": "tf_opt"}[self.framework]
-        self._math: Any = importlib.import_module(f"...models.{name}", __package__)
+        package = {"jax": "flax", "tf": "tf"}[self.framework]
+        self._math: Any = importlib.import_module(
+            f"...models.{package}.model", __package__
+        )
 
     def answer(self, plan: Plan, observed: list[Answer | None]) -> list[Answer | None]:
         """What each question should have got; None where nothing was observed.

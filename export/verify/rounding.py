@@ -8,9 +8,9 @@ from functools import partial
 import ml_dtypes
 import numpy as np
 
+from ...models.checkpoints import aligned
 from ...models.config import OPTConfig
-from ...models.files import aligned
-from ..packing import by_blocks, is_matrix, quantize
+from ..weights import by_blocks, is_matrix, quantize
 
 Rounding = Callable[[str, np.ndarray], np.ndarray]
 """From a checkpoint's tensor, or rows of it, and its name to float32."""
@@ -48,7 +48,7 @@ def tflite_rounding(dtype: str) -> Rounding:
 
 
 def _rounded_for_tflite(dtype: str, name: str, array: np.ndarray) -> np.ndarray:
-    from ..tflite_weights import BLOCK, quantize_blocks, stored_dtype
+    from ..tflite.weights import BLOCK, quantize_blocks, stored_dtype
 
     array = exact(name, array)
     if not is_matrix(name):

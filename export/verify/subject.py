@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..apart import give_back
-from ..contract import Manifest, signature, tokens_per_call
+from ...runtime.contract import Manifest, signature, tokens_per_call
+from ..subprocesses import give_back
 from .cache import unpack
 from .plan import PIECE, Plan, Question, Row, fit
 

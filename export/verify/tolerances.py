@@ -7,7 +7,7 @@ what numbers there are, large or small.
 
 from __future__ import annotations
 
-from ..contract import Manifest
+from ...runtime.contract import Manifest
 
 EXACT = {
     "float32": 1e-4,  # seen: 7.3e-6

@@ -18,7 +18,7 @@ import numpy as np
 
 from ...models.config import OPTConfig
 from ...models.weights import weight_shapes
-from ..packing import SCALE, is_matrix
+from ..weights import SCALE, is_matrix
 
 _BLOCK = 1 << 17  # numbers: with what is made of them they fit a processor's cache
 _HALF_STEP = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import InvalidRequest, MalformedMessage
-from ..transport import Tensor
+from ..transports.base import Tensor
 from .tensors import EXPANSION_LIMIT, Budget, RawTensor, encode_tensor
 from .wire import (
     LENGTH,

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import InvalidRequest, MalformedMessage
-from ..transport import RowBlocks, Tensor
+from ..transports.base import RowBlocks, Tensor
 from .dtypes import BY_NAME, BY_NUMBER, FIELD_WIRE, DType, bfloat16
 from .wire import (
     FIXED32,

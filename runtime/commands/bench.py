@@ -23,7 +23,7 @@ from ..bench.run import (
     our_engine,
     peer_engines,
 )
-from ..version_folders import version_folders
+from ..model_dir import version_folders
 
 # Sizes to compile for; fewer than by default, so that a server is ready soon.
 SIZES = "--batch-sizes 1,8 --cache-buckets 128,192,256,1024"
@@ -153,7 +153,7 @@ def _checkpoint(preset: str, work: Path, progress) -> Path:
         progress(f"generating {path}")
         partial = work / f".opt-{preset}.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        module = "optserve.models.random_checkpoint"
+        module = "optserve.models.examples.random_checkpoint"
         _run([sys.executable, "-m", module, preset, partial])
         write_placeholder_tokenizer(partial)
         partial.rename(path)

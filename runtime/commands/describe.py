@@ -6,7 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-from ...export.contract import Manifest, signature
+from ..contract import Manifest, signature
 from .options import add_connection, opened_client
 
 

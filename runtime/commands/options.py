@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..client import Client
-from ..connect import is_tflite
 from ..errors import InvalidRequest
 from ..options import Beams, Constraints, OptionKeywords
 from ..sampling import Sampling
+from ..transports.resolve import is_tflite
 
 if TYPE_CHECKING:
     from ..server import EmbeddedServer
@@ -162,7 +162,7 @@ def beams_of(args: argparse.Namespace) -> Beams | None:
 def _connection(args: argparse.Namespace) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if args.tls_ca or args.tls_cert or args.tls_key:
-        from ..connection import Tls
+        from ..transports.connection import Tls
 
         options["tls"] = Tls(
             roots=_file(args.tls_ca),

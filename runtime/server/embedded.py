@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 
 from ..errors import OptserveError
-from ..grpc_channel import LONG_MESSAGES
+from ..transports.grpc_channel import LONG_MESSAGES
 from .address import Address
 from .batching import Batcher
 from .loading import load

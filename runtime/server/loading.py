@@ -11,8 +11,8 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import prediction_log_pb2
 
-from ...export.contract import Manifest
 from ..codec.predict import decode_predict_request
+from ..contract import Manifest
 from ..errors import MalformedMessage
 from ..memory import on_huge_pages
 from .options import SessionOptions

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from optserve.export.layout import read_manifest
+from optserve.export.publish import read_manifest
 
 from tests.conftest import SHARED_FOLDER
 
@@ -84,7 +84,7 @@ def exported_for_edge(
     case: str, framework: str = "tf", weights: str = "float32"
 ) -> Path:
     """The folder of a golden checkpoint's TFLite file, for 16 tokens and 24 slots."""
-    from optserve.export.tflite import export_tflite
+    from optserve.export.tflite.exporter import export_tflite
 
     options = {"framework": framework, "weights": weights}
     options |= {"prompt_buckets": [16], "cache_size": 24}
@@ -110,7 +110,7 @@ def _loaded(path: Path) -> Served:
 
 
 def _saved(checkpoint: Path, options: dict[str, Any]) -> Path:
-    from optserve.export.savedmodel import export_savedmodel
+    from optserve.export.savedmodel.exporter import export_savedmodel
 
     return _once(
         _name("saved", checkpoint.name, options),

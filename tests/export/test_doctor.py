@@ -12,7 +12,7 @@ import pytest
 from optserve.export import doctor
 from optserve.export.commands.doctor import check_server
 from optserve.models.config import OPTConfig
-from optserve.models.random_checkpoint import write_random_checkpoint
+from optserve.models.examples.random_checkpoint import write_random_checkpoint
 from optserve.runtime.cli import main
 
 TINY = OPTConfig(

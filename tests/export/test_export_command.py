@@ -11,10 +11,10 @@ import pytest
 from optserve.export.commands import export as command
 from optserve.export.errors import ExportError
 from optserve.export.estimate import estimate, read_config
-from optserve.export.layout import read_manifest
+from optserve.export.publish import read_manifest
 from optserve.export.verify.process import verify_in_fresh_process
 from optserve.models.config import OPTConfig
-from optserve.models.random_checkpoint import write_random_checkpoint
+from optserve.models.examples.random_checkpoint import write_random_checkpoint
 from optserve.runtime.cli import main
 
 CONFIG = OPTConfig(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from optserve.models.config import OPTConfig
-from optserve.models.random_checkpoint import write_random_checkpoint
+from optserve.models.examples.random_checkpoint import write_random_checkpoint
 
 GIB = 1024**3
 FACTOR = 0.6

@@ -10,21 +10,21 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from optserve.export import graph_tf, int8_loop, int8_products, trials
-from optserve.export.graph_tf import Request
-from optserve.export.int8_products import (
+from optserve.export.savedmodel import autotune, graph_tf, int8_loop, int8_matmul
+from optserve.export.savedmodel.exporter import export_savedmodel
+from optserve.export.savedmodel.graph_tf import Request
+from optserve.export.savedmodel.int8_matmul import (
     Halves,
     compiled_sums,
     in_halves,
     integer_sums,
     joined,
 )
-from optserve.export.packing import assemble, packed_weights
-from optserve.export.products_tf import Matrix
-from optserve.export.sampling_tf import Wanted
-from optserve.export.savedmodel import export_savedmodel
+from optserve.export.savedmodel.matmul_tf import Matrix
+from optserve.export.savedmodel.sampling_tf import Wanted
+from optserve.export.weights import assemble, packed_weights
+from optserve.models.checkpoints import open_weights
 from optserve.models.config import OPTConfig
-from optserve.models.files import open_weights
 from safetensors.numpy import load_file, save_file
 
 from tests.export.exports import CASES, FEW_SHAPES, GOLDEN, Served, exported
@@ -54,7 +54,7 @@ def test_joined_is_the_product_of_the_numbers_that_halves_hold() -> None:
 
 _PROBE = """
 import numpy as np, tensorflow as tf
-from optserve.export.int8_products import exact, integer_sums
+from optserve.export.savedmodel.int8_matmul import exact, integer_sums
 rng = np.random.default_rng(0)
 for rows, size, out in [(2, 64, 48), (16, 768, 200), (70, 3072, 96)]:
     x = rng.integers(-127, 128, (rows, size)).astype(np.int8)
@@ -69,7 +69,7 @@ for rows, size, out in [(2, 64, 48), (16, 768, 200), (70, 3072, 96)]:
 """
 
 
-@pytest.mark.skipif(not int8_products.available(), reason="no int8 kernels")
+@pytest.mark.skipif(not int8_matmul.available(), reason="no int8 kernels")
 @pytest.mark.parametrize("instructions", ["AVX2", "AVX512_CORE", "ALL"])
 def test_a_processor_that_does_not_sum_exactly_is_found(instructions: str) -> None:
     done = subprocess.run(
@@ -141,10 +141,10 @@ def test_the_loop_of_int8_products_is_the_loop(case, way, sums_of_floats) -> Non
         np.testing.assert_allclose(*made, atol=2e-3)
 
 
-@pytest.mark.skipif(not int8_products.available(), reason="no int8 kernels")
+@pytest.mark.skipif(not int8_matmul.available(), reason="no int8 kernels")
 def test_an_export_has_the_whole_loop_for_projections_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(int8_products, "exact", lambda: tf.constant(True))
-    monkeypatch.setattr(trials, "quicker_compiled", lambda: tf.constant(True))
+    monkeypatch.setattr(int8_matmul, "exact", lambda: tf.constant(True))
+    monkeypatch.setattr(autotune, "quicker_compiled", lambda: tf.constant(True))
     options = {"weights": "int8", "generate": (8,)}
     plain = exported("post_ln_proj", **options)
     compiled = {**FEW_SHAPES, "compiler": "xla"}
@@ -181,7 +181,7 @@ def test_a_matrix_multiplies_int8_as_such_where_that_is_exact() -> None:
     rng = np.random.default_rng(2)
     x = rng.standard_normal((3, 96)).astype(np.float32)
     values = rng.integers(-127, 128, (40, 96)).astype(np.int8)
-    exact = tf.function(int8_products.exact)()
+    exact = tf.function(int8_matmul.exact)()
     matrix = Matrix(tf.constant(values), native=tf.constant(True), exact=exact)
     right = x.astype(np.float64) @ values.T
     error = np.abs(tf.function(matrix.matmul)(x).numpy() - right).max()
@@ -189,7 +189,7 @@ def test_a_matrix_multiplies_int8_as_such_where_that_is_exact() -> None:
     assert error <= (2**-14 if exact else 2**-7) * np.abs(right).max()
 
 
-@pytest.mark.skipif(not int8_products.available(), reason="no int8 kernels")
+@pytest.mark.skipif(not int8_matmul.available(), reason="no int8 kernels")
 def test_sums_of_nothing() -> None:
     halves = Halves(tf.zeros([4, 64], tf.int8), tf.ones([2, 1]))
     values = tf.ones([8, 64], tf.int8)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from optserve.export.digest import check_files
-from optserve.export.layout import read_manifest, versions
+from optserve.export.publish import read_manifest, versions
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "pre_ln"
 KILLS = 10

@@ -8,9 +8,8 @@ import sys
 import time
 
 import pytest
-from optserve.export.contract import Manifest
 from optserve.export.digest import check_files, folder_digests
-from optserve.export.layout import (
+from optserve.export.publish import (
     MANIFEST_PATH,
     LayoutError,
     newest_version,
@@ -20,6 +19,7 @@ from optserve.export.layout import (
     version_folder,
     versions,
 )
+from optserve.runtime.contract import Manifest
 
 
 def test_versions_are_the_numbered_folders(tmp_path):
@@ -67,7 +67,7 @@ def test_a_version_is_never_overwritten(tmp_path):
 
 HOLDER = """
 import sys, time
-from optserve.export.layout import staging
+from optserve.export.publish import staging
 with staging(sys.argv[1]) as folder:
     (folder / "half").write_text("x")
     print(folder, flush=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from optserve.export import graph_jax, graph_tf
+from optserve.export.savedmodel import graph_jax, graph_tf
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from optserve.export.packing import SCALE, by_blocks, packed_weights, quantize
+from optserve.export.weights import SCALE, by_blocks, packed_weights, quantize
 from optserve.models.config import OPTConfig
 from optserve.models.weights import weight_shapes
 

@@ -7,8 +7,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tensorflow as tf
-from optserve.export import graph_jax
-from optserve.export.products_tf import Matrix
+from optserve.export.savedmodel import graph_jax
+from optserve.export.savedmodel.matmul_tf import Matrix
 
 
 @pytest.mark.parametrize("native", [True, False])

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from optserve.export.savedmodel import export_savedmodel
+from optserve.export.savedmodel.exporter import export_savedmodel
 from optserve.models.tokenizer import Tokenizer
 
 from tests.export.exports import Served

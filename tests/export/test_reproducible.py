@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from optserve.export.digest import folder_digests
-from optserve.export.layout import MANIFEST_PATH, read_manifest
+from optserve.export.publish import MANIFEST_PATH, read_manifest
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "pre_ln"
 
 EXPORT = """
 import json, sys
-from optserve.export.savedmodel import export_savedmodel
+from optserve.export.savedmodel.exporter import export_savedmodel
 checkpoint, out, options = sys.argv[1:]
 export_savedmodel(checkpoint, out, **json.loads(options))
 """

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow as tf
-from optserve.export import sampling_jax, sampling_tf
+from optserve.export.savedmodel import sampling_jax, sampling_tf
 from optserve.runtime.sampling import Sampling, choose
 
 RNG = np.random.default_rng(7)

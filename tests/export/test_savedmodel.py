@@ -6,12 +6,12 @@ import json
 
 import numpy as np
 import pytest
-from optserve.export.contract import Manifest, signature
 from optserve.export.digest import check_files
 from optserve.export.errors import ExportError
-from optserve.export.layout import LayoutError, read_manifest
-from optserve.export.savedmodel import export_savedmodel
+from optserve.export.publish import LayoutError, read_manifest
+from optserve.export.savedmodel.exporter import export_savedmodel
 from optserve.runtime.cli import main
+from optserve.runtime.contract import Manifest, signature
 
 from tests.export.exports import (
     CASES,

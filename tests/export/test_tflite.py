@@ -8,15 +8,15 @@ import tempfile
 import numpy as np
 import pytest
 from optserve.export.errors import ExportError
-from optserve.export.layout import LayoutError
-from optserve.export.packing import quantize
-from optserve.export.tflite import export_tflite
-from optserve.export.tflite_weights import quantize_blocks
+from optserve.export.publish import LayoutError
+from optserve.export.tflite.exporter import export_tflite
+from optserve.export.tflite.weights import quantize_blocks
+from optserve.export.weights import quantize
+from optserve.models.checkpoints import open_weights
 from optserve.models.config import OPTConfig
-from optserve.models.files import open_weights
-from optserve.models.random_checkpoint import write_random_checkpoint
-from optserve.runtime.litert_transport import LiteRTTransport
-from optserve.runtime.transport import Call
+from optserve.models.examples.random_checkpoint import write_random_checkpoint
+from optserve.runtime.transports.base import Call
+from optserve.runtime.transports.litert import LiteRTTransport
 
 from tests.export.exports import CASES, GOLDEN, expected
 from tests.export.exports import exported_for_edge as exported
@@ -151,7 +151,7 @@ def test_signatures_and_folder():
 
 
 def test_weights_beyond_the_format_s_two_gibibytes(monkeypatch):
-    from optserve.export import tflite_file
+    from optserve.export.tflite import writer as tflite_file
 
     inline = tflite_file.write.__kwdefaults__
     monkeypatch.setitem(inline, "inline_limit", 0)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from optserve.export.tflite import export_tflite
+from optserve.export.tflite.exporter import export_tflite
 from optserve.models.tokenizer import Tokenizer
-from optserve.runtime.litert_transport import LiteRTTransport
 from optserve.runtime.sampling import log_softmax
-from optserve.runtime.transport import Call, RowBlocks
+from optserve.runtime.transports.base import Call, RowBlocks
+from optserve.runtime.transports.litert import LiteRTTransport
 
 TINY = Path(__file__).parents[2] / "models" / "tiny_shakespeare"
 WINDOW = 192  # tokens, `</s>` included

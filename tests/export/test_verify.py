@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from optserve.export.digest import folder_digests
 from optserve.export.errors import ExportError
-from optserve.export.layout import MANIFEST_PATH, read_manifest
-from optserve.export.packing import packed_weights
-from optserve.export.savedmodel import export_savedmodel
+from optserve.export.publish import MANIFEST_PATH, read_manifest
+from optserve.export.savedmodel.exporter import export_savedmodel
 from optserve.export.verify import compare_exports, verify_export
 from optserve.export.verify.report import show
 from optserve.export.verify.weights import StoredWeights
+from optserve.export.weights import packed_weights
+from optserve.models.checkpoints import open_weights, save_weights
 from optserve.models.config import OPTConfig
-from optserve.models.files import open_weights, save_weights
-from optserve.models.random_checkpoint import write_random_checkpoint
+from optserve.models.examples.random_checkpoint import write_random_checkpoint
 from optserve.runtime.cli import main
 from rich.console import Console
 

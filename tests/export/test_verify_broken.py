@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from optserve.export import savedmodel
-from optserve.export.contract import WEIGHT_DTYPES
-from optserve.export.packing import SCALE, packed_weights
-from optserve.export.savedmodel import export_savedmodel
+from optserve.export.savedmodel import exporter as savedmodel
+from optserve.export.savedmodel.exporter import export_savedmodel
 from optserve.export.verify import verify_export
 from optserve.export.verify.weights import wrong_weights
+from optserve.export.weights import SCALE, packed_weights
+from optserve.models.checkpoints import open_weights
 from optserve.models.config import OPTConfig
-from optserve.models.files import open_weights
+from optserve.runtime.contract import WEIGHT_DTYPES
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 FC1 = "decoder.layers.1.fc1.weight"
@@ -107,10 +107,10 @@ def test_a_wrong_weight_in_an_int8_export(tmp_path, monkeypatch, change):
 )
 def test_a_graph_that_multiplies_too_much(tmp_path, monkeypatch, dtype):
     """Every stored weight is right, every product 2 % too large."""
-    from optserve.export import products_tf
+    from optserve.export.savedmodel import matmul_tf
 
-    right = products_tf.Matrix.matmul
-    monkeypatch.setattr(products_tf.Matrix, "matmul", lambda *a: right(*a) * 1.02)
+    right = matmul_tf.Matrix.matmul
+    monkeypatch.setattr(matmul_tf.Matrix, "matmul", lambda *a: right(*a) * 1.02)
     folder = exported(tmp_path, dtype)
     report = verify_export(folder, checkpoint=GOLDEN / "pre_ln", max_length=16)
     assert report.problems == []

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from optserve.export import tflite_weights
 from optserve.export.errors import ExportError
-from optserve.export.layout import read_manifest
-from optserve.export.tflite import export_tflite
+from optserve.export.publish import read_manifest
+from optserve.export.tflite import weights as tflite_weights
+from optserve.export.tflite.exporter import export_tflite
 from optserve.export.verify import compare_exports, edge, verify_export
 from optserve.runtime.cli import main
 

@@ -8,7 +8,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 from optserve.export.commands.verify import drift, read_baseline
-from optserve.export.contract import CacheLayout, Manifest
 from optserve.export.errors import ExportError
 from optserve.export.verify.cache import unpack
 from optserve.export.verify.plan import Plan, Question, Row, fit, make_plan
@@ -16,6 +15,7 @@ from optserve.export.verify.reference import Text
 from optserve.export.verify.report import Report, measure
 from optserve.export.verify.subject import _in_turn, _limits
 from optserve.export.verify.tolerances import tolerance
+from optserve.runtime.contract import CacheLayout, Manifest
 
 ALL = [
     "serving_default",

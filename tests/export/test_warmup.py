@@ -6,11 +6,15 @@ import dataclasses
 
 import numpy as np
 import pytest
-from optserve.export.contract import signature
 from optserve.export.errors import ExportError
-from optserve.export.layout import read_manifest
-from optserve.export.sizing import Sizes, chosen_sizes
-from optserve.export.warmup import WARMUP_PATH, warmup_calls, write_warmup
+from optserve.export.publish import read_manifest
+from optserve.export.savedmodel.buckets import Sizes, chosen_sizes
+from optserve.export.savedmodel.warmup import (
+    WARMUP_PATH,
+    warmup_calls,
+    write_warmup,
+)
+from optserve.runtime.contract import signature
 
 from tests.export.exports import served
 

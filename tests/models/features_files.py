@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from optserve.models import WeightsError
-from optserve.models.files import open_weights, save_weights
+from optserve.models.checkpoints import open_weights, save_weights
 
 from .conformance import feature
 from .kinds import (
@@ -33,7 +33,7 @@ def named(kind, model) -> dict:
     if kind.framework == "tf":
         return {name: v.numpy() for name, v in model.named_weights().items()}
     from flax.traverse_util import flatten_dict
-    from optserve.models.flax_params import tree_path
+    from optserve.models.flax.params import tree_path
     from optserve.models.weights import weight_shapes
 
     tree = flatten_dict(model.params)

@@ -83,7 +83,7 @@ def differences(kind, base):
         else:
             import jax
             from flax.traverse_util import flatten_dict, unflatten_dict
-            from optserve.models.flax_params import tree_path
+            from optserve.models.flax.params import tree_path
 
             tree = flatten_dict(model.params)
             for name, d in direction.items():
@@ -122,7 +122,8 @@ def dropout(kind, base):
         first, second = trained_outputs(kind, model, ids, 2)
         assert np.abs(first - second).max() > 1e-3
         assert np.abs(first - plain).max() > 1e-3
-    from optserve.models import flax_opt, tf_opt
+    from optserve.models.flax import model as flax_opt
+    from optserve.models.tf import model as tf_opt
 
     math = tf_opt if kind.framework == "tf" else flax_opt
     seed = native(kind, np.array([3, 5], np.int32 if math is tf_opt else np.uint32))
@@ -285,7 +286,7 @@ def optax_step(kind, base):
     import jax
     import jax.numpy as jnp
     import optax
-    from optserve.models.flax_opt import token_losses
+    from optserve.models.flax.model import token_losses
 
     model, config = loaded(kind, base, dropout=0.1)
     ids = native(kind, tokens(config, 4, 6))

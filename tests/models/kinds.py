@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from optserve.models import config as config_module
-from optserve.models.files import save_weights
+from optserve.models.checkpoints import save_weights
 from optserve.models.weights import weight_shapes
 
 OPTConfig = config_module.OPTConfig

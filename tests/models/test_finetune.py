@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from optserve.models import finetune
 from optserve.models.config import OPTConfig
+from optserve.models.examples import finetune
 from optserve.models.tokenizer import Tokenizer
 
 from .kinds import small_config, write_checkpoint

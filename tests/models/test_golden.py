@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from optserve.models import flax_opt, tf_opt
+from optserve.models.checkpoints import open_weights
 from optserve.models.config import OPTConfig
-from optserve.models.files import open_weights
+from optserve.models.flax import model as flax_opt
+from optserve.models.tf import model as tf_opt
 from optserve.models.weights import (
     check_weights,
     params_from_weights,

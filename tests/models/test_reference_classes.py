@@ -11,7 +11,7 @@ import os
 
 import numpy as np
 import pytest
-from optserve.models.files import save_weights
+from optserve.models.checkpoints import save_weights
 
 from .kinds import (
     CONFIGS,

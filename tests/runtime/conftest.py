@@ -6,7 +6,7 @@ The fake server needs the official message classes, hence the late imports.
 from __future__ import annotations
 
 import pytest
-from optserve.runtime.grpc_transport import GrpcTransport
+from optserve.runtime.transports.grpc_sync import GrpcTransport
 
 
 @pytest.fixture(params=["blocking", "asyncio"])

@@ -11,12 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from optserve.export.contract import Manifest, generate_name, signature, tokens_per_call
-from optserve.models.files import open_weights
+from optserve.models.checkpoints import open_weights
 from optserve.runtime import Client
+from optserve.runtime.contract import (
+    Manifest,
+    generate_name,
+    signature,
+    tokens_per_call,
+)
 from optserve.runtime.errors import IncompatibleModel, VersionGone
 from optserve.runtime.sampling import Sampling, choose, log_softmax
-from optserve.runtime.transport import Call, Reply
+from optserve.runtime.transports.base import Call, Reply
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 

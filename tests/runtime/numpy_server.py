@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import grpc
 from optserve.runtime import ServerError, codec
-from optserve.runtime.grpc_core import PREDICT
-from optserve.runtime.transport import Call
+from optserve.runtime.transports.base import Call
+from optserve.runtime.transports.grpc_core import PREDICT
 
 from .numpy_model import NumpyTransport
 

@@ -16,10 +16,10 @@ from optserve.runtime import (
     Sampling,
     ServerError,
 )
-from optserve.runtime.core import Core
-from optserve.runtime.merging import joined
-from optserve.runtime.model import Catalog, ServedModel
-from optserve.runtime.transport import Call, Reply, RowBlocks
+from optserve.runtime.decoding.scheduler import joined
+from optserve.runtime.decoding.served_model import Catalog, ServedModel
+from optserve.runtime.decoding.session import Core
+from optserve.runtime.transports.base import Call, Reply, RowBlocks
 
 from .numpy_model import NumpyTransport
 
@@ -232,7 +232,9 @@ def test_beams_scores_and_embeddings_work_here_too():
 
 
 def test_joined_scores_have_few_rows_where_texts_are_long(monkeypatch):
-    monkeypatch.setattr("optserve.runtime.scoring._LOGITS_LIMIT", 4 * 128 * 100)
+    monkeypatch.setattr(
+        "optserve.runtime.decoding.scoring._LOGITS_LIMIT", 4 * 128 * 100
+    )
 
     async def go():
         transport = AsyncNumpy(0.002)

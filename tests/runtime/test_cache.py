@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from optserve.export.contract import CacheLayout
-from optserve.runtime.cache import RowCache
+from optserve.runtime.contract import CacheLayout
+from optserve.runtime.decoding.kv_cache import RowCache
 from optserve.runtime.errors import MalformedReply
-from optserve.runtime.transport import RowBlocks
+from optserve.runtime.transports.base import RowBlocks
 
 LAYOUT = CacheLayout(layers=2, heads=1, head_dim=2)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from optserve.runtime import codec
 from optserve.runtime.errors import MalformedMessage
-from optserve.runtime.transport import RowBlocks
+from optserve.runtime.transports.base import RowBlocks
 
 from .recordings import ENCODINGS, RECORDINGS, official, recordings, same
 

@@ -21,8 +21,8 @@ from optserve.runtime import (
     ServerError,
     unpadded,
 )
-from optserve.runtime.model import ServedModel
-from optserve.runtime.transport import Call, Reply
+from optserve.runtime.decoding.served_model import ServedModel
+from optserve.runtime.transports.base import Call, Reply
 
 from .numpy_model import MIXED, NumpyTransport, one_by_one
 

@@ -187,7 +187,8 @@ def test_texts_beyond_the_largest_prompt_size_are_scored_whole():
 
 
 def test_long_texts_are_scored_by_few_rows_a_call(monkeypatch):
-    monkeypatch.setattr("optserve.runtime.scoring._LOGITS_LIMIT", 4 * 128 * 50)
+    limit = "optserve.runtime.decoding.scoring._LOGITS_LIMIT"
+    monkeypatch.setattr(limit, 4 * 128 * 50)
     texts = [[2, *range(4, 4 + n)] for n in (7, 7, 7, 7, 7, 7, 7, 39, 39, 60)]
     transport = NumpyTransport()
     with Client(transport=transport) as client:

@@ -15,7 +15,7 @@ from optserve.runtime import (
     Sampling,
     VersionGone,
 )
-from optserve.runtime.transport import Call, Reply
+from optserve.runtime.transports.base import Call, Reply
 
 from .numpy_model import MIXED, NumpyTransport, one_by_one
 

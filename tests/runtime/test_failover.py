@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from optserve.runtime.connection import Ejection, Retry
 from optserve.runtime.errors import Unavailable, VersionGone
-from optserve.runtime.transport import Call
+from optserve.runtime.transports.base import Call
+from optserve.runtime.transports.connection import Ejection, Retry
 
 from .fake_tfs import FakeTfs, abort
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from optserve.runtime import codec
-from optserve.runtime.connection import Connection, Ejection, Retry
 from optserve.runtime.errors import (
     DeadlineExceeded,
     MalformedReply,
@@ -14,10 +13,11 @@ from optserve.runtime.errors import (
     Unavailable,
     VersionGone,
 )
-from optserve.runtime.grpc_core import Operations, Pause, Send
-from optserve.runtime.grpc_status import Outcome
-from optserve.runtime.replicas import Replicas
-from optserve.runtime.transport import Call
+from optserve.runtime.transports.base import Call
+from optserve.runtime.transports.connection import Connection, Ejection, Retry
+from optserve.runtime.transports.grpc_core import Operations, Pause, Send
+from optserve.runtime.transports.grpc_status import Outcome
+from optserve.runtime.transports.replicas import Replicas
 
 CALL = Call("decode", {"x": np.ones((1, 2), np.float32)})
 PINNED = Call("decode", {"x": np.ones((1, 2), np.float32)}, version=1)

@@ -12,16 +12,16 @@ import time
 
 import numpy as np
 import pytest
-from optserve.runtime.connection import Keepalive, Retry
-from optserve.runtime.grpc_transport import GrpcTransport
-from optserve.runtime.transport import Call
+from optserve.runtime.transports.base import Call
+from optserve.runtime.transports.connection import Keepalive, Retry
+from optserve.runtime.transports.grpc_sync import GrpcTransport
 
 CALL = Call("decode", {"x": np.ones((1, 2), np.float32)})
 SERVER = """
 import sys, grpc, numpy as np
 from concurrent.futures import ThreadPoolExecutor
 from optserve.runtime import codec
-from optserve.runtime.grpc_core import PREDICT
+from optserve.runtime.transports.grpc_core import PREDICT
 
 reply = codec.encode_predict_response(codec.ModelSpec("opt", "", 1), {"y": np.ones(1)})
 handler = grpc.unary_unary_rpc_method_handler(lambda data, context: reply)

@@ -12,15 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from optserve.runtime.connection import Connection, Retry, Tls
 from optserve.runtime.errors import (
     Cancelled,
     DeadlineExceeded,
     InvalidRequest,
     Unavailable,
 )
-from optserve.runtime.grpc_transport import AsyncGrpcTransport, GrpcTransport
-from optserve.runtime.transport import Call
+from optserve.runtime.transports.base import Call
+from optserve.runtime.transports.connection import Connection, Retry, Tls
+from optserve.runtime.transports.grpc_sync import AsyncGrpcTransport, GrpcTransport
 
 from .fake_tfs import Blocking, FakeTfs, abort
 

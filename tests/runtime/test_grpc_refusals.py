@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import numpy as np
 import pytest
-from optserve.runtime.connection import Keepalive, Limits, Retry, Tls
 from optserve.runtime.errors import (
     IncompatibleModel,
     InvalidRequest,
@@ -17,7 +16,8 @@ from optserve.runtime.errors import (
     ServerError,
     Unavailable,
 )
-from optserve.runtime.transport import Call
+from optserve.runtime.transports.base import Call
+from optserve.runtime.transports.connection import Keepalive, Limits, Retry, Tls
 
 from .fake_tfs import FakeTfs, abort
 

@@ -20,8 +20,8 @@ from optserve.runtime.errors import (
     PromptTooLong,
     VersionGone,
 )
-from optserve.runtime.litert_transport import LiteRTTransport
-from optserve.runtime.transport import Call, RowBlocks
+from optserve.runtime.transports.base import Call, RowBlocks
+from optserve.runtime.transports.litert import LiteRTTransport
 
 from tests.export import exports
 
@@ -33,7 +33,7 @@ _FOLDER = tempfile.TemporaryDirectory(prefix="optserve-tests-")
 
 @functools.cache
 def exported(case: str = "pre_ln", framework: str = "tf") -> Path:
-    from optserve.export.tflite import export_tflite
+    from optserve.export.tflite.exporter import export_tflite
 
     source = Path(_FOLDER.name) / f"checkpoint-{case}"
     if not source.exists():

@@ -17,10 +17,10 @@ from optserve.runtime import (
     Unavailable,
     cli,
 )
-from optserve.runtime.connect import is_tflite
 from optserve.runtime.errors import IncompatibleModel, ServerError, VersionGone
-from optserve.runtime.local_transport import LocalTransport
-from optserve.runtime.transport import Call
+from optserve.runtime.transports.base import Call
+from optserve.runtime.transports.local import LocalTransport
+from optserve.runtime.transports.resolve import is_tflite
 
 from tests.export.exports import exported
 

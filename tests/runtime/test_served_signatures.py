@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from optserve.export.contract import signature
 from optserve.runtime import Client, IncompatibleModel, ServerError
 from optserve.runtime.codec import ModelMetadata, ModelSpec, SignatureInfo, TensorInfo
+from optserve.runtime.contract import signature
 
 from .numpy_model import NumpyTransport
 

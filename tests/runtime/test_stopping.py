@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from optserve.runtime.stopping import StopText
+from optserve.runtime.decoding.stop_strings import StopText
 
 
 class Spelled:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from optserve.runtime import AsyncClient, Client, ServerError
-from optserve.runtime.transport import Call
+from optserve.runtime.transports.base import Call
 
 from .numpy_model import NumpyTransport
 from .small_tokenizer import SMALL_TOKENIZER

@@ -7,9 +7,9 @@ import time
 import grpc
 import numpy as np
 import pytest
-from optserve.runtime.connection import Retry, Tls
 from optserve.runtime.errors import Unavailable
-from optserve.runtime.transport import Call
+from optserve.runtime.transports.base import Call
+from optserve.runtime.transports.connection import Retry, Tls
 
 from .fake_tfs import Authority, FakeTfs
 

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from optserve.export.contract import Manifest
 from optserve.export.deploy import DeployOptions, deployment_files
+from optserve.runtime.contract import Manifest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from deployments import MANIFESTS, OPTIONS

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from optserve.export.contract import Manifest
 from optserve.export.deploy import DeployOptions
+from optserve.runtime.contract import Manifest
 
 CONFIG_125M = {
     "vocab_size": 50272,

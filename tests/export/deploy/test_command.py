@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from deployments import MANIFESTS
 from optserve.export.deploy import DeployOptions, serving, write_deployment
-from optserve.export.layout import MANIFEST_PATH
+from optserve.export.publish import MANIFEST_PATH
 from optserve.runtime.cli import main
 
 

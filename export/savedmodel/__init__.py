@@ -1,0 +1,1 @@
+"""SavedModel exports: the contract's signatures over TensorFlow or JAX graphs."""

@@ -1,0 +1,71 @@
+"""Which sizes a compiled export is compiled for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import ExportError
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes that the graph rounds up to before a compiler sees them, ascending.
+
+    Every new combination costs a compilation, so there are few. A size beyond the last
+    one stays as it is, and so does any where the list is empty.
+    """
+
+    rows: tuple[int, ...] = ()
+    prompt: tuple[int, ...] = ()
+    cache: tuple[int, ...] = ()
+
+
+def chosen_sizes(
+    positions: int,
+    prompt: Sequence[int] | None,
+    cache: Sequence[int] | None,
+    rows: Sequence[int] | None,
+    *,
+    framework: str = "tf",
+) -> Sizes:
+    """Sizes as given, or a few up to the model's ``positions``.
+
+    Each combination is compiled before a server is ready, so the default steps are
+    wide; what is computed in vain by rounding up is little beside the weights.
+
+    Raises:
+        ExportError: sizes that are not ascending numbers within the model.
+    """
+    if prompt is None:
+        prompt = [1, *_steps(32, positions, 4)]
+    if cache is None:
+        cache = _steps(128, positions, 2)
+    if rows is None:
+        # All of a JAX graph is compiled for each, of the others one loop of few rows.
+        rows = [1, 8, 32] if framework == "jax" else [1, 2, 4, 8, 16, 32]
+    return Sizes(
+        rows=_checked("--batch-sizes", rows, None),
+        prompt=_checked("--prompt-buckets", prompt, positions),
+        cache=_checked("--cache-buckets", cache, positions),
+    )
+
+
+def _steps(first: int, last: int, factor: int) -> list[int]:
+    sizes = [min(first, last)]
+    while sizes[-1] < last:
+        sizes.append(min(factor * sizes[-1], last))
+    return sizes
+
+
+def _checked(option: str, sizes: Sequence[int], limit: int | None) -> tuple[int, ...]:
+    if not sizes or list(sizes) != sorted(set(sizes)) or sizes[0] < 1:
+        raise ExportError(
+            f"{option} should be ascending numbers from 1 on, got {list(sizes)}"
+        )
+    if limit is not None and sizes[-1] > limit:
+        raise ExportError(
+            f"{option} should stay within the model's {limit} positions, "
+            f"got {sizes[-1]}"
+        )
+    return tuple(sizes)

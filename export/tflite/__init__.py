@@ -1,0 +1,1 @@
+"""TFLite exports: static signatures with an explicit cache."""

@@ -1,0 +1,105 @@
+"""How a TFLite file stores a checkpoint's weights.
+
+    float32, float16   as they are; the delegate widens float16 when it loads
+    int8               a float32 scale for each row of a matrix
+    int4               a float16 scale for each 32 numbers of a row, in the layers;
+                       the token table and the head, where it costs most, as int8
+
+Biases, norms and the position table are float32 in all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+import numpy as np
+
+from ...models.config import OPTConfig
+from ...models.weights import weight_shapes
+from ..errors import ExportError
+from ..weights import quantize
+from .graph import SCALE, is_matrix
+from .writer import Constant
+
+BLOCK = 32
+"""Numbers of a row that share a scale in int4; the kernels take multiples of 32."""
+
+
+def constants(
+    config: OPTConfig, stored: Mapping[str, np.ndarray], dtype: str
+) -> Iterator[tuple[str, Constant]]:
+    """The file's weights by name; each is made when it is written.
+
+    Quantised ones are made twice, now for their scales, for memory to stay at one.
+
+    Raises:
+        ExportError: matrices that int4 does not divide.
+    """
+    for name, shape in weight_shapes(config).items():
+        count = int(np.prod(shape))
+        kind = stored_dtype(name, dtype) if is_matrix(name, shape) else "float32"
+        if kind.startswith("float"):
+            nbytes = count * np.dtype(kind).itemsize
+            yield name, Constant(kind, nbytes, partial(_cast, stored, name, kind))
+        elif kind == "int8":
+            scale = quantize(stored[name])[1]
+            yield name, Constant(kind, count, partial(_int8, stored, name), scale)
+            if name == "decoder.embed_tokens.weight":
+                yield name + SCALE, Constant("float32", scale.nbytes, scale.copy)
+        else:
+            if shape[1] % BLOCK:
+                raise ExportError(
+                    f"int4 takes matrices whose rows are multiples of {BLOCK} long, "
+                    f"{name} has {shape[1]}: export with --weights int8"
+                )
+            scale = quantize_blocks(stored[name])[1]
+            read = partial(_int4, stored, name)
+            yield name, Constant(kind, count // 2, read, scale)
+            yield name + SCALE, Constant("float16", scale.nbytes, scale.copy)
+
+
+def stored_dtype(name: str, dtype: str) -> str:
+    """The dtype of one matrix where ``dtype`` was asked for."""
+    return "int8" if dtype == "int4" and ".layers." not in name else dtype
+
+
+def quantize_blocks(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Symmetric int4 by blocks of a row: values [out, in] in −8…7 as int8, and scales
+    [out, in/32] float16 with w ≈ value · scale.
+
+    Of a few scales for each block the one with the least squared error is taken: some
+    clip the largest number to place the others better.
+    """
+    rows, width = matrix.shape
+    blocks = np.asarray(matrix, np.float32).reshape(rows, width // BLOCK, BLOCK)
+    largest = np.abs(blocks).max(axis=2)
+    best = values = scales = None
+    for levels in (7.0, 7.5, 8.0, 8.5):
+        scale = np.maximum(largest / levels, 2.0**-14).astype(np.float16)
+        wide = scale.astype(np.float32)[..., None]
+        rounded = np.clip(np.rint(blocks / wide), -8, 7)
+        error = np.square(rounded * wide - blocks).sum(axis=2)
+        if best is None or values is None or scales is None:
+            best, values, scales = error, rounded, scale
+            continue
+        better = error < best
+        best = np.where(better, error, best)
+        values = np.where(better[..., None], rounded, values)
+        scales = np.where(better, scale, scales)
+    assert values is not None and scales is not None
+    return values.astype(np.int8).reshape(rows, width), scales
+
+
+def _cast(stored: Mapping[str, np.ndarray], name: str, kind: str) -> np.ndarray:
+    return np.asarray(stored[name]).astype(kind, copy=False)
+
+
+def _int8(stored: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    return quantize(stored[name])[0]
+
+
+def _int4(stored: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """Two numbers in a byte, the first one in the lower half."""
+    nibbles = quantize_blocks(stored[name])[0].reshape(-1).view(np.uint8) & 15
+    return nibbles[0::2] | nibbles[1::2] << 4

@@ -1,0 +1,1 @@
+"""Runnable examples: fine-tuning, training the tiny model, random checkpoints."""

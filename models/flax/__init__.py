@@ -1,0 +1,1 @@
+"""OPT in JAX: pure functions (`model`) and the Flax classes on top of them."""

@@ -1,0 +1,1 @@
+"""OPT in TensorFlow: pure functions (`model`) and the Keras classes on top of them."""

@@ -1,0 +1,71 @@
+"""One row's cache: a buffer that grows, and a prefix shared between rows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..contract import CacheLayout
+from ..errors import MalformedReply
+
+_FIRST_SLOTS = 64
+
+
+class RowCache:
+    """Keys and values of one sequence's tokens, ``[slots, L, 2, H, D]`` float32.
+
+    ``fork`` shares what is there and copies only what was added since the last fork,
+    so that beams and samples of one prompt hold it once.
+    """
+
+    def __init__(self, layout: CacheLayout, shared: np.ndarray | None = None) -> None:
+        empty = np.zeros((0, *layout.row_shape), np.float32)
+        self._layout = layout
+        self._shared = empty if shared is None else shared
+        self._own = empty
+        self._used = 0
+
+    def __len__(self) -> int:
+        return len(self._shared) + self._used
+
+    def pieces(self) -> tuple[np.ndarray, ...]:
+        """The rows in order, as views."""
+        own = self._own[: self._used]
+        return (self._shared, own) if len(self._shared) else (own,)
+
+    def append(self, rows: np.ndarray) -> None:
+        """Add the rows ``[n, L, 2, H, D]`` of n tokens.
+
+        Raises:
+            MalformedReply: rows of another layout.
+        """
+        if rows.shape[1:] != self._layout.row_shape or rows.dtype != np.float32:
+            raise MalformedReply(
+                f"the cache's rows must be float32 {self._layout.row_shape}, the model "
+                f"returned {rows.dtype} {rows.shape[1:]}"
+            )
+        end = self._used + len(rows)
+        if end > len(self._own):
+            slots = max(end, 2 * len(self._own), _FIRST_SLOTS)
+            # Zeros, since the slots behind the last token travel too.
+            grown = np.zeros((slots, *self._layout.row_shape), np.float32)
+            grown[: self._used] = self._own[: self._used]
+            self._own = grown
+        self._own[self._used : end] = rows
+        self._used = end
+
+    def truncate(self, length: int) -> None:
+        """Forget the tokens at and behind slot ``length``."""
+        if length >= len(self):
+            return
+        self._shared = self._shared[:length]
+        self._used = max(0, length - len(self._shared))
+
+    def fork(self) -> RowCache:
+        """Another cache with the same rows."""
+        if not len(self._shared):
+            self._shared, self._own = self._own[: self._used], self._own[:0]
+            self._used = 0
+        other = RowCache(self._layout, self._shared)
+        if self._used:
+            other.append(self._own[: self._used])
+        return other

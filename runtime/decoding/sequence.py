@@ -1,0 +1,272 @@
+"""The state of one sequence while it is generated."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ..options import LogitsProcessor, Options
+from ..results import Counters, FinishReason, Generation, Piece, TopLogprobs
+from ..sampling import Sampling, draw, log_softmax, penalize
+from . import logits_processors as rules
+from .kv_cache import RowCache
+from .stop_strings import IncrementalText, StopText
+
+Clock = Callable[[], float]
+TextMaker = Callable[[], IncrementalText | None]
+
+
+def no_text() -> None:
+    """For a model without a tokenizer: tokens stay tokens."""
+
+
+class Row:
+    """One sequence: its tokens, its cache, and when it ends.
+
+    The first ``len(cache)`` of ``tokens`` are in the cache; the rest is pending and
+    goes with the next calls.
+
+    Args:
+        prompt: token ids, at least one.
+        options: what was asked for; ``sampling`` and ``stop_ids`` are what became of
+            its own once the seed was drawn and the model's end token known.
+        make_text: makes what turns tokens into text, afresh for each replay.
+        bad_words: token ids of the constraints' bad words.
+        index: the prompt's place in the request.
+        streaming: whether its pieces are wanted soon, rather than in few calls.
+        version: the model version that made the cache, None before there is one.
+        clock: seconds, of the same kind as deadlines.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        options: Options,
+        *,
+        sampling: Sampling,
+        stop_ids: Sequence[int],
+        make_text: TextMaker = no_text,
+        bad_words: Sequence[Sequence[int]] = (),
+        index: int = 0,
+        streaming: bool = False,
+        version: int | None = None,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self.tokens = list(prompt)
+        self.prompt_tokens = len(prompt)
+        self.options = options
+        self.sampling = sampling
+        self.stop_ids = tuple(stop_ids)
+        self.index = index
+        self.streaming = streaming
+        self.cache: RowCache | None = None
+        self.version = version
+        self.logprobs: list[float] = []
+        self.top_logprobs: list[TopLogprobs] = []
+        self.finish_reason: FinishReason | None = None
+        self.stopped_by: int | str | None = None
+        self.text = ""
+        self.counters = Counters()
+        self.cancelled = False
+        self.in_graph = not options.needs_logits
+        self._make_text = make_text
+        self._stop_text = StopText(make_text(), options.stop)
+        self._bad_words = bad_words
+        self._processors = _processors(options, self.stop_ids, bad_words, len(prompt))
+        self._seen = set(self.tokens) if sampling.repetition_penalty != 1 else set()
+        self._clock = clock
+        self._begin = clock()
+        self._first_call = 0  # number of the call that made the first token
+        self._shown = 0  # characters and tokens that pieces have told
+        self._told = 0
+
+    @property
+    def cached(self) -> int:
+        """Number of tokens in the cache."""
+        return 0 if self.cache is None else len(self.cache)
+
+    @property
+    def pending(self) -> int:
+        """Number of tokens that have not been fed."""
+        return len(self.tokens) - self.cached
+
+    @property
+    def generated(self) -> int:
+        """Number of new tokens."""
+        return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def remaining(self) -> int:
+        """Number of new tokens still allowed."""
+        return self.options.max_new_tokens - self.generated
+
+    @property
+    def seen(self) -> set[int]:
+        """Ids that the repetition penalty looks at; empty where there is none."""
+        return self._seen
+
+    @property
+    def deadline(self) -> float | None:
+        """When the caller's patience ends, on the row's clock."""
+        timeout = self.options.timeout
+        return None if timeout is None else self._begin + timeout
+
+    def forget(self) -> None:
+        """Drop the cache: its model version is gone. All tokens become pending."""
+        self.cache, self.version = None, None
+
+    def processed(self, logits: np.ndarray) -> np.ndarray:
+        """Logits ``[V]`` after the penalty, the constraints and the processors."""
+        out = penalize(logits, self._seen, self.sampling.repetition_penalty)
+        return rules.apply(self._processors, self.tokens, out)
+
+    def choose(self, logits: np.ndarray) -> None:
+        """Take the next token from the raw logits ``[V]``."""
+        token = draw(self.processed(logits), self.sampling, len(self.tokens))
+        logprobs = log_softmax(logits)
+        if count := self.options.top_logprobs:
+            self.top_logprobs.append(likeliest(logprobs, count))
+        self.accept(token, float(logprobs[token]))
+
+    def accept(self, token: int, logprob: float) -> None:
+        """Add a token, and end the row if that ends it."""
+        self.tick()
+        self.grow(token, logprob)
+        self.text += self._stop_text.add(token)
+        if token in self.stop_ids:
+            self._end("stop", token)
+        elif self._stop_text.matched is not None:
+            self._end("stop", self._stop_text.matched)
+        elif self.remaining <= 0:
+            self._end("length")
+
+    def grow(self, token: int, logprob: float) -> None:
+        """Add a token and nothing else."""
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+        if self.sampling.repetition_penalty != 1:
+            self._seen.add(token)
+
+    def tick(self) -> None:
+        """Note that a token came now."""
+        counters, now = self.counters, self._clock() - self._begin
+        if not counters.first_token_seconds:
+            counters.first_token_seconds, self._first_call = now, counters.calls
+        counters.first_tokens += counters.calls == self._first_call
+        counters.seconds = now
+
+    def fork(self) -> Row:
+        """A row that goes on from here on its own; the two count their cost together.
+
+        It has no text of its own until ``replay``.
+        """
+        other = copy.copy(self)
+        other.tokens = self.tokens.copy()
+        other.logprobs = self.logprobs.copy()
+        other._seen = self._seen.copy()
+        other.cache = None if self.cache is None else self.cache.fork()
+        return other
+
+    def replay(self, token: int, logprob: float) -> Row:
+        """A row without a cache that made the same tokens and then this one."""
+        other = Row(
+            self.tokens[: self.prompt_tokens],
+            self.options,
+            sampling=self.sampling,
+            stop_ids=self.stop_ids,
+            make_text=self._make_text,
+            bad_words=self._bad_words,
+            index=self.index,
+            version=self.version,
+            clock=self._clock,
+        )
+        made = zip(self.tokens[self.prompt_tokens :], self.logprobs, strict=True)
+        for old in (*made, (token, logprob)):
+            other.accept(*old)
+        return other
+
+    def cancel(self) -> None:
+        """Ask for the end; safe from any thread."""
+        self.cancelled = True
+
+    def end_if_cancelled(self) -> bool:
+        """End with what there is, where that was asked for."""
+        if self.cancelled and self.finish_reason is None:
+            self._end("cancelled")
+        return self.finish_reason == "cancelled"
+
+    def piece(self) -> Piece:
+        """What came since the last piece."""
+        begin, self._told = self._told, self.generated
+        shown, self._shown = self._shown, len(self.text)
+        new = self.tokens[self.prompt_tokens + begin :]
+        return Piece(
+            text=self.text[shown:],
+            tokens=new,
+            logprobs=self.logprobs[begin:],
+            top_logprobs=self.top_logprobs[begin:],
+            finish_reason=self.finish_reason,
+            index=self.index,
+            prompt_tokens=self.prompt_tokens,
+            generation_tokens=self.generated,
+            generation_tps=self.counters.tokens_per_second(self.generated),
+            model_version=self.version or 0,
+        )
+
+    def generation(self) -> Generation:
+        """The result; the row must have ended."""
+        assert self.finish_reason is not None
+        count = max(1, len(self.logprobs))
+        return Generation(
+            text=self.text,
+            tokens=self.tokens[self.prompt_tokens :],
+            logprobs=self.logprobs,
+            finish_reason=self.finish_reason,
+            prompt_tokens=self.prompt_tokens,
+            model_version=self.version or 0,
+            stopped_by=self.stopped_by,
+            top_logprobs=self.top_logprobs,
+            score=float(np.sum(self.logprobs)) / count,
+            seed=None if self.sampling.greedy else self.sampling.seed,
+            counters=self.counters,
+            index=self.index,
+        )
+
+    def _end(self, reason: FinishReason, by: int | str | None = None) -> None:
+        self.text += self._stop_text.finish()
+        self.finish_reason, self.stopped_by = reason, by
+        if self.cache is not None:
+            self.cache.truncate(len(self.tokens))
+
+
+def likeliest(logprobs: np.ndarray, count: int) -> TopLogprobs:
+    """The ``count`` likeliest tokens of ``[V]`` log-probabilities, likeliest first."""
+    count = min(count, logprobs.size)
+    ids = np.argpartition(-logprobs, count - 1)[:count]
+    ids = ids[np.lexsort((ids, -logprobs[ids]))]
+    return [(int(i), float(logprobs[i])) for i in ids]
+
+
+def _processors(
+    options: Options,
+    stop_ids: Sequence[int],
+    bad_words: Sequence[Sequence[int]],
+    prompt_tokens: int,
+) -> list[LogitsProcessor]:
+    wanted: list[LogitsProcessor] = []
+    if constraints := options.constraints:
+        if constraints.no_repeat_ngram:
+            wanted.append(rules.no_repeat_ngram(constraints.no_repeat_ngram))
+        if bad_words:
+            wanted.append(rules.bad_words(bad_words))
+        if constraints.min_new_tokens:
+            count = constraints.min_new_tokens
+            wanted.append(rules.min_new_tokens(count, stop_ids, prompt_tokens))
+        if constraints.logit_bias:
+            wanted.append(rules.logit_bias(constraints.logit_bias))
+        if constraints.forced:
+            wanted.append(rules.forced_tokens(constraints.forced, prompt_tokens))
+    return [*wanted, *options.processors]

@@ -1,0 +1,215 @@
+"""What the client knows of a served model: its manifest, sizes and limits.
+
+Sizes of calls come from here alone. Where the manifest lists buckets, only those sizes
+are sent; where it lists none, sizes are rounded up a little, so that calls of unrelated
+generations have equal shapes and a server's batcher can merge them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+
+from ..codec import MESSAGE_LIMIT
+from ..contract import CONTRACT_VERSION, CacheLayout, Manifest, tokens_per_call
+from ..errors import IncompatibleModel, InvalidRequest, MalformedReply, ServerError
+from ..transports.base import Call, Reply
+
+_SLACK = 1 << 20  # bytes left for names, shapes and the small tensors of a message
+_PROMPT_STEP = 8
+_CACHE_STEP = 32
+_LARGEST_PIECE = 512  # tokens fed by one call where the manifest sets no size
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One version of a served model.
+
+    ``pads_rows`` says whether a call's rows are padded to the manifest's batch sizes
+    where it is made, or later, when calls have been merged.
+    """
+
+    manifest: Manifest
+    version: int = 0
+    pads_rows: bool = True
+
+    @cached_property
+    def layout(self) -> CacheLayout:
+        """The cache's layout."""
+        return self.manifest.cache_layout
+
+    @cached_property
+    def generate_sizes(self) -> tuple[int, ...]:
+        """N of the ``generate_{N}`` signatures, ascending."""
+        sizes = (tokens_per_call(name) for name in self.manifest.signatures)
+        return tuple(sorted(n for n in sizes if n is not None))
+
+    @property
+    def positions(self) -> int:
+        """Most tokens that a sequence may have, prompt included."""
+        buckets = self.manifest.cache_buckets
+        limit = self.manifest.max_positions
+        return min(limit, buckets[-1] + 1) if buckets else limit
+
+    @cached_property
+    def largest_piece(self) -> int:
+        """Most tokens that one call feeds to a row."""
+        buckets = self.manifest.prompt_buckets
+        limit = buckets[-1] if buckets else min(_LARGEST_PIECE, self.positions)
+        fits = (MESSAGE_LIMIT - _SLACK) // self.layout.row_bytes
+        usable = [b for b in buckets if b <= fits] if buckets else [min(limit, fits)]
+        if not usable or usable[-1] < 1:
+            raise IncompatibleModel(
+                f"one token's cache row has {self.layout.row_bytes} bytes and the "
+                "smallest call would pass the 2 GiB message limit: export with a "
+                "smaller cache dtype or smaller prompt buckets"
+            )
+        return usable[-1]
+
+    def prompt_size(self, tokens: int) -> int:
+        """S for a call that feeds up to ``tokens`` tokens to a row."""
+        if tokens == 1:
+            return 1
+        return _size(tokens, self.manifest.prompt_buckets, _PROMPT_STEP, self.positions)
+
+    def whole_size(self, tokens: int) -> int:
+        """S for a call that needs a row's whole text, however long.
+
+        The graph takes any size; one beyond the largest prompt size costs a compiled
+        export a compilation at its first use, so only multiples of it are sent.
+        """
+        buckets = self.manifest.prompt_buckets
+        if not buckets or tokens <= buckets[-1]:
+            return self.prompt_size(tokens)
+        pieces = -(-tokens // buckets[-1])
+        return max(tokens, min(pieces * buckets[-1], self.manifest.max_positions))
+
+    def cache_size(self, slots: int) -> int:
+        """C for rows of up to ``slots`` cached tokens; at least 1."""
+        return _size(
+            max(slots, 1), self.manifest.cache_buckets, _CACHE_STEP, self.positions
+        )
+
+    def batch_size(self, rows: int) -> int:
+        """B for a call of so many rows, where it is made."""
+        return self.padded_rows(rows) if self.pads_rows else rows
+
+    def padded_rows(self, rows: int) -> int:
+        """The smallest of the export's batch sizes that holds so many rows."""
+        sizes = self.manifest.batch_sizes
+        return sizes[bisect_left(sizes, rows)] if sizes and rows <= sizes[-1] else rows
+
+    def rows_that_fit(self, new: int, cached: int) -> int:
+        """Most rows of a call, for its request and its reply to stay below 2 GiB."""
+        row = self.layout.row_bytes
+        sent = self.cache_size(cached) * row if cached else 0
+        received = new * row + 4 * self.manifest.vocab_size
+        fits = (MESSAGE_LIMIT - _SLACK) // max(sent, received, 1)
+        if fits < 1:
+            raise InvalidRequest(
+                f"a sequence of {cached + new} tokens has a cache of "
+                f"{(cached + new) * row} bytes, more than one message may have "
+                "(2 GiB): use shorter sequences or export with a smaller cache dtype"
+            )
+        sizes = [size for size in self.manifest.batch_sizes if size <= fits]
+        return max(sizes) if sizes else fits
+
+    def require(self, name: str, why: str) -> None:
+        """Raise ``IncompatibleModel`` unless the export has the signature."""
+        if name not in self.manifest.signatures:
+            raise IncompatibleModel(
+                f"this export has no `{name}` signature, which {why} needs: "
+                f"it has {', '.join(sorted(self.manifest.signatures))}"
+            )
+
+
+def _size(wanted: int, buckets: Sequence[int], step: int, limit: int) -> int:
+    if buckets:
+        index = bisect_left(buckets, wanted)
+        if index == len(buckets):
+            raise InvalidRequest(
+                f"{wanted} tokens don't fit the largest size of the export, "
+                f"{buckets[-1]}: export with larger buckets"
+            )
+        return buckets[index]
+    return max(wanted, min(-(-wanted // step) * step, limit))
+
+
+def read_manifest(reply: Reply) -> ServedModel:
+    """The model that a ``describe`` reply tells of, checked.
+
+    Raises:
+        MalformedReply: not a manifest.
+        IncompatibleModel: another contract version, or no way to generate.
+    """
+    try:
+        text = np.asarray(reply.outputs["manifest"], object).reshape(-1)[0]
+        manifest = Manifest.from_json(text)
+        _ = manifest.cache_layout  # its sizes must make one
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise MalformedReply(
+            f"the model's description is unreadable: {error}"
+        ) from None
+    if manifest.contract_version != CONTRACT_VERSION:
+        raise IncompatibleModel(
+            f"the model speaks contract version {manifest.contract_version}, this "
+            f"client version {CONTRACT_VERSION}: export it again, or use the client "
+            "of the export's release"
+        )
+    if missing := {"prefill", "decode"} - set(manifest.signatures):
+        raise IncompatibleModel(
+            f"the model has no `{min(missing)}` signature, without which nothing can "
+            "be generated: serve one made with `optserve export`"
+        )
+    return ServedModel(manifest, reply.version)
+
+
+def describe_call(version: int | None = None) -> Call:
+    """The call whose reply ``read_manifest`` reads."""
+    row = np.zeros(1, np.int32)
+    return Call("describe", {"row": row}, ("manifest",), version)
+
+
+@dataclass
+class Catalog:
+    """The versions of one model seen so far; ``current`` is the newest told of."""
+
+    current: ServedModel
+    versions: dict[int, ServedModel] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.versions[self.current.version] = self.current
+
+    def leave_rows(self) -> None:
+        """Leave padding of rows to whoever merges the calls."""
+        self.current = replace(self.current, pads_rows=False)
+        self.versions[self.current.version] = self.current
+
+    def of(self, version: int | None) -> ServedModel:
+        """The model of a pinned version, the current one for None."""
+        return self.current if version is None else self.versions[version]
+
+    def learn(self, version: int | None = None) -> Generator[Call, Reply, ServedModel]:
+        """Ask what a version is (None: the newest served) and make it current."""
+        model = read_manifest((yield describe_call(version)))
+        model = replace(model, pads_rows=self.current.pads_rows)
+        self.versions[model.version] = self.current = model
+        return model
+
+
+def connect() -> Generator[Call, Reply, Catalog]:
+    """Learn what is served; errors say what to do about it."""
+    try:
+        reply = yield describe_call()
+    except (ServerError, IncompatibleModel) as error:
+        if "signature" not in str(error).lower():
+            raise
+        raise IncompatibleModel(
+            "the served model has no `describe` signature, so it was not made by "
+            f"`optserve export`: serve such an export ({error})"
+        ) from error
+    return Catalog(read_manifest(reply))

@@ -1,0 +1,1 @@
+"""How a call reaches a model: gRPC, in this process, or LiteRT."""

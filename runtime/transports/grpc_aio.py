@@ -1,0 +1,168 @@
+"""The asyncio gRPC transport: the same operations, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from ..codec import ModelMetadata
+from ..errors import InvalidRequest
+from .base import Call, Reply
+from .connection import (
+    Connection,
+    ConnectionKeywords,
+    checked_metadata,
+    checked_targets,
+)
+from .grpc_channel import open_channel, outcome_of
+from .grpc_core import METHODS, Operations, Pause, Send, Steps, TargetStatus
+from .grpc_status import Outcome
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+T = TypeVar("T")
+
+
+class AsyncGrpcTransport:
+    """One model on one or several servers, for one asyncio event loop.
+
+    Safe to use from many tasks; cancelling a task cancels its call on the wire. Takes
+    what ``GrpcTransport`` takes; a metadata function may return an awaitable. Belongs
+    to the event loop that first calls it.
+    """
+
+    def __init__(
+        self,
+        targets: str | Iterable[str],
+        *,
+        model: str,
+        label: str = "",
+        **options: Unpack[ConnectionKeywords],
+    ) -> None:
+        self._operations = Operations(
+            checked_targets(targets), model, Connection(**options), label=label
+        )
+        if self._operations.connection.tls:
+            self._operations.connection.tls.load()  # report wrong files now
+        self._closing = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._channels: list[Any] = []
+        self._stubs: list[dict[str, Any]] = []
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The servers' addresses."""
+        return self._operations.targets
+
+    async def call(self, call: Call, *, timeout: float | None = None) -> Reply:
+        """Run one call within ``timeout`` seconds; raises as ``GrpcTransport.call``."""
+        return await self._run(self._operations.predict(call, timeout))
+
+    async def metadata(
+        self, *, version: int | None = None, timeout: float | None = None
+    ) -> ModelMetadata:
+        """The model's signatures, as a server lists them."""
+        return await self._run(self._operations.metadata(version, timeout))
+
+    async def status(self, *, timeout: float | None = None) -> list[TargetStatus]:
+        """What each server says of the model's versions; those down have ``error``."""
+        return await self._run(self._operations.status(timeout))
+
+    async def wait_until_ready(self, timeout: float | None = None) -> None:
+        """Wait until a server has a version AVAILABLE; raises ``Unavailable``."""
+        await self._run(self._operations.wait_until_ready(timeout))
+
+    async def close(self) -> None:
+        """Close the connections; running calls and later ones raise ``Cancelled``."""
+        self._operations.closed = True
+        self._closing.set()
+        for channel in self._channels:
+            await channel.close()
+
+    async def __aenter__(self) -> AsyncGrpcTransport:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    def _open(self) -> None:
+        """Make the channels, which belong to the running event loop."""
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        if self._loop is not None:
+            raise InvalidRequest(
+                "this client belongs to another event loop: make one in each"
+            )
+        self._loop = loop
+        self._channels = [
+            open_channel(grpc.aio, target, self._operations.connection)
+            for target in self._operations.targets
+        ]
+        self._stubs = [
+            {method: channel.unary_unary(method) for method in METHODS}
+            for channel in self._channels
+        ]
+
+    async def _run(self, steps: Steps[T]) -> T:
+        outcome: Outcome | None = None
+        while True:
+            try:
+                step = steps.send(outcome)
+            except StopIteration as stop:
+                return stop.value
+            if isinstance(step, Pause):
+                outcome = None
+                await self._pause(step.seconds)
+            else:
+                outcome = await self._send(step)
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._closing.wait(), seconds)
+        except asyncio.TimeoutError:
+            return
+        raise self._operations.closed_error()
+
+    async def _send(self, step: Send) -> Outcome:
+        self._open()
+        metadata = await self._metadata()
+        if self._operations.closed:  # while the function was awaited
+            raise self._operations.closed_error()
+        stub = self._stubs[step.target][step.method]
+        try:
+            data = await stub(step.payload, timeout=step.timeout, metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            if self._operations.closed:
+                raise self._operations.closed_error() from None
+            return outcome_of(error)
+        except asyncio.CancelledError:
+            if self._operations.closed and not _being_cancelled():
+                raise self._operations.closed_error() from None
+            raise
+        except grpc.aio.UsageError:
+            if self._operations.closed:
+                raise self._operations.closed_error() from None
+            raise
+        return Outcome("OK", data=data)
+
+    async def _metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        source = self._operations.connection.metadata
+        if not callable(source):
+            return tuple(source)
+        pairs = source()
+        if inspect.isawaitable(pairs):
+            pairs = await pairs
+        return checked_metadata(pairs)
+
+
+def _being_cancelled() -> bool:
+    """Whether the task itself is cancelled, not only the call that it awaits."""
+    cancelling = getattr(asyncio.current_task(), "cancelling", None)  # Python 3.11
+    return bool(cancelling and cancelling())

@@ -1,0 +1,191 @@
+"""What a failed attempt means: whether to try again, and the sentence for the user.
+
+Statuses are those of the genuine server and of gRPC itself; codes go by name, so that
+nothing here imports grpc.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+
+from ..codec import ModelSpec
+from ..errors import (
+    IncompatibleModel,
+    InvalidRequest,
+    OptserveError,
+    ServerError,
+    Unavailable,
+    VersionGone,
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one attempt ended: a gRPC status name, its details, the reply's bytes."""
+
+    code: str
+    details: str = ""
+    data: bytes = b""
+
+
+class Failure(enum.Enum):
+    """Kinds of failure, by what is to be done."""
+
+    DOWN = "leave the replica out, try elsewhere"
+    BUSY = "try elsewhere, then wait"
+    EXHAUSTED = "try elsewhere, then wait a few times"
+    MISSING = "the model or version is not there: try elsewhere"
+    UNTRUSTED = "TLS fails: try elsewhere, waiting won't help"
+    GARBLED = "the reply makes no sense: leave the replica out, try elsewhere"
+    REFUSED = "the same everywhere: report it"
+
+
+LEAVE_OUT = frozenset({Failure.DOWN, Failure.GARBLED, Failure.UNTRUSTED})
+"""Failures that say something bad of the replica."""
+
+_TOO_LARGE = re.compile(r"(sent|received)\b.*\bmessage larger than max", re.I)
+_BROKEN_STREAM = re.compile(r"RST_STREAM|stream removed|GOAWAY", re.I)
+_TLS = re.compile(r"certificate|SSL_ERROR_SSL|peer name|verification check", re.I)
+_QUEUE = re.compile(r"\bqueue\b|batch", re.I)
+_CONNECT_PREFIX = re.compile(r"^.*last error: [A-Z_]+: (\S+: )?")
+_NO_LABEL = re.compile(r"Unrecognized servable version label", re.I)
+_NO_SIGNATURE = re.compile(r'Serving signature (?:key|name) "(.*)" not found', re.I)
+
+
+def classify(outcome: Outcome) -> Failure:
+    """The kind of a failed attempt."""
+    code, details = outcome.code, outcome.details
+    if code == "UNAVAILABLE":
+        if _TLS.search(details):
+            return Failure.UNTRUSTED
+        return Failure.BUSY if _QUEUE.search(details) else Failure.DOWN
+    if code in ("ABORTED", "DEADLINE_EXCEEDED", "CANCELLED"):
+        # Not our deadline and not our cancelling: the transport asks here only then.
+        return Failure.DOWN
+    if code == "RESOURCE_EXHAUSTED" and not _TOO_LARGE.search(details):
+        return Failure.EXHAUSTED
+    if code in ("INTERNAL", "UNKNOWN") and _BROKEN_STREAM.search(details):
+        return Failure.DOWN
+    if code == "NOT_FOUND" or _NO_LABEL.search(details):
+        return Failure.MISSING
+    return Failure.REFUSED
+
+
+def error_for(
+    failure: Failure, outcome: Outcome, target: str, model: ModelSpec, *, others: int
+) -> OptserveError:
+    """The exception for an attempt on ``target`` after which nothing more is tried.
+
+    Args:
+        failure: the attempt's kind.
+        outcome: its status.
+        target: where it was made.
+        model: what was asked for.
+        others: how many other targets there are (they have failed as well).
+    """
+    code, details = outcome.code, one_line(outcome.details)
+    if failure is Failure.UNTRUSTED:
+        return Unavailable(
+            f"no secure connection to {target}: {_reason(details)}; check that the "
+            "server speaks TLS, that `roots` signed its certificate, and `server_name`"
+        )
+    if failure in (Failure.BUSY, Failure.EXHAUSTED):
+        return Unavailable(
+            f"{_where(target, others)} too busy ({code}: {details}): try again later, "
+            "or send fewer requests at once"
+        )
+    if failure is Failure.DOWN:
+        reason = _reason(details) or code
+        return Unavailable(
+            f"no server answers at {_places(target, others)} ({reason}): "
+            "check the address, or start a server with `optserve serve OUT`"
+        )
+    if failure is Failure.MISSING:
+        return _missing(details, target, model)
+    return _refused(code, details, target, model)
+
+
+def _missing(details: str, target: str, model: ModelSpec) -> OptserveError:
+    if model.version is not None:
+        return VersionGone(
+            f"version {model.version} of model {model.name!r} is no longer served "
+            f"at {target}",
+            "NOT_FOUND",
+        )
+    if model.version_label:
+        return ServerError(
+            f"{target} serves no version labelled {model.version_label!r} of a model "
+            f"{model.name!r} ({details}): check both names, and version_labels in the "
+            "server's model config",
+            "NOT_FOUND",
+        )
+    return ServerError(
+        f"{target} serves no model named {model.name!r} ({details}): give the name "
+        "that the server was started with",
+        "NOT_FOUND",
+    )
+
+
+def _refused(code: str, details: str, target: str, model: ModelSpec) -> OptserveError:
+    if code == "RESOURCE_EXHAUSTED":  # a message above a limit
+        side = "request" if _is_request(details) else "reply"
+        return InvalidRequest(
+            f"the {side} is larger than a limit between us and {target} ({details}): "
+            "send fewer rows or a shorter cache, or raise the limit there "
+            "(grpc.max_receive_message_length)"
+        )
+    if "XLA compilation disabled" in details:
+        return ServerError(
+            f"the model at {target} needs XLA, which the server has switched off: "
+            "start it with --xla_cpu_compilation_enabled=true, or export the model "
+            "with --framework tf --compiler none",
+            code,
+        )
+    if found := _NO_SIGNATURE.search(details):
+        return IncompatibleModel(
+            f"model {model.name!r} at {target} has no signature {found.group(1)!r}: "
+            "serve one made with `optserve export`"
+        )
+    if code == "UNIMPLEMENTED":
+        return IncompatibleModel(
+            f"{target} speaks gRPC but is no TensorFlow Serving server "
+            f"({details or 'method not found'}): check the address"
+        )
+    if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+        return ServerError(
+            f"{target} refuses the caller ({code}: {details}): check the call "
+            "metadata (bearer token) or the client certificate",
+            code,
+        )
+    return ServerError(f"{target} refused the call ({code}: {details})", code)
+
+
+def _is_request(details: str) -> bool:
+    """Whether a limit hit the request and not the reply.
+
+    gRPC names the end at fault in newer releases only; our end has no limits.
+    """
+    return ("received" in details.lower()) != ("CLIENT" in details)
+
+
+def _where(target: str, others: int) -> str:
+    return f"all {others + 1} servers are" if others else f"{target} is"
+
+
+def _places(target: str, others: int) -> str:
+    if not others:
+        return target
+    return f"{target} or the {others} other address{'es' * (others > 1)}"
+
+
+def one_line(details: str) -> str:
+    """A status message without line breaks, and of a length that can be shown."""
+    line = " ".join(details.split())
+    return line if len(line) <= 300 else line[:297] + "…"
+
+
+def _reason(details: str) -> str:
+    """Why connecting failed, without gRPC's words around it."""
+    return _CONNECT_PREFIX.sub("", details)

@@ -1,0 +1,167 @@
+"""The blocking gRPC transport; ``AsyncGrpcTransport`` is its asyncio twin.
+
+Channels carry raw bytes: the codec makes and reads the messages. All policy (which
+replica, whether again, what an error means) is in ``grpc_core``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, TypeVar
+
+import grpc
+
+from ..codec import ModelMetadata
+from ..errors import InvalidRequest
+from .base import Call, Reply
+from .connection import (
+    Connection,
+    ConnectionKeywords,
+    checked_metadata,
+    checked_targets,
+)
+from .grpc_aio import AsyncGrpcTransport
+from .grpc_channel import open_channel, outcome_of
+from .grpc_core import METHODS, Operations, Pause, Send, Steps, TargetStatus
+from .grpc_status import Outcome
+
+__all__ = ["AsyncGrpcTransport", "GrpcTransport"]
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+T = TypeVar("T")
+
+
+class GrpcTransport:
+    """One model on one or several TensorFlow Serving servers.
+
+    Safe to use from several threads. Nothing connects before the first call. gRPC does
+    not survive a fork: make the transport in the process that uses it.
+
+    Args:
+        targets: addresses: ``HOST:PORT``, ``unix:PATH``, ``dns:///NAME:PORT``. Calls
+            go to them in turn; each step may run on any.
+        model: the name that the servers serve the model under.
+        label: calls without a version go to the version that the servers have given
+            this label, instead of the newest.
+        options: the fields of ``connection.Connection``: TLS, metadata, retries …
+
+    Raises:
+        InvalidRequest: an address, option or TLS file is wrong.
+    """
+
+    def __init__(
+        self,
+        targets: str | Iterable[str],
+        *,
+        model: str,
+        label: str = "",
+        **options: Unpack[ConnectionKeywords],
+    ) -> None:
+        self._operations = Operations(
+            checked_targets(targets), model, Connection(**options), label=label
+        )
+        self._closing = threading.Event()
+        self._channels = [
+            open_channel(grpc, target, self._operations.connection)
+            for target in self._operations.targets
+        ]
+        self._stubs = [
+            {method: channel.unary_unary(method) for method in METHODS}
+            for channel in self._channels
+        ]
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The servers' addresses."""
+        return self._operations.targets
+
+    def call(self, call: Call, *, timeout: float | None = None) -> Reply:
+        """Run one call within ``timeout`` seconds, on whichever replica answers.
+
+        Raises:
+            InvalidRequest: what is asked can't be sent, or would break a limit.
+            Unavailable: no server answered within the retry times.
+            DeadlineExceeded: ``timeout`` passed.
+            VersionGone: no replica serves ``call.version``.
+            IncompatibleModel: no such signature, or no TensorFlow Serving server.
+            MalformedReply: replies don't decode.
+            ServerError: any other refusal.
+            Cancelled: the transport was closed.
+        """
+        return self._run(self._operations.predict(call, timeout))
+
+    def metadata(
+        self, *, version: int | None = None, timeout: float | None = None
+    ) -> ModelMetadata:
+        """The model's signatures, as a server lists them. Raises as ``call`` does."""
+        return self._run(self._operations.metadata(version, timeout))
+
+    def status(self, *, timeout: float | None = None) -> list[TargetStatus]:
+        """What each server says of the model's versions; those down have ``error``."""
+        return self._run(self._operations.status(timeout))
+
+    def wait_until_ready(self, timeout: float | None = None) -> None:
+        """Wait until a server has a version of the model AVAILABLE.
+
+        Raises:
+            Unavailable: none had within ``timeout`` seconds.
+        """
+        self._run(self._operations.wait_until_ready(timeout))
+
+    def close(self) -> None:
+        """Close the connections; running calls and later ones raise ``Cancelled``."""
+        self._operations.closed = True
+        self._closing.set()
+        for channel in self._channels:
+            channel.close()
+
+    def __enter__(self) -> GrpcTransport:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _run(self, steps: Steps[T]) -> T:
+        outcome: Outcome | None = None
+        while True:
+            try:
+                step = steps.send(outcome)
+            except StopIteration as stop:
+                return stop.value
+            if isinstance(step, Pause):
+                outcome = None
+                if self._closing.wait(step.seconds):
+                    raise self._operations.closed_error()
+            else:
+                outcome = self._send(step)
+
+    def _send(self, step: Send) -> Outcome:
+        metadata = self._metadata()
+        stub = self._stubs[step.target][step.method]
+        try:
+            data = stub(step.payload, timeout=step.timeout, metadata=metadata)
+        except grpc.RpcError as error:
+            if self._operations.closed:
+                raise self._operations.closed_error() from None
+            return outcome_of(error)
+        except ValueError:
+            if self._operations.closed:  # how gRPC says that the channel is closed
+                raise self._operations.closed_error() from None
+            raise
+        return Outcome("OK", data=data)
+
+    def _metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        source = self._operations.connection.metadata
+        if not callable(source):
+            return tuple(source)
+        pairs = source()
+        if inspect.isawaitable(pairs):
+            raise InvalidRequest(
+                "the metadata function returned an awaitable: "
+                "only the asyncio client can wait for it"
+            )
+        return checked_metadata(pairs)

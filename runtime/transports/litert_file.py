@@ -1,0 +1,106 @@
+"""What a ``.tflite`` file holds besides its graph, read before the runtime sees it.
+
+The runtime reads past the end of a file that was cut short, so that is found here.
+"""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+from typing import Any
+
+from ..contract import CONTRACT_VERSION, Manifest
+from ..errors import IncompatibleModel, InvalidRequest
+from ..model_dir import version_folders
+
+MANIFEST_KEY = b"optserve_manifest"
+_IDENTIFIER = b"TFL3"
+_SMALLEST = 64
+
+
+def find_file(path: Path) -> tuple[Path, int]:
+    """The ``.tflite`` file that ``path`` means, and its version.
+
+    Args:
+        path: the file, the folder it is in, or the base folder over that.
+
+    Raises:
+        InvalidRequest: there is none, or more than one.
+    """
+    if path.is_file():
+        found = [path]
+    else:
+        folders = [path, *version_folders(path).values()]
+        found = next((f for d in folders if (f := sorted(d.glob("*.tflite")))), [])
+    if len(found) != 1:
+        raise InvalidRequest(
+            f"{path} holds {len(found) or 'no'} .tflite files: expected the one that "
+            "`optserve export --target tflite` writes"
+        )
+    name = found[0].parent.name
+    return found[0], int(name) if name.isdigit() else 1
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest inside a file, the file's completeness checked.
+
+    Raises:
+        IncompatibleModel: no model, cut short, or not of this package.
+    """
+    with path.open("rb") as file:
+        head = file.read(_SMALLEST)
+        if len(head) < _SMALLEST or head[4:8] != _IDENTIFIER:
+            raise IncompatibleModel(
+                f"{path} is no TFLite model: expected the file that `optserve export "
+                "--target tflite` writes"
+            )
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            text = _metadata(path, data)
+    try:
+        manifest = Manifest.from_json(text)
+        _ = manifest.cache_layout
+    except (ValueError, KeyError, TypeError) as error:
+        raise IncompatibleModel(f"{path}: {error}") from None
+    if manifest.contract_version != CONTRACT_VERSION:
+        raise IncompatibleModel(
+            f"{path} speaks contract version {manifest.contract_version}, this client "
+            f"version {CONTRACT_VERSION}: export it again"
+        )
+    return manifest
+
+
+def _metadata(path: Path, data: mmap.mmap) -> bytes:
+    from ai_edge_litert import schema_py_generated as schema
+
+    try:
+        model = schema.Model.GetRootAs(data, 0)
+        end = max(_end(model.Buffers(i)) for i in range(model.BuffersLength()))
+        entries = [model.Metadata(i) for i in range(model.MetadataLength())]
+        blobs = {
+            entry.Name(): model.Buffers(entry.Buffer()).DataAsNumpy().tobytes()
+            for entry in entries
+            if end <= len(data) and entry.Name() == MANIFEST_KEY
+        }
+    except Exception:  # whatever an index out of the file leads to
+        raise IncompatibleModel(
+            f"{path} is damaged or incomplete: copy or export it again"
+        ) from None
+    if end > len(data):
+        raise IncompatibleModel(
+            f"{path} is incomplete: it should have {end} bytes at least and has "
+            f"{len(data)}; copy or export it again"
+        )
+    if MANIFEST_KEY not in blobs:
+        raise IncompatibleModel(
+            f"{path} is a TFLite model, but not one that `optserve export --target "
+            "tflite` wrote: it holds no manifest"
+        )
+    return blobs[MANIFEST_KEY]
+
+
+def _end(buffer: Any) -> int:
+    """Where a buffer's bytes end in the file."""
+    table = buffer._tab
+    inline = table.Offset(4)
+    start = table.Vector(inline) if inline else 0
+    return max(start + buffer.DataLength(), buffer.Offset() + buffer.Size())

@@ -1,0 +1,123 @@
+"""From a target to a transport: an address, several, or a path of this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...models.tokenizer import Tokenizer, TokenizerError
+from ..errors import InvalidRequest
+from ..model_dir import version_folders
+from .base import AsyncTransport, Transport
+from .connection import SCHEMES, ConnectionKeywords
+
+
+class TransportKeywords(ConnectionKeywords, total=False):
+    """Options of whichever transport a target means, as keywords.
+
+    ``threads`` is of models in this process, all others of connections to servers.
+    """
+
+    threads: int | None
+
+
+Target = str | os.PathLike[str] | Sequence[str]
+
+
+def open_transport(
+    target: Target, model: str, label: str, options: dict[str, Any]
+) -> Transport:
+    """A blocking transport for ``target``; ``options`` are the transport's own."""
+    if (path := _path(target)) is None:
+        from .grpc_sync import GrpcTransport
+
+        return GrpcTransport(_several(target), model=model, label=label, **options)
+    if label:
+        raise InvalidRequest(
+            f"version labels are a server's: {path} is run in this process, give the "
+            "folder of the version wanted"
+        )
+    if is_tflite(path):
+        from .litert import LiteRTTransport
+
+        return LiteRTTransport(path, **options)
+    from .local import LocalTransport
+
+    return LocalTransport(path, **options)
+
+
+def open_async_transport(
+    target: Target, model: str, label: str, options: dict[str, Any]
+) -> AsyncTransport:
+    """The same for asyncio; a model in this process runs in threads."""
+    if _path(target) is None:
+        from .grpc_sync import AsyncGrpcTransport
+
+        return AsyncGrpcTransport(_several(target), model=model, label=label, **options)
+    from .threads import InThreads
+
+    return InThreads(open_transport(target, model, label, options))
+
+
+def open_tokenizer(
+    source: Tokenizer | str | os.PathLike[str] | None,
+) -> Tokenizer | None:
+    """A tokenizer as given, or read from a directory or a ``tokenizer.json``."""
+    if source is None or isinstance(source, Tokenizer):
+        return source
+    path = Path(source)
+    try:
+        if path.is_file():
+            return Tokenizer.from_json(path.read_bytes())
+        return Tokenizer.from_directory(path)
+    except TokenizerError as error:
+        raise InvalidRequest(str(error)) from None
+
+
+def _path(target: Target) -> Path | None:
+    """The path that a target is, None for addresses."""
+    if isinstance(target, os.PathLike):
+        path = Path(target)
+    elif not isinstance(target, str) or target.startswith(SCHEMES):
+        return None
+    else:
+        path = Path(target)
+        looks_like_one = os.sep in target or target.endswith(".tflite")
+        if not path.exists() and not looks_like_one:
+            return None
+    if not path.exists():
+        raise InvalidRequest(
+            f"no such file or folder: {path}; a target is HOST:PORT, unix:PATH, an "
+            "export's folder or a .tflite file"
+        )
+    return path
+
+
+def is_tflite(path: Path) -> bool:
+    """Whether a path means a ``.tflite`` file: itself, or in it, or in its newest
+    version's folder.
+
+    Raises:
+        InvalidRequest: a file of another kind.
+    """
+    if path.is_file() and path.suffix != ".tflite":
+        raise InvalidRequest(
+            f"{path} is a file and no .tflite: give an export's folder"
+        )
+    if not path.is_dir():
+        return path.suffix == ".tflite"
+    if any(path.glob("*.tflite")):
+        return True
+    newest = next(iter(version_folders(path).values()), None)
+    return (
+        newest is not None
+        and not (newest / "saved_model.pb").is_file()
+        and any(newest.glob("*.tflite"))
+    )
+
+
+def _several(target: Target) -> list[str]:
+    several = [target] if isinstance(target, str | os.PathLike) else target
+    return [str(address) for address in several]
