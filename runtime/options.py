@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
-import numpy as np
-
+from ..models.generation.logits_processors import LogitsProcessor
 from .errors import InvalidRequest
 from .sampling import GREEDY, Sampling
-
-LogitsProcessor = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""``(tokens [n] of prompt and continuation, logits [V] float32) -> logits [V]``."""
 
 Prompt = str | Sequence[int]
 """Text, or token ids taken as they are."""

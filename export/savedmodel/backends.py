@@ -196,7 +196,7 @@ class TFBackend:
 
     def _request(self, flat: Sequence[Any]):
         *start, steps = flat[:7]
-        return self._graph.Request(*start, steps, self._graph.Wanted(*flat[7:]))  # pyright: ignore[reportCallIssue]
+        return self._graph.Request(*start, steps, self._graph.SamplingParams(*flat[7:]))  # pyright: ignore[reportCallIssue]
 
     def _loop(self, flat: Sequence[Any], *, compiled: bool, in_turns: bool = False):
         fixed = None if compiled else self._params()
@@ -335,7 +335,7 @@ class JaxBackend:
 
         def loop(params, *flat):
             *start, steps = flat[:7]
-            wanted = graph_jax.Wanted(*flat[7:])
+            wanted = graph_jax.SamplingParams(*flat[7:])
             request = graph_jax.Request(*start, steps, wanted)  # pyright: ignore[reportCallIssue]
             few = flat[0].shape[0] in self._few_rows
             return graph_jax.generate(

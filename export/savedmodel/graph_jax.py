@@ -15,8 +15,9 @@ from jax import lax
 
 from ...models.config import OPTConfig
 from ...models.flax import model as opt
+from ...models.flax.sampling import choose
+from ...models.generation.sampling import SamplingParams
 from ...models.weights import PackedWeight
-from .sampling_jax import Wanted, choose
 
 _MOST_ROWS_OF_FLOAT32 = 4  # one by one, without anything to convert
 _BLOCK = 8192  # of a matrix's rows: stays in the processor's cache for the next row
@@ -221,7 +222,7 @@ class Request(NamedTuple):
     stops: Any
     seen: Any
     steps: Any
-    wanted: Wanted
+    wanted: SamplingParams
 
 
 class _State(NamedTuple):

@@ -13,9 +13,10 @@ import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
 
 from ...models.config import OPTConfig
+from ...models.generation.sampling import SamplingParams
 from ...models.tf import model as opt
+from ...models.tf.sampling import choose
 from .matmul_tf import Matrix, barrier
-from .sampling_tf import Wanted, choose
 
 
 def pack(x, dtype: str):
@@ -145,7 +146,7 @@ class Request(NamedTuple):
     stops: Any
     seen: Any
     steps: Any
-    wanted: Wanted
+    wanted: SamplingParams
 
 
 class Chosen(NamedTuple):

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ...models.generation import beam_search as rules
+from ...models.generation.sampling import log_softmax
 from ..options import Beams
 from ..results import Generation
-from ..sampling import log_softmax
 from .loop import Work, feed
 from .sequence import Row
 from .served_model import Catalog
@@ -53,7 +54,9 @@ def beam_search(row: Row, catalog: Catalog) -> Work[Generation]:
                 going.append(candidate)
             elif rank < beams.width:
                 ended = candidate.parent.replay(candidate.token, candidate.logprob)
-                score = candidate.total / ended.generated**beams.length_penalty
+                score = rules.sequence_score(
+                    candidate.total, ended.generated, beams.length_penalty
+                )
                 finished.append((score, ended))
         finished = sorted(finished, key=lambda pair: -pair[0])[: beams.width]
         going = going[: beams.width]
@@ -82,11 +85,9 @@ def _candidates(
             for row, own, total in zip(running, logprobs, totals, strict=True)
         ]
     )
-    count = min(max(2, 1 + len(running[0].stop_ids)) * beams.width, scores.size)
-    best = np.argpartition(-scores, count - 1)[:count]
-    best = best[np.lexsort((best, -scores[best]))]
+    count = rules.candidate_count(beams.width, len(running[0].stop_ids))
     found = []
-    for flat in best:
+    for flat in rules.best_candidates(scores, count):
         if not np.isfinite(scores[flat]):
             break
         beam, token = divmod(int(flat), logprobs[0].size)
@@ -103,10 +104,14 @@ def _settled(beams: Beams, finished: Sequence[float], best: _Candidate) -> bool:
         return False
     if beams.early_stopping is True:
         return True
-    length = best.parent.generated + 1
-    if beams.early_stopping == "never" and beams.length_penalty > 0:
-        length = best.parent.options.max_new_tokens
-    return best.total / length**beams.length_penalty <= finished[-1]
+    length = rules.compared_length(
+        best.parent.generated + 1,
+        best.parent.options.max_new_tokens,
+        beams.length_penalty,
+        beams.early_stopping,
+    )
+    score = rules.sequence_score(best.total, length, beams.length_penalty)
+    return score <= finished[-1]
 
 
 def _continued(going: Sequence[_Candidate]) -> list[Row]:

@@ -8,11 +8,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..options import LogitsProcessor, Options
+from ...models.generation import logits_processors as rules
+from ...models.generation.logits_processors import LogitsProcessor
+from ...models.generation.sampling import log_softmax, penalize
+from ..options import Options
 from ..results import Counters, FinishReason, Generation, Piece, TopLogprobs
-from ..sampling import Sampling, draw, log_softmax, penalize
-from . import logits_processors as rules
+from ..sampling import Sampling, draw
 from .kv_cache import RowCache
+from .logits_processors import apply
 from .stop_strings import IncrementalText, StopText
 
 Clock = Callable[[], float]
@@ -121,7 +124,7 @@ class Row:
     def processed(self, logits: np.ndarray) -> np.ndarray:
         """Logits ``[V]`` after the penalty, the constraints and the processors."""
         out = penalize(logits, self._seen, self.sampling.repetition_penalty)
-        return rules.apply(self._processors, self.tokens, out)
+        return apply(self._processors, self.tokens, out)
 
     def choose(self, logits: np.ndarray) -> None:
         """Take the next token from the raw logits ``[V]``."""

@@ -21,10 +21,10 @@ from optserve.export.savedmodel.int8_matmul import (
     joined,
 )
 from optserve.export.savedmodel.matmul_tf import Matrix
-from optserve.export.savedmodel.sampling_tf import Wanted
 from optserve.export.weights import assemble, packed_weights
 from optserve.models.checkpoints import open_weights
 from optserve.models.config import OPTConfig
+from optserve.models.generation.sampling import SamplingParams
 from safetensors.numpy import load_file, save_file
 
 from tests.export.exports import CASES, FEW_SHAPES, GOLDEN, Served, exported
@@ -167,7 +167,7 @@ def _request(config: OPTConfig, *, rows: int, slots: int) -> Request:
         tf.zeros(vocabulary, tf.bool),
         tf.constant(rng.random(vocabulary) < 0.1),
         tf.constant(6),
-        Wanted(
+        SamplingParams(
             tf.constant(rng.integers(-9, 9, (rows, 2)), tf.int32),
             tf.constant([0.0, 0.7, 1.3, 0.0, 0.0]),
             tf.constant([0, 5, 0, 0, 0]),

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from optserve.export.tflite.exporter import export_tflite
+from optserve.models.generation.sampling import log_softmax
 from optserve.models.tokenizer import Tokenizer
-from optserve.runtime.sampling import log_softmax
 from optserve.runtime.transports.base import Call, RowBlocks
 from optserve.runtime.transports.litert import LiteRTTransport
 

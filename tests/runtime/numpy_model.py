@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from optserve.models.checkpoints import open_weights
+from optserve.models.generation.sampling import log_softmax
 from optserve.runtime import Client
 from optserve.runtime.contract import (
     Manifest,
@@ -20,7 +21,7 @@ from optserve.runtime.contract import (
     tokens_per_call,
 )
 from optserve.runtime.errors import IncompatibleModel, VersionGone
-from optserve.runtime.sampling import Sampling, choose, log_softmax
+from optserve.runtime.sampling import Sampling, choose
 from optserve.runtime.transports.base import Call, Reply
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

@@ -6,8 +6,8 @@ from functools import cache
 
 import numpy as np
 import pytest
+from optserve.models.generation.sampling import penalize
 from optserve.runtime import Beams, Client, Sampling, unpadded
-from optserve.runtime.sampling import penalize
 
 from .numpy_model import GOLDEN, NumpyOPT, NumpyTransport
 

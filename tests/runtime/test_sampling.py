@@ -8,17 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optserve.runtime.errors import InvalidRequest
-from optserve.runtime.sampling import (
-    Sampling,
-    choose,
-    draw,
+from optserve.models.generation.sampling import (
     gumbel,
     keep_top_k,
     keep_top_p,
     penalize,
     threefry2x32,
 )
+from optserve.runtime.errors import InvalidRequest
+from optserve.runtime.sampling import Sampling, choose, draw
 
 # Random123's kat_vectors, "threefry2x32 20": counter, key, result.
 VECTORS = [

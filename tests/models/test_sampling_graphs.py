@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow as tf
-from optserve.export.savedmodel import sampling_jax, sampling_tf
+from optserve.models.flax import sampling as sampling_jax
+from optserve.models.generation.sampling import SamplingParams
+from optserve.models.tf import sampling as sampling_tf
 from optserve.runtime.sampling import Sampling, choose
 
 RNG = np.random.default_rng(7)
@@ -62,7 +64,7 @@ def wanted(samplings: list[Sampling]) -> dict[str, np.ndarray]:
 def by_tf(logits, samplings, seen, *, compiled: bool):
     @functools.partial(tf.function, autograph=False, jit_compile=compiled)
     def graph(logits, wanted, position, seen):
-        asked = sampling_tf.Wanted(**wanted)
+        asked = SamplingParams(**wanted)
         return sampling_tf.choose(logits, asked, position, seen, compiled=compiled)
 
     position = tf.fill([len(logits)], POSITION)
@@ -73,7 +75,7 @@ def by_tf(logits, samplings, seen, *, compiled: bool):
 
 def by_jax(logits, samplings, seen):
     position = jnp.full(len(logits), POSITION, jnp.int32)
-    asked = sampling_jax.Wanted(**wanted(samplings))
+    asked = SamplingParams(**wanted(samplings))
     found = jax.jit(sampling_jax.choose)(logits, asked, position, seen)
     return [np.asarray(x) for x in found]
 

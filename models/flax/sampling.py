@@ -1,7 +1,7 @@
 """Choosing tokens inside the JAX graph, for all rows at once.
 
 The order of the steps, and what they mean, is that of the numpy reference,
-``runtime/sampling.py``. Reads side by side with ``sampling_tf.py``. Nothing is
+``generation/sampling.py``. Reads side by side with ``tf/sampling.py``. Nothing is
 sorted: thresholds come from a binary search over the bits of float32.
 
     B rows   V vocabulary
@@ -11,25 +11,14 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-_PARITY = 0x1BD11BDA
+from ..generation.sampling import PARITY, ROTATIONS, SamplingParams
+
 _LOWEST = -(2**31)
 _PARTS = 8  # of a row, that are added to one another
-
-
-class Wanted(NamedTuple):
-    """How each row's tokens are chosen; the contract's inputs, [B] (``seed`` [B,2])."""
-
-    seed: Any
-    temperature: Any
-    top_k: Any
-    top_p: Any
-    repetition_penalty: Any
 
 
 def total(measure, *of):
@@ -48,21 +37,21 @@ def total(measure, *of):
     return jnp.sum(jnp.concatenate([sums, measured(_PARTS * size)], axis=1), axis=1)
 
 
-def choose(logits, wanted: Wanted, position, seen):
+def choose(logits, params: SamplingParams, position, seen):
     """Tokens [B] int32 and their log-probabilities [B] from raw ``logits`` [B,V].
 
     ``position`` [B] is the new tokens' slot; ``seen`` [B,V] boolean are the ids that
     the repetition penalty looks at.
     """
     x = lax.cond(
-        jnp.any(wanted.repetition_penalty != 1),
-        lambda: penalize(logits, wanted.repetition_penalty[:, None], seen),
+        jnp.any(params.repetition_penalty != 1),
+        lambda: penalize(logits, params.repetition_penalty[:, None], seen),
         lambda: logits,
     )
     best = first_argmax(x)
     token = lax.cond(
-        jnp.any(wanted.temperature != 0),
-        lambda: jnp.where(wanted.temperature == 0, best, draw(x, wanted, position)),
+        jnp.any(params.temperature != 0),
+        lambda: jnp.where(params.temperature == 0, best, draw(x, params, position)),
         lambda: best,
     )
     chosen = jnp.take_along_axis(logits, token[:, None], axis=1, mode="clip")[:, 0]
@@ -91,21 +80,21 @@ def first_argmax(x):
     return jnp.minimum(index, V - 1)  # of NaNs none is the largest
 
 
-def draw(x, wanted: Wanted, position):
+def draw(x, params: SamplingParams, position):
     """One token of each row [B], as if its temperature were not 0."""
-    x = x / jnp.where(wanted.temperature == 0, 1.0, wanted.temperature)[:, None]
+    x = x / jnp.where(params.temperature == 0, 1.0, params.temperature)[:, None]
     keys = ordered_bits(x)
     least = lax.cond(
-        jnp.any(wanted.top_k > 0),
-        lambda: top_k_threshold(keys, wanted.top_k),
+        jnp.any(params.top_k > 0),
+        lambda: top_k_threshold(keys, params.top_k),
         lambda: jnp.full(x.shape[:1], _LOWEST, jnp.int32),
     )
     least = lax.cond(
-        jnp.any(wanted.top_p < 1),
-        lambda: top_p_threshold(x, keys, least, wanted.top_p),
+        jnp.any(params.top_p < 1),
+        lambda: top_p_threshold(x, keys, least, params.top_p),
         lambda: least,
     )
-    noise = gumbel(wanted.seed, position, x.shape[1])
+    noise = gumbel(params.seed, position, x.shape[1])
     return first_argmax(jnp.where(keys >= least[:, None], x + noise, -jnp.inf))
 
 
@@ -197,10 +186,10 @@ def gumbel(seed, position, V):
 
 def threefry2x32(k0, k1, x0, x1):
     """First word of Threefry-2x32 with 20 rounds (Random123), uint32."""
-    keys = (k0, k1, k0 ^ k1 ^ jnp.uint32(_PARITY))
+    keys = (k0, k1, k0 ^ k1 ^ jnp.uint32(PARITY))
     x0, x1 = x0 + k0, x1 + k1
     for group in range(5):
-        for turn in _ROTATIONS[group % 2]:
+        for turn in ROTATIONS[group % 2]:
             x0 = x0 + x1
             x1 = ((x1 << turn) | (x1 >> (32 - turn))) ^ x0
         last = jnp.uint32(group + 1)

@@ -1,7 +1,7 @@
 """Choosing tokens inside the TensorFlow graph, for all rows at once.
 
 The order of the steps, and what they mean, is that of the numpy reference,
-``runtime/sampling.py``. Reads side by side with ``sampling_jax.py``. Nothing is
+``generation/sampling.py``. Reads side by side with ``flax/sampling.py``. Nothing is
 sorted: thresholds come from a binary search over the bits of float32.
 
     B rows   V vocabulary
@@ -11,25 +11,14 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import Any, NamedTuple
 
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
 
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-_PARITY = 0x1BD11BDA
+from ..generation.sampling import PARITY, ROTATIONS, SamplingParams
+
 _LOWEST = -(2**31)
 _PARTS = 8  # of a row, that are added to one another
-
-
-class Wanted(NamedTuple):
-    """How each row's tokens are chosen; the contract's inputs, [B] (``seed`` [B,2])."""
-
-    seed: Any
-    temperature: Any
-    top_k: Any
-    top_p: Any
-    repetition_penalty: Any
 
 
 def total(measure, *of, compiled: bool):
@@ -50,22 +39,22 @@ def total(measure, *of, compiled: bool):
     return tf.reduce_sum(tf.concat([sums, measured(_PARTS * size)], axis=1), axis=1)
 
 
-def choose(logits, wanted: Wanted, position, seen, *, compiled: bool):
+def choose(logits, params: SamplingParams, position, seen, *, compiled: bool):
     """Tokens [B] int32 and their log-probabilities [B] from raw ``logits`` [B,V].
 
     ``position`` [B] is the new tokens' slot; ``seen`` [B,V] boolean are the ids that
     the repetition penalty looks at. ``compiled`` says that XLA compiles it.
     """
     x = tf.cond(
-        tf.reduce_any(wanted.repetition_penalty != 1),
-        lambda: penalize(logits, wanted.repetition_penalty[:, None], seen),
+        tf.reduce_any(params.repetition_penalty != 1),
+        lambda: penalize(logits, params.repetition_penalty[:, None], seen),
         lambda: logits,
     )
     best = first_argmax(x)
     token = tf.cond(
-        tf.reduce_any(wanted.temperature != 0),
+        tf.reduce_any(params.temperature != 0),
         lambda: tf.where(
-            wanted.temperature == 0, best, draw(x, wanted, position, compiled)
+            params.temperature == 0, best, draw(x, params, position, compiled)
         ),
         lambda: best,
     )
@@ -94,22 +83,22 @@ def first_argmax(x):
     return tf.minimum(index, V - 1)  # of NaNs none is the largest
 
 
-def draw(x, wanted: Wanted, position, compiled: bool):
+def draw(x, params: SamplingParams, position, compiled: bool):
     """One token of each row [B], as if its temperature were not 0."""
-    x = x / tf.where(wanted.temperature == 0, 1.0, wanted.temperature)[:, None]
+    x = x / tf.where(params.temperature == 0, 1.0, params.temperature)[:, None]
     keys = ordered_bits(x)
     lowest = tf.fill([tf.shape(x)[0]], tf.constant(_LOWEST))
     least = tf.cond(
-        tf.reduce_any(wanted.top_k > 0),
-        lambda: top_k_threshold(keys, wanted.top_k, compiled),
+        tf.reduce_any(params.top_k > 0),
+        lambda: top_k_threshold(keys, params.top_k, compiled),
         lambda: lowest,
     )
     least = tf.cond(
-        tf.reduce_any(wanted.top_p < 1),
-        lambda: top_p_threshold(x, keys, least, wanted.top_p, compiled),
+        tf.reduce_any(params.top_p < 1),
+        lambda: top_p_threshold(x, keys, least, params.top_p, compiled),
         lambda: least,
     )
-    noise = gumbel(wanted.seed, position, tf.shape(x)[1], compiled)
+    noise = gumbel(params.seed, position, tf.shape(x)[1], compiled)
     return first_argmax(tf.where(keys >= least[:, None], x + noise, x.dtype.min))
 
 
@@ -202,10 +191,10 @@ def gumbel(seed, position, V, compiled: bool):
 
 def threefry2x32(k0, k1, x0, x1, compiled: bool):
     """First word of Threefry-2x32 with 20 rounds (Random123), uint32."""
-    keys = (k0, k1, k0 ^ k1 ^ tf.constant(_PARITY, tf.uint32))
+    keys = (k0, k1, k0 ^ k1 ^ tf.constant(PARITY, tf.uint32))
     x0, x1 = x0 + k0, x1 + k1
     for group in range(5):
-        for turn in _ROTATIONS[group % 2]:
+        for turn in ROTATIONS[group % 2]:
             x0 = x0 + x1
             left = tf.bitwise.left_shift(x1, tf.constant(turn, tf.uint32))
             right = tf.bitwise.right_shift(x1, tf.constant(32 - turn, tf.uint32))
