@@ -9,6 +9,15 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Fixed examples, so that a run passes or fails like the one before it.
+settings.register_profile(
+    "fixed", derandomize=True, database=None, deadline=None, max_examples=150
+)
+# `make explore`: new examples each time; failures are kept and tried again first.
+settings.register_profile("explore", deadline=None, max_examples=3000)
+settings.load_profile("fixed")
 
 DATA = Path(__file__).parent / "data"
 SHARED_FOLDER = "OPTSERVE_TESTS_FOLDER"

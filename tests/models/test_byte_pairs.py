@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from optserve.models.byte_pairs import BytePairs, OtherPipeline, word_pattern
 from optserve.models.tokenizer import Tokenizer, TokenizerError
@@ -40,13 +40,11 @@ def package_ids(text: str, document: dict[str, Any] | None = None) -> list[int]:
 
 
 @given(TEXT)
-@settings(deadline=None, max_examples=600)
 def test_any_text_has_the_ids_of_the_package(text):
     assert OURS.encode(text, add_special_tokens=True) == package_ids(text)
 
 
 @given(TEXT)
-@settings(deadline=None, max_examples=200)
 def test_words_are_cut_where_the_package_cuts(text):
     spans = [span for _, span in SPLITTER.pre_tokenize_str(text)]
     assert [m.span() for m in word_pattern().finditer(text)] == spans
@@ -93,7 +91,6 @@ def small(**changes: Any) -> dict[str, Any]:
 
 
 @given(st.lists(st.sampled_from([*"abcd é", "</s>"]), max_size=30).map("".join))
-@settings(deadline=None, max_examples=200)
 def test_competing_merges_and_missing_bytes_are_treated_alike(text):
     document = small()
     ids = BytePairs(document).encode(text, add_special_tokens=True)
@@ -106,7 +103,6 @@ def added(i: int, content: str, **flags: bool) -> dict[str, Any]:
 
 
 @given(st.lists(st.sampled_from(["<x", "<xy>", ">", "a", " "]), max_size=12))
-@settings(deadline=None, max_examples=100)
 def test_the_longest_added_token_is_taken(parts):
     document = small()
     document["added_tokens"] += [added(15, "<x"), added(16, "<xy>", special=True)]
@@ -187,7 +183,6 @@ PLACES = [
 
 
 @given(st.sampled_from(PLACES), JSON)
-@settings(deadline=None, max_examples=300)
 def test_a_damaged_document_is_refused_or_works(path, value):
     document = small()
     _set(*path, value)(document)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from optserve.models.tokenizer import Detokenizer, Tokenizer, TokenizerError
 
@@ -60,14 +60,12 @@ def test_tokenizer_json_is_preferred_and_gets_the_end_token(tmp_path: Path):
 
 
 @given(st.text(max_size=60))
-@settings(deadline=None, max_examples=150)
 def test_any_text_survives_the_round_trip(text):
     ids = SHARED.encode(text)
     assert SHARED.decode(ids[1:], skip_special_tokens=False) == text
 
 
 @given(st.lists(st.integers(0, 50271), max_size=60), st.booleans())
-@settings(deadline=None, max_examples=150)
 def test_pieces_join_to_the_whole_and_never_hold_half_a_character(ids, skip):
     detokenizer = Detokenizer(SHARED, skip_special_tokens=skip)
     pieces = [detokenizer.add([i]) for i in ids] + [detokenizer.finish()]
@@ -75,7 +73,6 @@ def test_pieces_join_to_the_whole_and_never_hold_half_a_character(ids, skip):
 
 
 @given(st.text(max_size=40))
-@settings(deadline=None, max_examples=100)
 def test_streaming_real_text_shows_no_replacement_character(text):
     text = text.replace("\ufffd", "")
     detokenizer = Detokenizer(SHARED)

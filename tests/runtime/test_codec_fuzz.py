@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from optserve.runtime import codec
@@ -41,7 +41,6 @@ DTYPES = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     DTYPES.flatmap(lambda d: hnp.arrays(d, hnp.array_shapes(min_dims=0, min_side=0))),
     st.text(max_size=8),
@@ -60,7 +59,6 @@ def test_any_array_round_trips(array: np.ndarray, name: str, raw: bool) -> None:
         assert got.tobytes() == array.tobytes()
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.lists(st.binary(max_size=300)), st.booleans())
 def test_any_strings_round_trip(values: list[bytes], raw: bool) -> None:
     array = np.empty(len(values), object)
@@ -71,7 +69,6 @@ def test_any_strings_round_trip(values: list[bytes], raw: bool) -> None:
     assert codec.decode_predict_response(data).outputs["s"].tolist() == values
 
 
-@settings(max_examples=150, deadline=None)
 @given(hnp.arrays(np.uint64, hnp.array_shapes(max_dims=1, min_side=0, max_side=50)))
 def test_varints_round_trip(values: np.ndarray) -> None:
     np.testing.assert_array_equal(decode_varints(encode_varints(values)), values)
@@ -158,7 +155,6 @@ def test_memory_on_mutated_recordings() -> None:
     assert peak < 1 << 20
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200))
 def test_random_bytes(data: bytes) -> None:
     for decode in DECODERS:
