@@ -9,12 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from optserve.runtime.model_dir import version_folders
 from rich.console import Console
 
-from ..bench import report
-from ..bench.peers import ENGINES as PEERS
-from ..bench.peers import SMOLLM_PARAMETERS
-from ..bench.run import (
+from . import report
+from .measure import (
     Case,
     Engine,
     Figure,
@@ -23,7 +22,8 @@ from ..bench.run import (
     our_engine,
     peer_engines,
 )
-from ..model_dir import version_folders
+from .peers import ENGINES as PEERS
+from .peers import SMOLLM_PARAMETERS
 
 # Sizes to compile for; fewer than by default, so that a server is ready soon.
 SIZES = "--batch-sizes 1,8 --cache-buckets 128,192,256,1024"

@@ -246,6 +246,6 @@ def peer_engines(
 
 def our_engine(name: str, mode: str, target: str, threads: int) -> Engine:
     """One of our engines on an existing target (address, folder or file)."""
-    module = "optserve.runtime.bench.workers"
-    command = [sys.executable, "-m", module, mode, target, str(threads)]
+    script = str(Path(__file__).with_name("workers.py"))
+    command = [sys.executable, script, mode, target, str(threads)]
     return Engine(name, command, ours=True)

@@ -7,7 +7,7 @@ import os
 import platform
 from pathlib import Path
 
-from .run import Case, Figure
+from .measure import Case, Figure
 
 OURS, PEER = "#c2410c", "#94a3b8"  # bar colours
 

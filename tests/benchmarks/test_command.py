@@ -5,8 +5,9 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 import pytest
-from optserve.runtime.bench.peers import ENGINES
-from optserve.runtime.commands import bench
+
+from . import command as bench
+from .peers import ENGINES
 
 
 @pytest.fixture

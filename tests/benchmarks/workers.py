@@ -1,6 +1,6 @@
 """Our engines of the benchmark, each in a process of its own.
 
-    python -m optserve.runtime.bench.workers MODE TARGET THREADS
+    python workers.py MODE TARGET THREADS
 
 ``MODE`` is ``grpc`` (TARGET: an address, cache explicit in every call), ``inprocess``
 (TARGET: an export's folder) or ``litert`` (TARGET: a ``.tflite`` file). Speaks the
@@ -16,9 +16,9 @@ import sys
 import time
 from typing import Any
 
-from ..client import Client
-from ..memory import keep_freed_memory
-from .peers import prompts_of
+from optserve.runtime import Client
+from optserve.runtime.memory import keep_freed_memory
+from peers import prompts_of
 
 
 def main() -> None:
