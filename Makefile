@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 OUT := demo-out
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-slow test-reference test-full-size lint format bench bench-edge clean
+.PHONY: demo test explore docs test-slow test-reference test-full-size lint format bench bench-edge clean
 
 # Rebuilt whenever the requirements change.
 $(VENV)/ready: pyproject.toml tests/constraints.txt
@@ -25,11 +25,18 @@ demo: $(VENV)/ready
 	@echo "Next:  $(BIN)/optserve serve $(OUT) --port 8500 --name opt      (one terminal)"
 	@echo "       $(BIN)/optserve generate --target 127.0.0.1:8500 'JULIET:' (another)"
 
-test: $(VENV)/ready
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile \
 	    -m "not slow and not reference and not full_size"
+
+# The property tests on examples of their own each time, and many more of them.
+explore: $(VENV)/ready
+	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile explore
+
+# The reference of the public modules as pages, made of their docstrings.
+docs: $(VENV)/ready
+	$(BIN)/pdoc --docformat google --output-directory build/docs \
+	    optserve.models optserve.export optserve.runtime
 
 test-slow: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow
@@ -78,7 +85,7 @@ bench-edge: $(VENV)/ready
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
