@@ -21,6 +21,8 @@ from .results import Counters, Generation, Piece, Score
 from .sampling import Sampling
 from .transports.connection import Ejection, Keepalive, Limits, Retry, Tls
 
+__version__ = "0.2.0.dev0"
+
 __all__ = [
     "AsyncClient",
     "AsyncConversation",
