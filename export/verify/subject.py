@@ -38,7 +38,7 @@ class ExportedModel:
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        from ...runtime.server.options import SessionOptions
+        from ...runtime.server.settings import SessionOptions
         from ...runtime.server.servable import Servable
 
         # A server's way to load is the one to try, and takes less memory.

@@ -22,7 +22,7 @@ from ..client import Client
 from ..errors import InvalidRequest
 from ..options import Options
 from ..results import Generation
-from .options import opened_client
+from .arguments import opened_client
 
 _LONGEST_LINE = 64 << 20
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from ..conversation import Conversation
 from ..errors import InvalidRequest, PromptTooLong
-from .options import (
+from .arguments import (
     add_connection,
     add_generation,
     generation_keywords,

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 
 from ..contract import Manifest, signature
-from .options import add_connection, opened_client
+from .arguments import add_connection, opened_client
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -12,8 +12,7 @@ from ..client import Client
 from ..errors import InvalidRequest
 from ..options import Options
 from ..results import Generation
-from .batch import run_batch
-from .options import (
+from .arguments import (
     add_connection,
     add_generation,
     beams_of,
@@ -21,6 +20,7 @@ from .options import (
     opened_client,
     utf8,
 )
+from .batch import run_batch
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -169,12 +169,12 @@ def _from_files(args: argparse.Namespace) -> dict[str, Any]:
     from ...models.quiet import import_tensorflow
 
     import_tensorflow()  # the official messages' package imports it
-    from ..server import config
+    from ..server import config_files
 
     readers = {
-        "models": config.read_models_file,
-        "batching": config.read_batching_file,
-        "tls": config.read_tls_file,
+        "models": config_files.read_models_file,
+        "batching": config_files.read_batching_file,
+        "tls": config_files.read_tls_file,
     }
     return {
         name: read(file)

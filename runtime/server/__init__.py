@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .options import (
+from .settings import (
     BatchingParameters,
     ModelOptions,
     SessionOptions,

@@ -11,7 +11,7 @@ import stat
 import grpc
 
 from ..errors import OptserveError
-from .options import TlsOptions
+from .settings import TlsOptions
 
 _MAX_SOCKET_PATH = 107  # sun_path of Linux, without the final zero
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 import grpc
 import numpy as np
 
-from .merging import batch_rows, merge, split
-from .options import BatchingParameters
+from .batch_tensors import batch_rows, merge, split
 from .servable import Servable, Signature
-from .status import ServingError, internal, invalid_argument
+from .serving_error import ServingError, internal, invalid_argument
+from .settings import BatchingParameters
 
 Key = tuple[int, str, tuple[str, ...]]
 

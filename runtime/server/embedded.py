@@ -15,16 +15,16 @@ from .address import Address
 from .batching import Batcher
 from .loading import load
 from .manager import ModelManager
-from .options import (
+from .predict import run_directly
+from .servable import Servable
+from .services import Services
+from .settings import (
     BatchingParameters,
     ModelOptions,
     SessionOptions,
     TlsOptions,
     VersionPolicy,
 )
-from .predict import run_directly
-from .servable import Servable
-from .services import Services
 
 _CALL_THREADS = 64
 

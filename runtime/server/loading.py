@@ -15,10 +15,10 @@ from ..codec.predict import decode_predict_request
 from ..contract import Manifest
 from ..errors import MalformedMessage
 from ..memory import on_huge_pages
-from .options import SessionOptions
 from .predict import Runner, predict
 from .servable import Servable
-from .status import ServingError, failed_precondition, invalid_argument
+from .serving_error import ServingError, failed_precondition, invalid_argument
+from .settings import SessionOptions
 
 log = logging.getLogger("optserve.server")
 

@@ -13,16 +13,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from .options import ModelOptions
+from .model_version import State, Version, fingerprint, folders
 from .servable import Servable
-from .status import (
+from .serving_error import (
     ServingError,
     failed_precondition,
     internal,
     invalid_argument,
     not_found,
 )
-from .versions import State, Version, fingerprint, folders
+from .settings import ModelOptions
 
 log = logging.getLogger("optserve.server")
 

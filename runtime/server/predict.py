@@ -9,7 +9,7 @@ import numpy as np
 from ..codec.predict import PredictRequest
 from ..codec.wire import MESSAGE_LIMIT
 from .servable import Servable, Signature
-from .status import failed_precondition, internal, invalid_argument
+from .serving_error import failed_precondition, internal, invalid_argument
 
 DEFAULT_SIGNATURE = "serving_default"
 Runner = Callable[

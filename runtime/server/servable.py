@@ -16,10 +16,10 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, rewriter_config_pb2
 
-from .feeding import BUFFERS
-from .options import SessionOptions
-from .status import ServingError, from_tensorflow, internal, invalid_argument
-from .xla import xla_signatures
+from .aligned_buffers import BUFFERS
+from .serving_error import ServingError, from_tensorflow, internal, invalid_argument
+from .settings import SessionOptions
+from .xla_signatures import xla_signatures
 
 _TYPE_NAMES = {"float32": "float", "float64": "double", "float16": "half"}
 

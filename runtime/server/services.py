@@ -23,11 +23,11 @@ from ..codec.predict import (
     encode_predict_response,
 )
 from ..errors import InvalidRequest, MalformedMessage
-from .config import models_from_config
+from .config_files import models_from_config
 from .manager import ModelManager
+from .model_version import Version
 from .predict import Runner, predict
-from .status import ServingError, internal, invalid_argument, not_found
-from .versions import Version
+from .serving_error import ServingError, internal, invalid_argument, not_found
 
 SIGNATURE_DEF = "signature_def"
 

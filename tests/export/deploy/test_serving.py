@@ -140,11 +140,11 @@ def test_the_tls_script_makes_an_ssl_config(tmp_path, tls):
 
 
 def test_the_embedded_server_reads_the_same_files(tmp_path, options, made_of):
-    config = pytest.importorskip("optserve.runtime.server.config")
+    config_files = pytest.importorskip("optserve.runtime.server.config_files")
     write_deployment(made_of, tmp_path, options)
-    models = config.read_models_file(str(tmp_path / serving.MODELS_CONFIG))
+    models = config_files.read_models_file(str(tmp_path / serving.MODELS_CONFIG))
     assert models[options.name].policy.versions == options.versions
     assert models[options.name].labels["stable"] == options.stable
     batching = tmp_path / serving.BATCHING_FILE
     if batching.exists():
-        assert config.read_batching_file(str(batching)).pad_variable_length_inputs
+        assert config_files.read_batching_file(str(batching)).pad_variable_length_inputs

@@ -8,7 +8,7 @@ import grpc
 import pytest
 from optserve.runtime.errors import OptserveError
 from optserve.runtime.server import EmbeddedServer
-from optserve.runtime.server.config import (
+from optserve.runtime.server.config_files import (
     read_batching_file,
     read_models_file,
     read_tls_file,

@@ -12,7 +12,7 @@ import pytest
 from optserve.runtime.server import BatchingParameters, SessionOptions
 from optserve.runtime.server.batching import Batcher
 from optserve.runtime.server.servable import Servable
-from optserve.runtime.server.status import ServingError
+from optserve.runtime.server.serving_error import ServingError
 
 from . import toy_models
 from .calls import refused, serving
@@ -141,7 +141,7 @@ def test_inner_axes_are_padded_with_the_first_element(servable):
 
 
 def test_many_axes_and_strings():
-    from optserve.runtime.server.merging import merge
+    from optserve.runtime.server.batch_tensors import merge
 
     signature = SimpleNamespace(inputs={"x": ("x:0", None), "s": ("s:0", None)})
     rng = np.random.default_rng(0)

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .feeding import BUFFERS
+from .aligned_buffers import BUFFERS
 from .servable import Signature
-from .status import failed_precondition, invalid_argument
+from .serving_error import failed_precondition, invalid_argument
 
 
 def batch_rows(signature: Signature, inputs: Mapping[str, np.ndarray]) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from optserve.runtime.server import SessionOptions
-from optserve.runtime.server.feeding import AlignedBuffers
+from optserve.runtime.server.aligned_buffers import AlignedBuffers
 from optserve.runtime.server.servable import Servable
 
 from . import toy_models

@@ -20,8 +20,8 @@ from google.protobuf import (
 )
 from tensorflow_serving.config import model_server_config_pb2
 
-from .options import BatchingParameters, ModelOptions, TlsOptions, VersionPolicy
-from .status import invalid_argument
+from .serving_error import invalid_argument
+from .settings import BatchingParameters, ModelOptions, TlsOptions, VersionPolicy
 
 _PACKAGE = "optserve.config"
 _WRAPPED = (

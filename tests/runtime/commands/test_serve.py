@@ -12,7 +12,7 @@ import pytest
 from optserve.runtime.cli import main
 from optserve.runtime.server.manager import ModelManager
 
-from .calls import Caller
+from tests.runtime.server.calls import Caller
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from optserve.runtime.errors import OptserveError
 from optserve.runtime.server import EmbeddedServer, ModelOptions, VersionPolicy
-from optserve.runtime.server.versions import State, Version
+from optserve.runtime.server.model_version import State, Version
 from tensorflow_serving.apis import model_management_pb2
 
 from . import toy_models

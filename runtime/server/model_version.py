@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .servable import Servable
-from .status import ServingError
+from .serving_error import ServingError
 
 
 class State(enum.IntEnum):
