@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models.config import PRESETS, OPTConfig
-from ..runtime.contract import signature
+from ..runtime.contract import MESSAGE_LIMIT, signature
 from .errors import ExportError
 from .sizes import (
     GIB,
@@ -24,7 +24,6 @@ from .sizes import (
 )
 from .verify.plan import MOST_CACHE
 
-MESSAGE_LIMIT = 2**31 - 1
 TOOLS_BYTES = int(0.9 * GIB)
 """What TensorFlow and JAX take by themselves."""
 GRAPH_BYTES = int(0.032 * GIB)

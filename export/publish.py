@@ -1,4 +1,4 @@
-"""The base folder of a model: numbered versions, and how one appears whole.
+"""How a version appears whole in a model's base folder, or not at all.
 
     OUT/1/  OUT/2/ …          versions, complete and never changed again
     OUT/.staging-XXXXXXXX/    an export at work; servers only look at numbers
@@ -15,94 +15,52 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..runtime.contract import Manifest
+from ..runtime.model_dir import (
+    MANIFEST_PATH,
+    VERSION_LIMIT,
+    folder_digests,
+    version_folders,
+)
 from .errors import ExportError
 
-MANIFEST_PATH = "assets.extra/optserve_manifest.json"
-
-_VERSION = re.compile(r"[0-9]{1,18}")
 _STAGING = ".staging-"
-_MANIFEST_LIMIT = 16 * 1024**2
 
 
-class LayoutError(ExportError):
-    """A base folder that is not what the command needs."""
+@dataclass
+class StagedVersion:
+    """A version in the making.
 
-
-def versions(out: str | Path) -> list[int]:
-    """The versions in a base folder, ascending; none if there is no such folder."""
-    out = Path(out)
-    if not out.is_dir():
-        return []
-    # A server reads "007" as 7, but every path here is made of the number.
-    return sorted(
-        int(entry.name)
-        for entry in out.iterdir()
-        if _VERSION.fullmatch(entry.name)
-        and entry.name == str(int(entry.name))
-        and entry.is_dir()
-    )
-
-
-def newest_version(out: str | Path) -> int:
-    """The highest version in a base folder.
-
-    Raises:
-        LayoutError: there is none.
+    ``folder`` is where to write until the block of :func:`staging` ends; ``path`` is
+    where it was published, known after that.
     """
-    found = versions(out)
-    if not found:
-        raise LayoutError(
-            f"{out} holds no numbered version: expected a base folder that "
-            "`optserve export` wrote"
-        )
-    return found[-1]
 
+    folder: Path
+    path: Path | None = None
 
-def version_folder(path: str | Path) -> Path:
-    """The version that ``path`` means: itself, or the newest one in it.
+    @property
+    def published(self) -> Path:
+        """The version's folder in the base folder.
 
-    Raises:
-        LayoutError: it is neither a version's folder nor a base folder.
-    """
-    path = Path(path)
-    if (path / "saved_model.pb").is_file() or (path / MANIFEST_PATH).is_file():
-        return path
-    return path / str(newest_version(path))
-
-
-def read_manifest(folder: str | Path) -> Manifest:
-    """The manifest of a version's folder.
-
-    Raises:
-        LayoutError: there is none, or it is not one.
-    """
-    path = Path(folder) / MANIFEST_PATH
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MANIFEST_LIMIT + 1)
-    except OSError as error:
-        raise LayoutError(
-            f"{folder} is not an export of this package: {path.name} cannot be read "
-            f"({error.strerror})"
-        ) from None
-    if len(data) > _MANIFEST_LIMIT:
-        raise LayoutError(f"{path} is larger than any manifest ({_MANIFEST_LIMIT} B)")
-    try:
-        return Manifest.from_json(data)
-    except ValueError as error:
-        raise LayoutError(f"{path}: {error}") from None
+        Raises:
+            RuntimeError: it has not been published yet.
+        """
+        if self.path is None:
+            raise RuntimeError(f"{self.folder} has not been published")
+        return self.path
 
 
 @contextmanager
-def staging(out: str | Path, version: int | None = None) -> Iterator[Path]:
+def staging(
+    out: str | os.PathLike[str], version: int | None = None
+) -> Iterator[StagedVersion]:
     """A folder to write a version in; it becomes ``OUT/VERSION`` if all goes well.
 
     Left-overs of exports that were killed are removed first. When the block raises,
@@ -113,19 +71,20 @@ def staging(out: str | Path, version: int | None = None) -> Iterator[Path]:
         version: its number; the next free one if None.
 
     Raises:
-        LayoutError: the version exists.
+        ExportError: the version exists, or is not a number that a server reads.
     """
     out = Path(out)
-    refuse_existing(out, version)
+    check_version(out, version)
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
         _remove_leftovers(out)
         folder = Path(tempfile.mkdtemp(prefix=_STAGING, dir=out))
         lock = _lock(folder)
+    staged = StagedVersion(folder)
     try:
-        yield folder
+        yield staged
         with _locked(out):
-            _publish(folder, out, version)
+            staged.path = _publish(folder, out, version)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -134,30 +93,55 @@ def staging(out: str | Path, version: int | None = None) -> Iterator[Path]:
             os.close(lock)
 
 
-def refuse_existing(out: str | Path, version: int | None) -> None:
-    """Raise LayoutError if ``OUT/VERSION`` exists."""
-    if version is not None and (Path(out) / str(version)).exists():
-        raise LayoutError(
-            f"{Path(out) / str(version)} exists, and a version is never overwritten: "
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest with the digests of all other files, which must be there."""
+    path = folder / MANIFEST_PATH
+    path.parent.mkdir(exist_ok=True)
+    listed = replace(manifest, files=folder_digests(folder))
+    path.write_text(listed.to_json(), encoding="utf-8")
+
+
+def check_version(out: str | os.PathLike[str], version: int | None) -> None:
+    """Refuse a version that exists, or that no server could read.
+
+    Raises:
+        ExportError: it does.
+    """
+    if version is None:
+        return
+    if not 1 <= version <= VERSION_LIMIT:
+        raise ExportError(
+            f"--version should be from 1 to {VERSION_LIMIT} (an int64, as servers read "
+            f"it), got {version}"
+        )
+    existing = version_folders(out).get(version, Path(out) / str(version))
+    if existing.exists() or existing.is_symlink():
+        raise ExportError(
+            f"{existing} exists, and a version is never overwritten: "
             "choose another with --version, or remove it first"
         )
 
 
-def folder_of(out: str | Path, inode: int) -> Path:
-    """The version that a staging folder of this inode has become."""
-    return next(path for path in Path(out).iterdir() if path.stat().st_ino == inode)
+def next_version(out: str | os.PathLike[str]) -> int:
+    """The number that the next version gets.
+
+    Raises:
+        ExportError: the highest number is taken.
+    """
+    newest = max(version_folders(out), default=0)
+    if newest == VERSION_LIMIT:
+        raise ExportError(
+            f"{out} holds version {VERSION_LIMIT}, the highest that servers read: "
+            "choose a lower one with --version"
+        )
+    return newest + 1
 
 
-def next_version(out: str | Path) -> int:
-    """One more than the highest version, 1 in an empty folder."""
-    return max(versions(out), default=0) + 1
-
-
-def _publish(folder: Path, out: Path, version: int | None) -> None:
+def _publish(folder: Path, out: Path, version: int | None) -> Path:
     number = next_version(out) if version is None else version
-    refuse_existing(out, number)
+    check_version(out, number)
     folder.chmod(0o777 & ~_umask())  # mkdtemp's 0700 would shut the server out
-    folder.rename(out / str(number))
+    return folder.rename(out / str(number))
 
 
 def _remove_leftovers(out: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ...runtime.model_dir import newest_version, read_manifest, version_folder
 from ..deploy import FOLDER, DeployOptions, write_deployment
 from ..deploy.options import SERVER_IMAGE, TLS_MODES
-from ..publish import newest_version, read_manifest
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the files. Returns 0."""
     stable = newest_version(args.out) if args.stable is None else args.stable
-    manifest = read_manifest(args.out / str(stable))
+    manifest = read_manifest(version_folder(args.out, stable))
     options = DeployOptions(
         name=args.name,
         stable=stable,
@@ -64,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
         tls=args.tls,
     )
     for version in options.versions:
-        read_manifest(args.out / str(version))  # refuses versions that are not there
+        read_manifest(
+            version_folder(args.out, version)
+        )  # refuses versions that are not there
     directory = args.dir or args.out / FOLDER
     for path in write_deployment(manifest, directory, options):
         print(path)

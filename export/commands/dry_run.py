@@ -16,7 +16,7 @@ from ..estimate import (
     estimate_tflite,
     read_config,
 )
-from ..publish import next_version, refuse_existing
+from ..publish import check_version, next_version
 from ..savedmodel.exporter import SIGNATURES, checked
 from ..tflite.exporter import chosen_sizes
 
@@ -38,7 +38,7 @@ def dry_run(args: argparse.Namespace, edge: Mapping[str, Any]) -> int:
 
     ``edge`` are a TFLite export's own options.
     """
-    refuse_existing(args.out, args.version)
+    check_version(args.out, args.version)
     config = read_config(args.checkpoint)
     if args.target == "tflite":
         sizes = edge.get("prompt_buckets"), edge.get("cache_size")

@@ -16,10 +16,10 @@ from typing import Any
 
 from ...models.checkpoints import resolve
 from ...runtime.contract import CACHE_DTYPES, WEIGHT_DTYPES
+from ...runtime.model_dir import manifest_digest, read_manifest
 from ..deploy import FOLDER, DeployOptions, write_deployment
-from ..digest import export_digest
 from ..errors import ExportError
-from ..publish import folder_of, read_manifest, refuse_existing, staging
+from ..publish import check_version, staging
 from ..subprocesses import peak_memory, run_apart, why
 from ..verify.edge import require_litert
 from ..verify.process import verify_in_fresh_process
@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
     result = {
         "path": str(path),
         "bytes": size,
-        "digest": export_digest(manifest),
+        "digest": manifest_digest(manifest),
         "checkpoint_digest": manifest.checkpoint_digest,
         "seconds": clock.seconds(),
         "phases": made["phases"],
@@ -198,13 +198,13 @@ def _write(args: argparse.Namespace, clock: _Clock) -> dict[str, Any]:
 def _write_verified(args: argparse.Namespace, clock: _Clock) -> dict[str, Any]:
     """Export and verify, each in a process of its own, so that one of them at a time
     is in memory. The report's part on it."""
-    refuse_existing(args.out, args.version)
+    check_version(args.out, args.version)
     if args.target == "tflite":
         edge_options(args)
         require_litert()
     source = resolve(args.checkpoint, revision=args.revision)
-    with staging(args.out, args.version) as folder:
-        inode = folder.stat().st_ino
+    with staging(args.out, args.version) as staged:
+        folder = staged.folder
         base = folder / "base"  # inside, since `folder` is locked against removal
         ended = run_apart(*_unverified(args, source, base))
         if ended.returncode == 1:
@@ -219,7 +219,7 @@ def _write_verified(args: argparse.Namespace, clock: _Clock) -> dict[str, Any]:
         base.rmdir()
         clock("verifying every signature in a process of its own")
         report = verify_in_fresh_process(folder, source)
-    path = folder_of(args.out, inode)
+    path = staged.published
     report["export"] = path.name  # it had no number yet
     return {
         "path": str(path),

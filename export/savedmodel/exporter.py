@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import replace
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,8 @@ from ...runtime.contract import (
     Manifest,
     generate_name,
 )
-from ..digest import folder_digests
 from ..errors import ExportError
-from ..publish import MANIFEST_PATH, folder_of, refuse_existing, staging
+from ..publish import check_version, staging, write_manifest
 from ..weights import packed_weights, weights_digest
 from .buckets import Sizes, chosen_sizes
 from .reproducible import settle_fingerprint, without_locations
@@ -83,15 +81,15 @@ def export_savedmodel(
         The version's folder. It appears whole or not at all.
 
     Raises:
-        ExportError: options that exclude each other, or an unusable checkpoint.
-        LayoutError: the version exists.
+        ExportError: options that exclude each other, an unusable checkpoint, or a
+            version that exists.
     """
     compiler = checked(framework, compiler, weights, cache)
     if list(generate) != sorted(set(generate)) or min(generate, default=1) < 1:
         raise ExportError(
             f"--generate should be ascending numbers from 1 on, got {list(generate)}"
         )
-    refuse_existing(Path(out), version)
+    check_version(out, version)
     source = resolve(checkpoint, revision=revision)
     config = OPTConfig.from_pretrained(source)
     stored = open_weights(source)
@@ -141,17 +139,21 @@ def export_savedmodel(
         tool_versions=tool_versions(framework),
     )
     texts["describe"] = manifest.to_json()
-    with staging(Path(out), version) as folder:
-        identity = folder.stat().st_ino
+    with staging(out, version) as staged:
         _write(
-            folder, config, packed, layout, manifest, texts, sizes, portable, progress
+            staged.folder,
+            config,
+            packed,
+            layout,
+            manifest,
+            texts,
+            sizes,
+            portable,
+            progress,
         )
         progress("writing the manifest")
-        path = folder / MANIFEST_PATH
-        path.parent.mkdir(exist_ok=True)
-        manifest = replace(manifest, files=folder_digests(folder))
-        path.write_text(manifest.to_json(), encoding="utf-8")
-    return folder_of(Path(out), identity)
+        write_manifest(staged.folder, manifest)
+    return staged.published
 
 
 def _write(

@@ -12,13 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ...runtime.codec.wire import block
 from ...runtime.contract import Manifest, generate_name, signature
+from ...runtime.model_dir import WARMUP_PATH, WARMUP_RECORDS_LIMIT
 from ..errors import ExportError
 from .buckets import Sizes
-
-WARMUP_PATH = "assets.extra/tf_serving_warmup_requests"
-MOST_RECORDS = 1000
-"""A server refuses a file with more."""
 
 _MOST_TOKENS = 4096  # of a prefill
 _MOST_BYTES = 1 << 30  # of a cache
@@ -39,10 +37,10 @@ def write_warmup(folder: Path, manifest: Manifest, fed: Sizes, loop: Sizes) -> i
     import tensorflow as tf
 
     calls = list(warmup_calls(manifest, fed, loop))
-    if len(calls) > MOST_RECORDS:
+    if len(calls) > WARMUP_RECORDS_LIMIT:
         raise ExportError(
             f"the sizes asked for make {len(calls)} warm-up requests and a server "
-            f"replays {MOST_RECORDS}: choose fewer of --prompt-buckets, "
+            f"replays {WARMUP_RECORDS_LIMIT}: choose fewer of --prompt-buckets, "
             "--cache-buckets or --batch-sizes"
         )
     path = folder / WARMUP_PATH
@@ -92,8 +90,8 @@ def _fewest(sizes: Sequence[int]) -> list[int]:
 def _prediction_log(manifest: Manifest, name: str, dims: Dims) -> bytes:
     import tensorflow as tf
 
-    model = _field(1, b"opt") + _field(3, name.encode())
-    request = _field(1, model)
+    model = block(1, b"opt") + block(3, name.encode())
+    request = block(1, model)
     for spec in signature(name, manifest.cache_layout).inputs:
         # Everything is 0 but what makes a row do something.
         one = spec.name in ("input_length", "max_new_tokens", "attention_mask")
@@ -102,19 +100,6 @@ def _prediction_log(manifest: Manifest, name: str, dims: Dims) -> bytes:
         ]
         tensor = tf.make_tensor_proto(int(one), spec.dtype, shape)
         value = tensor.SerializeToString(deterministic=True)
-        entry = _field(1, spec.name.encode()) + _field(2, value)
-        request += _field(2, entry)
-    return _field(6, _field(1, request))
-
-
-def _field(number: int, content: bytes) -> bytes:
-    """A length-delimited field of a protobuf message."""
-    return bytes([number << 3 | 2]) + _varint(len(content)) + content
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
+        entry = block(1, spec.name.encode()) + block(2, value)
+        request += block(2, entry)
+    return block(6, block(1, request))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +20,12 @@ from ...models.checkpoints import open_weights, resolve
 from ...models.config import OPTConfig
 from ...models.weights import check_weights, weight_shapes
 from ...runtime.contract import Manifest
-from ..digest import folder_digests
+from ...runtime.model_dir import TFLITE_FILE, TFLITE_MANIFEST_KEY
 from ..errors import ExportError
-from ..publish import MANIFEST_PATH, folder_of, refuse_existing, staging
+from ..publish import check_version, staging, write_manifest
 from ..savedmodel.exporter import Progress, special_ids, tokenizer_text, tool_versions
 from ..weights import weights_digest
 
-MODEL_FILE = "model.tflite"
-MANIFEST_KEY = "optserve_manifest"
 WEIGHTS = ("float32", "float16", "int8", "int4")
 
 PROMPT_BUCKET = 128
@@ -67,11 +64,10 @@ def export_tflite(
         The version's folder. It appears whole or not at all.
 
     Raises:
-        ExportError: unusable options, or a checkpoint that is none.
-        LayoutError: the version exists.
+        ExportError: unusable options, a checkpoint that is none, or a version that
+            exists.
     """
-    out = Path(out)
-    refuse_existing(out, version)
+    check_version(out, version)
     source = resolve(checkpoint, revision=revision)
     config = OPTConfig.from_pretrained(source)
     buckets, cache_size = chosen_sizes(
@@ -99,17 +95,15 @@ def export_tflite(
         checkpoint_digest=weights_digest(config, stored),
         tool_versions=tool_versions(framework),
     )
-    with staging(out, version) as folder:
-        identity = folder.stat().st_ino
-        _write_model(folder / MODEL_FILE, config, stored, manifest, progress)
+    with staging(out, version) as staged:
+        folder = staged.folder
+        _write_model(folder / TFLITE_FILE, config, stored, manifest, progress)
         config.save_pretrained(folder)
         if tokenizer:
             (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
         progress("writing the manifest")
-        (folder / MANIFEST_PATH).parent.mkdir()
-        manifest = replace(manifest, files=folder_digests(folder))
-        (folder / MANIFEST_PATH).write_text(manifest.to_json(), encoding="utf-8")
-    return folder_of(out, identity)
+        write_manifest(folder, manifest)
+    return staged.published
 
 
 def _write_model(
@@ -131,7 +125,7 @@ def _write_model(
         progress(f"converting {name}")
         graphs[name] = graph.convert(config, manifest.framework, dtype, S, C)
     progress(f"writing the weights as {dtype}")
-    metadata = {MANIFEST_KEY: manifest.to_json().encode()}
+    metadata = {TFLITE_MANIFEST_KEY: manifest.to_json().encode()}
     arguments = graph.arguments(config, dtype)
     with path.open("xb") as file:
         write(file, graphs, arguments, dict(constants(config, stored, dtype)), metadata)

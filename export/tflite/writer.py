@@ -19,10 +19,10 @@ import flatbuffers
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
+from ...runtime.contract import MESSAGE_LIMIT
 from .graph import SCALE, Argument
 
 _ALIGNMENT = 64
-_INLINE_LIMIT = 2**31 - 1
 _HYBRID_VERSION = {"int8": 12, "int4": 13}  # of FULLY_CONNECTED: by row, by block
 _TYPES = {
     "float32": schema.TensorType.FLOAT32,
@@ -50,7 +50,7 @@ def write(
     constants: Mapping[str, Constant],
     metadata: Mapping[str, bytes],
     *,
-    inline_limit: int = _INLINE_LIMIT,
+    inline_limit: int = MESSAGE_LIMIT,
 ) -> None:
     """Write one model.
 

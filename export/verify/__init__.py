@@ -20,16 +20,20 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.contract import Manifest
-from ..digest import check_files, export_digest
+from ...runtime.model_dir import (
+    MANIFEST_PATH,
+    TFLITE_FILE,
+    changed_files,
+    manifest_digest,
+    read_manifest,
+    version_folder,
+)
 from ..errors import ExportError
-from ..publish import MANIFEST_PATH, read_manifest, version_folder
 from .plan import Plan, make_plan
 from .report import Report, measure
 from .tolerances import tolerance
 
 __all__ = ["Report", "compare_exports", "verify_export"]
-
-_MODEL = "model.tflite"
 
 
 def verify_export(
@@ -48,7 +52,7 @@ def verify_export(
             as :data:`~.plan.MOST_CACHE` holds.
 
     Raises:
-        LayoutError: not an export.
+        ModelDirError: not an export.
         ExportError: a TFLite file without LiteRT to run it.
     """
     begin = time.monotonic()
@@ -58,7 +62,7 @@ def verify_export(
     if found.alone:
         report.notes.append("a file by itself: nothing vouches for its bytes")
     else:
-        report.files = check_files(found.folder, manifest)
+        report.files = changed_files(found.folder, manifest)
     if report.files:
         # What is not the export that was written is not worth calling.
         report.seconds = time.monotonic() - begin
@@ -158,7 +162,7 @@ class _Export:
         if path.is_file():
             return cls._of_file(path)
         folder = version_folder(path)
-        manifest, file = read_manifest(folder), folder / _MODEL
+        manifest, file = read_manifest(folder), folder / TFLITE_FILE
         if not file.is_file():
             return cls(folder, manifest, None)
         if not manifest.cache_buckets:
@@ -167,7 +171,7 @@ class _Export:
 
     @classmethod
     def _of_file(cls, path: Path) -> _Export:
-        if path.name == _MODEL and (path.parent / MANIFEST_PATH).is_file():
+        if path.name == TFLITE_FILE and (path.parent / MANIFEST_PATH).is_file():
             return cls.at(path.parent)
         # What a device reads it with.
         from ...runtime.errors import OptserveError
@@ -205,7 +209,7 @@ class _Export:
     def report(self) -> Report:
         return Report(
             export=self.folder.name,
-            digest=export_digest(self.manifest),
+            digest=manifest_digest(self.manifest),
             made_of=self.manifest.checkpoint_digest,
             kind=describe_kind(self.manifest),
         )

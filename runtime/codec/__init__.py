@@ -26,11 +26,9 @@ from .status import (
     encode_status_request,
 )
 from .tensors import EXPANSION_LIMIT
-from .wire import MESSAGE_LIMIT
 
 __all__ = [
     "EXPANSION_LIMIT",
-    "MESSAGE_LIMIT",
     "MalformedMessage",
     "ModelMetadata",
     "ModelSpec",

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..contract import MESSAGE_LIMIT
 from ..errors import InvalidRequest, MalformedMessage
 from ..transports.base import Tensor
 from .tensors import EXPANSION_LIMIT, Budget, RawTensor, encode_tensor
 from .wire import (
     LENGTH,
-    MESSAGE_LIMIT,
     VARINT,
     Buffer,
     block,

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..contract import MESSAGE_LIMIT
 from ..errors import InvalidRequest, MalformedMessage
 from ..transports.base import RowBlocks, Tensor
 from .dtypes import BY_NAME, BY_NUMBER, FIELD_WIRE, DType, bfloat16
@@ -20,7 +21,6 @@ from .wire import (
     FIXED32,
     FIXED64,
     LENGTH,
-    MESSAGE_LIMIT,
     VARINT,
     Buffer,
     block,

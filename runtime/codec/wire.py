@@ -12,9 +12,6 @@ import numpy as np
 
 from ..errors import MalformedMessage
 
-MESSAGE_LIMIT = 2**31 - 1
-"""Largest protobuf message, in bytes; a server that makes a larger one dies."""
-
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 
 Buffer = bytes | bytearray | memoryview

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ..codec import MESSAGE_LIMIT
+from ..contract import MESSAGE_LIMIT
 from ..errors import InvalidRequest, MalformedReply
 from ..results import Score
 from ..transports.base import Call, Reply

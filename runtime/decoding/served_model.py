@@ -14,8 +14,13 @@ from functools import cached_property
 
 import numpy as np
 
-from ..codec import MESSAGE_LIMIT
-from ..contract import CONTRACT_VERSION, CacheLayout, Manifest, tokens_per_call
+from ..contract import (
+    CONTRACT_VERSION,
+    MESSAGE_LIMIT,
+    CacheLayout,
+    Manifest,
+    tokens_per_call,
+)
 from ..errors import IncompatibleModel, InvalidRequest, MalformedReply, ServerError
 from ..transports.base import Call, Reply
 
@@ -149,7 +154,6 @@ def read_manifest(reply: Reply) -> ServedModel:
     try:
         text = np.asarray(reply.outputs["manifest"], object).reshape(-1)[0]
         manifest = Manifest.from_json(text)
-        _ = manifest.cache_layout  # its sizes must make one
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise MalformedReply(
             f"the model's description is unreadable: {error}"

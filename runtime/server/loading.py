@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import prediction_log_pb2
 
 from ..codec.predict import decode_predict_request
-from ..contract import Manifest
 from ..errors import MalformedMessage
 from ..memory import on_huge_pages
+from ..model_dir import (
+    MANIFEST_PATH,
+    WARMUP_PATH,
+    WARMUP_RECORDS_LIMIT,
+    ModelDirError,
+    changed_files,
+    read_manifest,
+)
 from .predict import Runner, predict
 from .servable import Servable
 from .serving_error import ServingError, failed_precondition, invalid_argument
 from .settings import SessionOptions
 
 log = logging.getLogger("optserve.server")
-
-MANIFEST = "assets.extra/optserve_manifest.json"
-WARMUP = "assets.extra/tf_serving_warmup_requests"
-_MAX_WARMUP_RECORDS = 1000
 
 
 def load(folder: Path, options: SessionOptions, run: Runner) -> Servable:
@@ -34,11 +36,11 @@ def load(folder: Path, options: SessionOptions, run: Runner) -> Servable:
         ServingError: tampered files, no SavedModel, or a warm-up request that fails.
     """
     verify_files(folder)
-    exported = (folder / MANIFEST).is_file()
+    exported = (folder / MANIFEST_PATH).is_file()
     with on_huge_pages():  # weights, and what the first calls pack of them
         servable = Servable(str(folder), options, exported=exported)
         try:
-            count = warm_up(servable, folder / WARMUP, run)
+            count = warm_up(servable, folder / WARMUP_PATH, run)
         except ServingError:
             servable.close()
             raise
@@ -53,25 +55,16 @@ def verify_files(folder: Path) -> None:
     Raises:
         ServingError: FAILED_PRECONDITION names the file that is missing or changed.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
+    if not (folder / MANIFEST_PATH).is_file():
         return
     try:
-        files = Manifest.from_json(path.read_bytes()).files
-    except (ValueError, OSError) as error:
-        raise failed_precondition(f"{path}: {error}") from None
-    for name, digest in files.items():
-        relative = PurePosixPath(name)
-        if relative.is_absolute() or ".." in relative.parts:
-            raise failed_precondition(f"{path} lists a file outside: {name}")
-        file = folder / relative
-        if not file.is_file():
-            raise failed_precondition(f"{file} is missing; export the model again")
-        if _sha256(file) != digest:
-            raise failed_precondition(
-                f"{file} is not the file that was exported (its sha256 differs from "
-                "the manifest's); copy or export the model again"
-            )
+        problems = changed_files(folder, read_manifest(folder), exact=False)
+    except (ModelDirError, OSError) as error:
+        raise failed_precondition(str(error)) from None
+    if problems:
+        raise failed_precondition(
+            f"{folder}: {problems[0]}; copy or export the model again"
+        )
 
 
 def warm_up(servable: Servable, path: Path, run: Runner) -> int:
@@ -84,10 +77,10 @@ def warm_up(servable: Servable, path: Path, run: Runner) -> int:
     count = 0
     for record in _records(path):
         count += 1
-        if count > _MAX_WARMUP_RECORDS:
+        if count > WARMUP_RECORDS_LIMIT:
             raise invalid_argument(
                 "Number of warmup records exceeds the maximum "
-                f"({_MAX_WARMUP_RECORDS}) at {path}"
+                f"({WARMUP_RECORDS_LIMIT}) at {path}"
             )
         try:
             entry = prediction_log_pb2.PredictionLog.FromString(record)
@@ -119,11 +112,3 @@ def _records(path: Path) -> Iterator[bytes]:
         raise invalid_argument(
             f"{path} is not in TFRecord format: {error.message}"
         ) from None
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from .model_version import State, Version, fingerprint, folders
+from ..model_dir import SAVED_MODEL_FILE, version_folders
+from .model_version import State, Version, fingerprint
 from .servable import Servable
 from .serving_error import (
     ServingError,
@@ -156,7 +157,7 @@ class ModelManager:
             return str(errors[0])
         if not Path(base_path).is_dir():
             return f"there is no folder {base_path}"
-        if (Path(base_path) / "saved_model.pb").exists():
+        if (Path(base_path) / SAVED_MODEL_FILE).exists():
             return (
                 f"{base_path} is a SavedModel itself: give the folder above it, whose "
                 "folders are versions named by numbers"
@@ -186,7 +187,7 @@ class ModelManager:
 
     def _refresh_model(self, name: str, options: ModelOptions) -> None:
         try:
-            found = folders(options.base_path)
+            found = version_folders(options.base_path, missing_ok=False)
         except OSError:  # not there yet, or a file system that comes back
             return
         chosen = options.policy.choose(list(found))

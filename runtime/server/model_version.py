@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -62,16 +61,6 @@ class Version:
         if servable is not None:
             servable.close()
         self.state = State.END
-
-
-def folders(base_path: str) -> dict[int, Path]:
-    """Numbered version folders under ``base_path``; raises OSError if unreadable."""
-    with os.scandir(base_path) as entries:
-        return {
-            int(entry.name): Path(entry.path)
-            for entry in entries
-            if entry.name.isascii() and entry.name.isdigit() and entry.is_dir()
-        }
 
 
 def fingerprint(folder: Path) -> frozenset[tuple[str, int, int]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from ..codec.predict import PredictRequest
-from ..codec.wire import MESSAGE_LIMIT
+from ..contract import MESSAGE_LIMIT
 from .servable import Servable, Signature
 from .serving_error import failed_precondition, internal, invalid_argument
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypedDict
 
-from ..codec import EXPANSION_LIMIT, MESSAGE_LIMIT
+from ..codec import EXPANSION_LIMIT
+from ..contract import MESSAGE_LIMIT
 from ..errors import InvalidRequest
 
 Metadata = Iterable[tuple[str, str | bytes]]

@@ -11,9 +11,9 @@ from typing import Any
 
 from ..contract import CONTRACT_VERSION, Manifest
 from ..errors import IncompatibleModel, InvalidRequest
-from ..model_dir import version_folders
+from ..model_dir import TFLITE_MANIFEST_KEY, version_folders, version_of
 
-MANIFEST_KEY = b"optserve_manifest"
+_MANIFEST_KEY = TFLITE_MANIFEST_KEY.encode()
 _IDENTIFIER = b"TFL3"
 _SMALLEST = 64
 
@@ -37,8 +37,7 @@ def find_file(path: Path) -> tuple[Path, int]:
             f"{path} holds {len(found) or 'no'} .tflite files: expected the one that "
             "`optserve export --target tflite` writes"
         )
-    name = found[0].parent.name
-    return found[0], int(name) if name.isdigit() else 1
+    return found[0], version_of(found[0].parent)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -58,8 +57,7 @@ def read_manifest(path: Path) -> Manifest:
             text = _metadata(path, data)
     try:
         manifest = Manifest.from_json(text)
-        _ = manifest.cache_layout
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise IncompatibleModel(f"{path}: {error}") from None
     if manifest.contract_version != CONTRACT_VERSION:
         raise IncompatibleModel(
@@ -79,7 +77,7 @@ def _metadata(path: Path, data: mmap.mmap) -> bytes:
         blobs = {
             entry.Name(): model.Buffers(entry.Buffer()).DataAsNumpy().tobytes()
             for entry in entries
-            if end <= len(data) and entry.Name() == MANIFEST_KEY
+            if end <= len(data) and entry.Name() == _MANIFEST_KEY
         }
     except Exception:  # whatever an index out of the file leads to
         raise IncompatibleModel(
@@ -90,12 +88,12 @@ def _metadata(path: Path, data: mmap.mmap) -> bytes:
             f"{path} is incomplete: it should have {end} bytes at least and has "
             f"{len(data)}; copy or export it again"
         )
-    if MANIFEST_KEY not in blobs:
+    if _MANIFEST_KEY not in blobs:
         raise IncompatibleModel(
             f"{path} is a TFLite model, but not one that `optserve export --target "
             "tflite` wrote: it holds no manifest"
         )
-    return blobs[MANIFEST_KEY]
+    return blobs[_MANIFEST_KEY]
 
 
 def _end(buffer: Any) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...models.quiet import import_tensorflow
 from ..errors import Cancelled, InvalidRequest, MalformedReply, ServerError
-from ..model_dir import version_folders
+from ..model_dir import SAVED_MODEL_FILE, version_folders, version_of
 from .base import Call, Reply, check_call
 
 
@@ -85,10 +85,10 @@ class LocalTransport:
 
 def _version_folder(path: Path) -> tuple[Path, int]:
     """The SavedModel's folder and its version, of a base folder or a version's own."""
-    if (path / "saved_model.pb").is_file():
-        return path, int(path.name) if path.name.isdigit() else 1
+    if (path / SAVED_MODEL_FILE).is_file():
+        return path, version_of(path)
     for version, folder in version_folders(path).items():
-        if (folder / "saved_model.pb").is_file():
+        if (folder / SAVED_MODEL_FILE).is_file():
             return folder, version
     raise InvalidRequest(
         f"{path} holds no exported model: expected numbered version folders with a "

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...models.tokenizer import Tokenizer, TokenizerError
 from ..errors import InvalidRequest
-from ..model_dir import version_folders
+from ..model_dir import SAVED_MODEL_FILE, version_folders
 from .base import AsyncTransport, Transport
 from .connection import SCHEMES, ConnectionKeywords
 
@@ -113,7 +113,7 @@ def is_tflite(path: Path) -> bool:
     newest = next(iter(version_folders(path).values()), None)
     return (
         newest is not None
-        and not (newest / "saved_model.pb").is_file()
+        and not (newest / SAVED_MODEL_FILE).is_file()
         and any(newest.glob("*.tflite"))
     )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from optserve.export.publish import read_manifest
+from optserve.runtime.model_dir import read_manifest
 
 from tests.conftest import SHARED_FOLDER
 

@@ -11,11 +11,11 @@ import pytest
 from optserve.export.commands import export as command
 from optserve.export.errors import ExportError
 from optserve.export.estimate import estimate, read_config
-from optserve.export.publish import read_manifest
 from optserve.export.verify.process import verify_in_fresh_process
 from optserve.models.config import OPTConfig
 from optserve.models.examples.random_checkpoint import write_random_checkpoint
 from optserve.runtime.cli import main
+from optserve.runtime.model_dir import read_manifest
 
 CONFIG = OPTConfig(
     vocab_size=64,

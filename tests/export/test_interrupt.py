@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from optserve.export.digest import check_files
-from optserve.export.publish import read_manifest, versions
+from optserve.runtime.model_dir import changed_files, read_manifest, version_folders
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "pre_ln"
 KILLS = 10
@@ -47,14 +46,13 @@ def test_killed_at_random_moments(tmp_path, options):
             export.kill()
             export.wait()
         # Whatever is there under a number is whole.
-        for version in versions(out):
-            folder = out / str(version)
-            assert check_files(folder, read_manifest(folder)) == []
+        for folder in version_folders(out).values():
+            assert changed_files(folder, read_manifest(folder)) == []
         left_over += len(list(out.glob(".staging-*")))
     assert left_over  # some were killed in the midst of writing
-    before = versions(out)
+    before = version_folders(out)
     assert start(out, *options).wait() == 0
-    assert len(versions(out)) == len(before) + 1
+    assert len(version_folders(out)) == len(before) + 1
     assert not list(out.glob(".staging-*"))
 
 

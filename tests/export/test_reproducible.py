@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from optserve.export.digest import folder_digests
-from optserve.export.publish import MANIFEST_PATH, read_manifest
+from optserve.runtime.model_dir import MANIFEST_PATH, folder_digests, read_manifest
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "pre_ln"
 

@@ -6,12 +6,11 @@ import json
 
 import numpy as np
 import pytest
-from optserve.export.digest import check_files
 from optserve.export.errors import ExportError
-from optserve.export.publish import LayoutError, read_manifest
 from optserve.export.savedmodel.exporter import export_savedmodel
 from optserve.runtime.cli import main
 from optserve.runtime.contract import Manifest, signature
+from optserve.runtime.model_dir import changed_files, read_manifest
 
 from tests.export.exports import (
     CASES,
@@ -176,7 +175,7 @@ def test_signatures_are_the_contract(framework):
 def test_the_manifest_is_in_the_graph_and_names_every_file():
     model = served("pre_ln", framework="tf")
     manifest = read_manifest(model.path)
-    assert check_files(model.path, manifest) == []
+    assert changed_files(model.path, manifest) == []
     told = model("describe", row=int32(0, 0))["manifest"]
     assert told.shape == (2,)
     inside = json.loads(told[0])
@@ -235,7 +234,7 @@ def test_the_command(tmp_path, capsys):
     assert (tmp_path / "3" / "saved_model.pb").is_file()
     assert main([*arguments, "--version", "3"]) == 1
     assert "never overwritten" in capsys.readouterr().err
-    with pytest.raises(LayoutError):
+    with pytest.raises(ExportError):
         export_savedmodel(GOLDEN / "pre_ln", tmp_path, version=3)
     assert main(["export", str(tmp_path / "missing"), str(tmp_path)]) == 1
     assert capsys.readouterr().err.count("\n") == 1

@@ -8,7 +8,6 @@ import tempfile
 import numpy as np
 import pytest
 from optserve.export.errors import ExportError
-from optserve.export.publish import LayoutError
 from optserve.export.tflite.exporter import export_tflite
 from optserve.export.tflite.weights import quantize_blocks
 from optserve.export.weights import quantize
@@ -182,5 +181,5 @@ def test_unusable_options_are_refused(tmp_path, options, said):
 
 def test_a_version_is_never_overwritten(tmp_path):
     (tmp_path / "1").mkdir()
-    with pytest.raises(LayoutError, match="never overwritten"):
+    with pytest.raises(ExportError, match="never overwritten"):
         export_tflite(GOLDEN / "pre_ln", tmp_path, version=1)

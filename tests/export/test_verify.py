@@ -9,9 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from optserve.export.digest import folder_digests
 from optserve.export.errors import ExportError
-from optserve.export.publish import MANIFEST_PATH, read_manifest
 from optserve.export.savedmodel.exporter import export_savedmodel
 from optserve.export.verify import compare_exports, verify_export
 from optserve.export.verify.report import show
@@ -21,6 +19,7 @@ from optserve.models.checkpoints import open_weights, save_weights
 from optserve.models.config import OPTConfig
 from optserve.models.examples.random_checkpoint import write_random_checkpoint
 from optserve.runtime.cli import main
+from optserve.runtime.model_dir import MANIFEST_PATH, folder_digests, read_manifest
 from rich.console import Console
 
 CONFIG = OPTConfig(

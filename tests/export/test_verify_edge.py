@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from optserve.export.errors import ExportError
-from optserve.export.publish import read_manifest
 from optserve.export.tflite import weights as tflite_weights
 from optserve.export.tflite.exporter import export_tflite
 from optserve.export.verify import compare_exports, edge, verify_export
 from optserve.runtime.cli import main
+from optserve.runtime.model_dir import read_manifest
 
 from tests.export.exports import exported_for_edge
 

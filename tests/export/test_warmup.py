@@ -7,14 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 from optserve.export.errors import ExportError
-from optserve.export.publish import read_manifest
 from optserve.export.savedmodel.buckets import Sizes, chosen_sizes
-from optserve.export.savedmodel.warmup import (
-    WARMUP_PATH,
-    warmup_calls,
-    write_warmup,
-)
+from optserve.export.savedmodel.warmup import warmup_calls, write_warmup
 from optserve.runtime.contract import signature
+from optserve.runtime.model_dir import WARMUP_PATH, read_manifest
 
 from tests.export.exports import served
 

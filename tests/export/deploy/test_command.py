@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from deployments import MANIFESTS
 from optserve.export.deploy import DeployOptions, serving, write_deployment
-from optserve.export.publish import MANIFEST_PATH
 from optserve.runtime.cli import main
+from optserve.runtime.model_dir import MANIFEST_PATH
 
 
 def test_the_readme_explains_every_flag(made_of, options, files):
@@ -62,7 +62,7 @@ def test_the_command_moves_labels(tmp_path, capsys):
 def test_the_command_names_what_is_missing(tmp_path, capsys):
     out = _base_folder(tmp_path, 1)
     assert main(["deploy", str(out), "--canary", "2"]) == 1
-    assert "2 is not an export" in capsys.readouterr().err
+    assert "has no version 2: it has 1" in capsys.readouterr().err
     assert main(["deploy", str(tmp_path)]) == 1
     assert "no numbered version" in capsys.readouterr().err
     assert not (out / "deploy").exists()

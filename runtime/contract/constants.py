@@ -1,0 +1,19 @@
+"""Versions, dtypes and limits that several modules share."""
+
+from __future__ import annotations
+
+CONTRACT_VERSION = 1
+
+CACHE_DTYPES = ("float32", "bfloat16", "int8")
+WEIGHT_DTYPES = ("float32", "bfloat16", "float16", "int8")
+"""Dtypes of the matrices in a SavedModel."""
+
+MESSAGE_LIMIT = 2**31 - 1
+"""Bytes of the largest message: protobuf and gRPC go no further, and a flatbuffer
+(a TFLite file's graph) has offsets of 32 bits."""
+
+MANIFEST_LIMIT = 16 * 1024**2
+"""Bytes of the largest manifest that is read."""
+
+INT32_LIMIT = 2**31 - 1
+"""The largest size or token id: the contract's integers are int32."""

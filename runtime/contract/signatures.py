@@ -1,0 +1,139 @@
+"""Every signature's names, shapes and dtypes: the one place where they are written.
+
+Dimension letters, used for nothing else in this project:
+
+    B rows · S new tokens (padded) · C cache slots given · N tokens generated inside
+    one call · L layers · H heads · D head size · E = H·D · V vocabulary
+    W tokens of history · K stop ids
+
+The cache is ``[B, C, L, 2, H, D]``, token-major: one token's keys and values of all
+layers are one contiguous row. Slots at or beyond ``cache_length`` are never read.
+Rows are packed from slot 0. Every tensor of every signature has B as axis 0, so a
+server may batch unrelated callers.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .cache_layout import CacheLayout
+
+Dim = str | int
+"""A dimension: a fixed size, or one of the letters above for one that varies."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of a signature: its alias, numpy dtype name and shape.
+
+    ``dtype`` is ``"int32"``, ``"float32"`` or ``"string"`` (bytes on the wire).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+    def numpy_dtype(self) -> np.dtype:
+        """The numpy dtype that carries it (``object`` for strings)."""
+        return np.dtype(object if self.dtype == "string" else self.dtype)
+
+
+@dataclass(frozen=True)
+class SignatureSpec:
+    """One signature: its name, and its inputs and outputs in order."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def generate_name(tokens_per_call: int) -> str:
+    """Name of the signature that generates up to N tokens in one call."""
+    return f"generate_{tokens_per_call}"
+
+
+def tokens_per_call(name: str) -> int | None:
+    """N of a ``generate_{N}`` signature's name; None for any other name."""
+    match = re.fullmatch(r"generate_([1-9][0-9]{0,9})", name)
+    return int(match.group(1)) if match else None
+
+
+def signature(
+    name: str, layout: CacheLayout, *, vocab_size: Dim = "V", hidden_size: Dim = "E"
+) -> SignatureSpec:
+    """The contract's signature called ``name`` for a model's cache layout.
+
+    Raises:
+        KeyError: the contract has no such signature.
+    """
+    N = tokens_per_call(name)
+    inputs, outputs = _TABLE[name] if N is None else _GENERATE
+    sizes = {"V": (vocab_size,), "E": (hidden_size,), "row": layout.row_shape}
+    if N is not None:
+        sizes["N"] = (N,)
+
+    def sized(spec: TensorSpec) -> TensorSpec:
+        shape = tuple(size for dim in spec.shape for size in sizes.get(dim, (dim,)))
+        return replace(spec, shape=shape)
+
+    return SignatureSpec(name, tuple(map(sized, inputs)), tuple(map(sized, outputs)))
+
+
+def _int32(name: str, *shape: Dim) -> TensorSpec:
+    return TensorSpec(name, "int32", shape)
+
+
+def _float32(name: str, *shape: Dim) -> TensorSpec:
+    return TensorSpec(name, "float32", shape)
+
+
+_NEW_TOKENS = (_int32("input_ids", "B", "S"), _int32("input_length", "B"))
+_CONTINUED = (
+    *_NEW_TOKENS,
+    _float32("cache", "B", "C", "row"),
+    _int32("cache_length", "B"),
+)
+_NEXT = (_float32("logits", "B", "V"), _float32("new_cache", "B", "S", "row"))
+
+_GENERATE = (
+    (
+        *_CONTINUED,
+        _int32("max_new_tokens", "B"),
+        _int32("history", "B", "W"),
+        _int32("stop_ids", "B", "K"),
+        _int32("seed", "B", 2),
+        _float32("temperature", "B"),
+        _int32("top_k", "B"),
+        _float32("top_p", "B"),
+        _float32("repetition_penalty", "B"),
+    ),
+    (
+        _int32("tokens", "B", "N"),
+        _float32("logprobs", "B", "N"),
+        _int32("count", "B"),
+        _float32("new_cache", "B", "S+N-1", "row"),
+    ),
+)
+
+_TABLE: dict[str, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]] = {
+    "serving_default": (
+        (_int32("input_ids", "B", "S"), _int32("attention_mask", "B", "S")),
+        (_float32("logits", "B", "S", "V"),),
+    ),
+    "prefill": (_NEW_TOKENS, _NEXT),
+    "decode": (_CONTINUED, _NEXT),
+    "score": (_NEW_TOKENS, (_float32("logprobs", "B", "S"),)),
+    "embed": (_NEW_TOKENS, (_float32("last_hidden_state", "B", "S", "E"),)),
+    "describe": (
+        (_int32("row", "B"),),
+        (TensorSpec("manifest", "string", ("B",)),),
+    ),
+    "tokenizer": (
+        (_int32("row", "B"),),
+        (TensorSpec("tokenizer", "string", ("B",)),),
+    ),
+}
+"""Inputs and outputs by name; ``"row"`` stands for the axes of a cache row."""
