@@ -72,7 +72,7 @@ Tensor = np.ndarray | RowBlocks
 class Call:
     """One call of one signature.
 
-    ``inputs`` follow the contract (``runtime/contract.py``); arrays need not be
+    ``inputs`` follow the contract (``runtime/contract/``); arrays need not be
     contiguous, and a cache may come as ``RowBlocks``. ``outputs`` names the outputs
     wanted, empty for all. ``version`` pins the model version, None takes the newest.
     """
