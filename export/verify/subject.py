@@ -38,8 +38,8 @@ class ExportedModel:
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        from ...runtime.server.settings import SessionOptions
         from ...runtime.server.servable import Servable
+        from ...runtime.server.settings import SessionOptions
 
         # A server's way to load is the one to try, and takes less memory.
         self._loaded = Servable(str(folder), SessionOptions(), exported=True)
