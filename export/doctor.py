@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from ..models.config import OPTConfig
-from .estimate import estimate
-from .sizes import GIB, parameter_count
+from .estimate import estimate_savedmodel
+from .footprint import GIB, parameter_count
+from .options import ExportOptions
 
 DISTRIBUTION = "optserve"
 EXTRAS = ("export", "serve", "edge", "telemetry", "tokenizers")
@@ -188,7 +189,9 @@ def check_room(
         if config is None or have is None:
             yield Check(name, "note" if have is None else "ok", found)
             continue
-        planned = estimate(OPTConfig.from_dict(dict(config)), [])
+        planned = estimate_savedmodel(
+            OPTConfig.from_dict(dict(config)), ExportOptions()
+        )
         peak = max(planned.export_memory, planned.verify_memory)
         need = peak if name == "memory" else planned.artefact
         found += f", {need / GIB:.1f} GiB needed for float32"

@@ -5,15 +5,15 @@ Nothing is loaded and nothing is written, so that a 66b export can be planned an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..models.config import PRESETS, OPTConfig
-from ..runtime.contract import MESSAGE_LIMIT, signature
+from ..runtime.contract import MESSAGE_LIMIT, generate_name, signature
 from .errors import ExportError
-from .sizes import (
+from .footprint import (
     GIB,
     cache_layout,
     held_bytes,
@@ -22,6 +22,9 @@ from .sizes import (
     tflite_bytes,
     weights_bytes,
 )
+from .options import ExportOptions
+from .savedmodel.exporter import SIGNATURES
+from .tflite.exporter import chosen_sizes
 from .verify.plan import MOST_CACHE
 
 TOOLS_BYTES = int(0.9 * GIB)
@@ -78,16 +81,10 @@ def read_config(checkpoint: str | Path) -> OPTConfig:
     return OPTConfig.preset(name)
 
 
-def estimate(
-    config: OPTConfig,
-    signatures: Sequence[str],
-    *,
-    weights: str = "float32",
-    cache: str = "float32",
-    framework: str = "tf",
-    compiler: str = "none",
-) -> Estimate:
-    """Sizes for a configuration and the options of an export."""
+def estimate_savedmodel(config: OPTConfig, options: ExportOptions) -> Estimate:
+    """Sizes for a configuration and the options of a SavedModel's export."""
+    weights, cache = options.weights, options.cache
+    framework = options.framework
     values: Mapping[str, Any] = config.to_dict()
     layout = cache_layout(values, cache)
     stored = weights_bytes(values, weights)
@@ -102,7 +99,7 @@ def estimate(
     tried = min(MOST_CACHE, positions * cache_layout(values).row_bytes)
     working = 6 * (tried + largest)
     programs = 0
-    if compiler == "xla":  # and what is compiled is in the graphs twice
+    if options.compiler == "xla":  # and what is compiled is in the graphs twice
         fixed += GRAPH_BYTES * config.num_hidden_layers
         programs = PROGRAM_BYTES * config.num_hidden_layers
     return Estimate(
@@ -127,7 +124,7 @@ def estimate(
         message_tokens=MESSAGE_LIMIT // layout.row_bytes,
         signatures={
             name: _tensors(name, layout, config.vocab_size, config.embed_dim)
-            for name in signatures
+            for name in _signatures(options)
         },
     )
 
@@ -151,10 +148,16 @@ class EdgeEstimate:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
-def estimate_tflite(
-    config: OPTConfig, buckets: Sequence[int], cache_size: int, *, weights: str
-) -> EdgeEstimate:
-    """Sizes for a configuration and the options of a TFLite export."""
+def estimate_tflite(config: OPTConfig, options: ExportOptions) -> EdgeEstimate:
+    """Sizes for a configuration and the options of a TFLite export.
+
+    Raises:
+        ExportError: sizes that the model does not have.
+    """
+    weights = options.weights
+    buckets, cache_size = chosen_sizes(
+        config, options.prompt_buckets, options.cache_size
+    )
     values: Mapping[str, Any] = config.to_dict()
     layout = cache_layout(values)
     stored = tflite_bytes(values, weights)
@@ -176,6 +179,10 @@ def estimate_tflite(
             name: _edge_tensors(config, S, cache_size) for name, S in signatures.items()
         },
     )
+
+
+def _signatures(options: ExportOptions) -> list[str]:
+    return [*SIGNATURES, *map(generate_name, options.generate)]
 
 
 def _edge_tensors(config: OPTConfig, S: int, C: int) -> dict[str, str]:

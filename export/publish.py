@@ -17,8 +17,8 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,6 +32,13 @@ from ..runtime.model_dir import (
 from .errors import ExportError
 
 _STAGING = ".staging-"
+
+Progress = Callable[[str], None]
+"""Called with a short message as the work goes on."""
+
+
+def silent(message: str) -> None:
+    """Progress that nobody wants to see."""
 
 
 @dataclass
@@ -64,7 +71,7 @@ def staging(
     """A folder to write a version in; it becomes ``OUT/VERSION`` if all goes well.
 
     Left-overs of exports that were killed are removed first. When the block raises,
-    nothing of it remains.
+    nothing of it remains, nor of the base folder if it was new.
 
     Args:
         out: the base folder, made if needed.
@@ -75,6 +82,7 @@ def staging(
     """
     out = Path(out)
     check_version(out, version)
+    is_new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
         _remove_leftovers(out)
@@ -87,6 +95,9 @@ def staging(
             staged.path = _publish(folder, out, version)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
+        if is_new:
+            with suppress(OSError):  # a neighbour's export is in it
+                out.rmdir()
         raise
     finally:
         if lock is not None:

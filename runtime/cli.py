@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("OPTSERVE_TRACEBACK"):
             raise
-        print(f"optserve: {_sentence(error)}", file=sys.stderr)
+        print(f"optserve: {error_sentence(error)}", file=sys.stderr)
         return 1
 
 
@@ -66,7 +66,7 @@ def _dispatch(arguments: list[str]) -> int:
     return module.run(args)
 
 
-def _sentence(error: Exception) -> str:
+def error_sentence(error: Exception) -> str:
     """One line for a person: our own errors as they are, others with their type."""
     text = " ".join(str(error).split())
     if isinstance(error, ModuleNotFoundError) and error.name:

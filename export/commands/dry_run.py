@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from ...runtime.contract import generate_name
 from ..estimate import (
     EdgeEstimate,
     Estimate,
-    estimate,
+    estimate_savedmodel,
     estimate_tflite,
     read_config,
 )
+from ..options import ExportOptions
 from ..publish import check_version, next_version
-from ..savedmodel.exporter import SIGNATURES, checked
-from ..tflite.exporter import chosen_sizes
 
 _LABELS = {
     "parameters": ("parameters", False),
@@ -33,45 +29,28 @@ _LABELS = {
 }
 
 
-def dry_run(args: argparse.Namespace, edge: Mapping[str, Any]) -> int:
-    """Print the estimate. Reads ``config.json`` alone, writes nothing. Returns 0.
-
-    ``edge`` are a TFLite export's own options.
-    """
+def dry_run(args: argparse.Namespace, options: ExportOptions) -> int:
+    """Print the estimate. Reads ``config.json`` alone, writes nothing. Returns 0."""
     check_version(args.out, args.version)
     config = read_config(args.checkpoint)
-    if args.target == "tflite":
-        sizes = edge.get("prompt_buckets"), edge.get("cache_size")
-        buckets, slots = chosen_sizes(config, args.framework, args.weights, *sizes)
-        found = estimate_tflite(config, buckets, slots, weights=args.weights)
-    else:
-        options = (args.framework, args.compiler, args.weights, args.cache)
-        compiler = checked(*options)
-        names = [*SIGNATURES, *map(generate_name, args.generate)]
-        found = estimate(
-            config,
-            names,
-            weights=args.weights,
-            cache=args.cache,
-            framework=args.framework,
-            compiler=compiler,
-        )
+    estimates = {"savedmodel": estimate_savedmodel, "tflite": estimate_tflite}
+    estimate = estimates[options.target](config, options)
     version = next_version(args.out) if args.version is None else args.version
     folder = Path(args.out) / str(version)
     if args.json:
-        print(json.dumps({"path": str(folder), **found.to_dict()}, indent=1))
+        print(json.dumps({"path": str(folder), **estimate.to_dict()}, indent=1))
     else:
-        _show(folder, found)
+        _show(folder, estimate)
     return 0
 
 
-def _show(folder: Path, found: Estimate | EdgeEstimate) -> None:
+def _show(folder: Path, estimate: Estimate | EdgeEstimate) -> None:
     print(f"{'would write':26} {folder}")
-    for field, value in found.to_dict().items():
+    for field, value in estimate.to_dict().items():
         if field in _LABELS:
             label, in_bytes = _LABELS[field]
             print(f"{label:26} {_bytes(value) if in_bytes else f'{value:,}'}")
-    for name, tensors in found.signatures.items():
+    for name, tensors in estimate.signatures.items():
         print(f"{name}\n    {tensors['inputs']}\n    → {tensors['outputs']}")
 
 

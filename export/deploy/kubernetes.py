@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...runtime.contract import Manifest
-from ..sizes import serving_bytes
+from ..footprint import serving_bytes
 from . import serving
 from .options import DeployOptions, batches
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...runtime.contract import Manifest
-from ..sizes import weights_bytes
+from ..footprint import weights_bytes
 from . import serving
 from .kubernetes import memory_mib
 from .options import DeployOptions, batches, needs_xla

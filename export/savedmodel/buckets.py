@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import ExportError
+from ..options import check_sizes
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,7 @@ def _steps(first: int, last: int, factor: int) -> list[int]:
 
 
 def _checked(option: str, sizes: Sequence[int], limit: int | None) -> tuple[int, ...]:
-    if not sizes or list(sizes) != sorted(set(sizes)) or sizes[0] < 1:
-        raise ExportError(
-            f"{option} should be ascending numbers from 1 on, got {list(sizes)}"
-        )
-    if limit is not None and sizes[-1] > limit:
-        raise ExportError(
-            f"{option} should stay within the model's {limit} positions, "
-            f"got {sizes[-1]}"
-        )
+    if not sizes:
+        raise ExportError(f"{option} should name one size at least")
+    check_sizes(option, sizes, limit)
     return tuple(sizes)

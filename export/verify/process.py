@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-from pathlib import Path
 from typing import Any
 
 from ..errors import ExportError
-from ..subprocesses import run_apart, why
+from ..subprocesses import SubprocessFailed, call_in_subprocess, peak_memory
 from .tolerances import MEAN_SHARE
 
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1024**2), "MALLOC_ARENA_MAX": "2"}
@@ -17,9 +15,12 @@ _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1024**2), "MALLOC_ARENA_MAX": "2"}
 
 
 def verify_in_fresh_process(
-    folder: str | Path, checkpoint: str | Path, *, max_length: int | None = None
+    folder: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str],
+    *,
+    max_length: int | None = None,
 ) -> dict[str, Any]:
-    """Run ``optserve verify`` on a version's folder; its report.
+    """Verify a version's folder against its checkpoint; the report.
 
     Nothing that the exporting process holds, right or wrong, can help the files to
     pass.
@@ -27,26 +28,34 @@ def verify_in_fresh_process(
     Raises:
         ExportError: it is not verified; the message says what is wrong.
     """
-    command = ["verify", str(folder), "--checkpoint", str(checkpoint), "--json"]
-    if max_length is not None:
-        command += ["--max-length", str(max_length)]
-    ended = run_apart(
-        *command,
-        stderr=subprocess.PIPE,
-        env={**_ALLOCATOR, **os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-    )
+    allocator = {k: v for k, v in _ALLOCATOR.items() if k not in os.environ}
     try:
-        report = json.loads(ended.stdout)
-    except ValueError:
-        report = None
-    if report is None:
-        lines = [line for line in ended.stderr.splitlines() if line.strip()]
-        said = lines and ended.returncode >= 0
-        reason = lines[-1] if said else why(ended)
-        raise ExportError(f"verifying did not end well, nothing published: {reason}")
+        report = call_in_subprocess(
+            _verify,
+            environment={**allocator, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            quiet=True,
+            folder=os.fspath(folder),
+            checkpoint=os.fspath(checkpoint),
+            max_length=max_length,
+        )
+    except SubprocessFailed as error:
+        raise ExportError(
+            f"verifying did not end well, nothing published: {error}"
+        ) from None
     if not report["ok"]:
         raise ExportError(f"not verified, nothing published: {_reasons(report)}")
     return report
+
+
+def _verify(folder: str, checkpoint: str, max_length: int | None) -> dict[str, Any]:
+    """What runs there."""
+    from ...models.quiet import import_tensorflow
+    from . import verify_export
+
+    import_tensorflow()
+    report = verify_export(folder, checkpoint=checkpoint, max_length=max_length)
+    report.memory = peak_memory()
+    return json.loads(report.to_json())
 
 
 def _reasons(report: dict[str, Any]) -> str:

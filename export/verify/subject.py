@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...runtime.contract import Manifest, signature, tokens_per_call
-from ..subprocesses import give_back
+from ..subprocesses import release_memory
 from .cache import unpack
 from .plan import PIECE, Plan, Question, Row, fit
 
@@ -43,7 +43,7 @@ class ExportedModel:
 
         # A server's way to load is the one to try, and takes less memory.
         self._loaded = Servable(str(folder), SessionOptions(), exported=True)
-        give_back()
+        release_memory()
         self._manifest = manifest
         self._prefixes: dict[int, np.ndarray] = {}
         self._keeping = threading.Lock()
@@ -74,7 +74,7 @@ class ExportedModel:
         With oneDNN the memory stays TensorFlow's, for its next tensors.
         """
         self._loaded.close()
-        give_back()
+        release_memory()
 
     def _ask(self, plan: Plan, question: Question) -> Answer | None:
         name = question.signature
@@ -97,7 +97,7 @@ class ExportedModel:
         signature.check_dtypes(inputs)
         outputs = list(signature.outputs)
         found = self._loaded.run(signature, inputs, outputs)
-        give_back()  # what a graph's first call leaves behind
+        release_memory()  # what a graph's first call leaves behind
         return dict(zip(outputs, found, strict=True))
 
     def _inputs(self, plan: Plan, question: Question) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from optserve.export.options import ExportOptions
 from optserve.runtime.model_dir import read_manifest
 
 from tests.conftest import SHARED_FOLDER
@@ -88,9 +89,10 @@ def exported_for_edge(
 
     options = {"framework": framework, "weights": weights}
     options |= {"prompt_buckets": [16], "cache_size": 24}
+    chosen = ExportOptions(target="tflite", **options)
     return _once(
         _name("edge", case, options),
-        lambda out: export_tflite(GOLDEN / case, out, **options),
+        lambda out: export_tflite(GOLDEN / case, out, chosen),
     )
 
 
@@ -114,7 +116,7 @@ def _saved(checkpoint: Path, options: dict[str, Any]) -> Path:
 
     return _once(
         _name("saved", checkpoint.name, options),
-        lambda out: export_savedmodel(checkpoint, out, **options),
+        lambda out: export_savedmodel(checkpoint, out, ExportOptions(**options)),
     )
 
 

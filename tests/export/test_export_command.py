@@ -8,9 +8,11 @@ import signal
 from pathlib import Path
 
 import pytest
+from optserve.export import pipeline
 from optserve.export.commands import export as command
 from optserve.export.errors import ExportError
-from optserve.export.estimate import estimate, read_config
+from optserve.export.estimate import estimate_savedmodel, read_config
+from optserve.export.options import ExportOptions
 from optserve.export.verify.process import verify_in_fresh_process
 from optserve.models.config import OPTConfig
 from optserve.models.examples.random_checkpoint import write_random_checkpoint
@@ -70,10 +72,10 @@ def test_what_is_not_verified_is_not_published(
         assert read_manifest(folder).files
         raise ExportError("not verified, nothing published: decode is off")
 
-    monkeypatch.setattr(command, "verify_in_fresh_process", refuse)
+    monkeypatch.setattr(pipeline, "verify_in_fresh_process", refuse)
     assert main(["export", str(checkpoint), str(tmp_path / "out")]) == 1
     assert "decode is off" in capsys.readouterr().err
-    assert os.listdir(tmp_path / "out") == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_fresh_process_tells_another_checkpoint(out, tmp_path):
@@ -116,12 +118,12 @@ def test_dry_run_of_a_published_size(tmp_path, capsys):
 
 def test_estimates_follow_the_options():
     config = read_config("66b")
-    float32 = estimate(config, ["decode"])
-    int8 = estimate(config, ["decode"], weights="int8", cache="int8")
+    float32 = estimate_savedmodel(config, ExportOptions())
+    int8 = estimate_savedmodel(config, ExportOptions(weights="int8", cache="int8"))
     assert 3.9 < float32.artefact / int8.artefact < 4.0
     assert int8.cache_row < float32.cache_row / 3
     assert float32.artefact < float32.export_memory < 1.4 * float32.artefact
-    compiled = estimate(config, ["decode"], compiler="xla")
+    compiled = estimate_savedmodel(config, ExportOptions(compiler="xla"))
     assert compiled.verify_memory > float32.verify_memory
     # A full sequence's cache is more than one message may carry.
     assert float32.message_tokens < 2048 < 4 * int8.message_tokens

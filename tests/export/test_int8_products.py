@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from optserve.export.options import ExportOptions
 from optserve.export.savedmodel import autotune, graph_tf, int8_loop, int8_matmul
 from optserve.export.savedmodel.exporter import export_savedmodel
 from optserve.export.savedmodel.graph_tf import Request
@@ -149,7 +150,7 @@ def test_an_export_has_the_whole_loop_for_projections_too(tmp_path, monkeypatch)
     plain = exported("post_ln_proj", **options)
     compiled = {**FEW_SHAPES, "compiler": "xla"}
     folder = export_savedmodel(
-        GOLDEN / "post_ln_proj", tmp_path / "out", **options, **compiled
+        GOLDEN / "post_ln_proj", tmp_path / "out", ExportOptions(**options, **compiled)
     )
     found, right = _logprobs(Served(folder)), _logprobs(Served(plain))
     np.testing.assert_allclose(found, right, atol=2e-3)
@@ -210,7 +211,7 @@ def test_versions_in_one_process_keep_their_own_weights(tmp_path) -> None:
     )
     options = {"weights": "int8", "generate": (8,)}
     old = exported("pre_ln", **options)
-    new = export_savedmodel(other, tmp_path / "out", **options)
+    new = export_savedmodel(other, tmp_path / "out", ExportOptions(**options))
 
     alone = _logprobs(Served(new))
     both = [Served(old), Served(new)]

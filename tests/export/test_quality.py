@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from optserve.export.options import ExportOptions
 from optserve.export.savedmodel.exporter import export_savedmodel
 from optserve.models.tokenizer import Tokenizer
 
@@ -75,11 +76,13 @@ def read(tmp_path_factory):
             export_savedmodel(
                 TINY,
                 tmp_path_factory.mktemp("out"),
-                framework=framework,
-                weights=weights,
-                cache=cache,
-                generate=(8,),
-                **sizes,
+                ExportOptions(
+                    framework=framework,
+                    weights=weights,
+                    cache=cache,
+                    generate=(8,),
+                    **sizes,
+                ),
             )
         )
         lengths = np.full(ROWS, WINDOW, np.int32)

@@ -14,9 +14,10 @@ GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "pre_ln"
 
 EXPORT = """
 import json, sys
+from optserve.export.options import ExportOptions
 from optserve.export.savedmodel.exporter import export_savedmodel
 checkpoint, out, options = sys.argv[1:]
-export_savedmodel(checkpoint, out, **json.loads(options))
+export_savedmodel(checkpoint, out, ExportOptions.from_json(options))
 """
 
 

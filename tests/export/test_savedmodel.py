@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from optserve.export.errors import ExportError
+from optserve.export.options import ExportOptions
 from optserve.export.savedmodel.exporter import export_savedmodel
 from optserve.runtime.cli import main
 from optserve.runtime.contract import Manifest, signature
@@ -221,7 +222,7 @@ def test_what_is_out_of_range_is_refused(framework, ids, length, wanted):
 )
 def test_impossible_options_are_refused(tmp_path, options, wanted):
     with pytest.raises(ExportError, match=wanted):
-        export_savedmodel(GOLDEN / "pre_ln", tmp_path / "out", **options)
+        export_savedmodel(GOLDEN / "pre_ln", tmp_path / "out", ExportOptions(**options))
     assert not (tmp_path / "out").exists()
 
 

@@ -8,6 +8,7 @@ import tempfile
 import numpy as np
 import pytest
 from optserve.export.errors import ExportError
+from optserve.export.options import ExportOptions
 from optserve.export.tflite.exporter import export_tflite
 from optserve.export.tflite.weights import quantize_blocks
 from optserve.export.weights import quantize
@@ -114,7 +115,11 @@ def test_int4_says_what_it_cannot_divide(tmp_path):
     config.word_embed_proj_dim = 24
     write_random_checkpoint(tmp_path / "in", config)
     with pytest.raises(ExportError, match=r"multiples of 32 long.*q_proj.*has 24"):
-        export_tflite(tmp_path / "in", tmp_path / "out", weights="int4")
+        export_tflite(
+            tmp_path / "in",
+            tmp_path / "out",
+            ExportOptions(target="tflite", weights="int4"),
+        )
     assert not list((tmp_path / "out").glob("*"))
 
 
@@ -156,7 +161,9 @@ def test_weights_beyond_the_format_s_two_gibibytes(monkeypatch):
     monkeypatch.setitem(inline, "inline_limit", 0)
     with tempfile.TemporaryDirectory() as out:
         folder = export_tflite(
-            GOLDEN / "pre_ln", out, prompt_buckets=[16], cache_size=24
+            GOLDEN / "pre_ln",
+            out,
+            ExportOptions(target="tflite", prompt_buckets=[16], cache_size=24),
         )
         wanted = expected("pre_ln")
         logits, _ = feed(LiteRTTransport(folder, threads=1), wanted["input_ids"][0])
@@ -175,7 +182,11 @@ def test_weights_beyond_the_format_s_two_gibibytes(monkeypatch):
 )
 def test_unusable_options_are_refused(tmp_path, options, said):
     with pytest.raises(ExportError, match=said):
-        export_tflite(GOLDEN / "pre_ln", tmp_path / "out", **options)
+        export_tflite(
+            GOLDEN / "pre_ln",
+            tmp_path / "out",
+            ExportOptions(target="tflite", **options),
+        )
     assert not (tmp_path / "out").exists()
 
 

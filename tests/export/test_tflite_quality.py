@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from optserve.export.options import ExportOptions
 from optserve.export.tflite.exporter import export_tflite
 from optserve.models.generation.sampling import log_softmax
 from optserve.models.tokenizer import Tokenizer
@@ -56,7 +57,9 @@ def test_held_out_loss_of_every_weight_type(data_dir, tmp_path, capsys):
     windows = held_out(data_dir, Tokenizer.from_directory(TINY))
     found = {}
     for weights in ("float32", "float16", "int8", "int4"):
-        folder = export_tflite(TINY, tmp_path / weights, weights=weights)
+        folder = export_tflite(
+            TINY, tmp_path / weights, ExportOptions(target="tflite", weights=weights)
+        )
         found[weights] = loss(folder, windows)
     with capsys.disabled():
         print({name: round(value, 4) for name, value in found.items()})

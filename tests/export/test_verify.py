@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from optserve.export.errors import ExportError
+from optserve.export.options import ExportOptions
 from optserve.export.savedmodel.exporter import export_savedmodel
 from optserve.export.verify import compare_exports, verify_export
 from optserve.export.verify.report import show
@@ -40,15 +41,14 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def export(checkpoint, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("out")
-    return export_savedmodel(checkpoint, out, generate=[2])
+    return export_savedmodel(checkpoint, out, ExportOptions(generate=[2]))
 
 
 @pytest.fixture(scope="module")
 def int8(checkpoint, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("int8")
-    return export_savedmodel(
-        checkpoint, out, weights="int8", cache="int8", generate=[2]
-    )
+    options = ExportOptions(weights="int8", cache="int8", generate=[2])
+    return export_savedmodel(checkpoint, out, options)
 
 
 def test_a_right_export_passes(export, checkpoint):
@@ -65,7 +65,9 @@ def test_a_right_export_passes(export, checkpoint):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_stored_weights_are_read_from_the_files(dtype, checkpoint, tmp_path):
-    folder = export_savedmodel(checkpoint, tmp_path, weights=dtype, generate=(2,))
+    folder = export_savedmodel(
+        checkpoint, tmp_path, ExportOptions(weights=dtype, generate=(2,))
+    )
     stored = StoredWeights(folder)
     wanted = dict(packed_weights(CONFIG, open_weights(checkpoint), dtype))
     assert stored.keys() == wanted.keys()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from optserve.export.options import ExportOptions
 from optserve.export.savedmodel import exporter as savedmodel
 from optserve.export.savedmodel.exporter import export_savedmodel
 from optserve.export.verify import verify_export
@@ -80,7 +81,9 @@ def test_stored_weights(case, dtype):
 
 
 def exported(out: Path, dtype: str) -> Path:
-    return export_savedmodel(GOLDEN / "pre_ln", out, weights=dtype, generate=[])
+    return export_savedmodel(
+        GOLDEN / "pre_ln", out, ExportOptions(weights=dtype, generate=[])
+    )
 
 
 @pytest.mark.parametrize("change", [negated, scaled])

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from optserve.export.errors import ExportError
+from optserve.export.options import ExportOptions
 from optserve.export.tflite import weights as tflite_weights
 from optserve.export.tflite.exporter import export_tflite
 from optserve.export.verify import compare_exports, edge, verify_export
@@ -77,7 +78,9 @@ def test_a_wrong_matrix_is_caught(tmp_path, monkeypatch, weights):
         return right(config, weights, dtype)
 
     monkeypatch.setattr(tflite_weights, "constants", changed)
-    folder = export_tflite(GOLDEN, tmp_path, weights=weights, **SIZES)
+    folder = export_tflite(
+        GOLDEN, tmp_path, ExportOptions(target="tflite", weights=weights, **SIZES)
+    )
     report = verify_export(folder, checkpoint=GOLDEN)
     assert not report.files and not report.problems
     assert not report.ok

@@ -33,6 +33,7 @@ _FOLDER = tempfile.TemporaryDirectory(prefix="optserve-tests-")
 
 @functools.cache
 def exported(case: str = "pre_ln", framework: str = "tf") -> Path:
+    from optserve.export.options import ExportOptions
     from optserve.export.tflite.exporter import export_tflite
 
     source = Path(_FOLDER.name) / f"checkpoint-{case}"
@@ -40,9 +41,9 @@ def exported(case: str = "pre_ln", framework: str = "tf") -> Path:
         shutil.copytree(GOLDEN / case, source)
         (source / "tokenizer.json").write_text(SMALL_TOKENIZER)
     out = Path(_FOLDER.name) / f"{case}-{framework}"
-    return export_tflite(
-        source, out, framework=framework, prompt_buckets=[4, 16], cache_size=40
-    )
+    sizes = {"prompt_buckets": [4, 16], "cache_size": 40}
+    options = ExportOptions(target="tflite", framework=framework, **sizes)
+    return export_tflite(source, out, options)
 
 
 def greedy_case(case: str):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from optserve.export.sizes import parameter_count, serving_bytes, weights_bytes
+from optserve.export.footprint import parameter_count, serving_bytes, weights_bytes
 
 # hidden, layers, heads, ffn, embedding; parameters as counted on the released models.
 PUBLISHED = {

@@ -1,0 +1,150 @@
+"""What an export is asked for: one frozen value from the command line to the manifest.
+
+The process that writes gets it as JSON, and the manifest keeps it, so that the same
+export can be made again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from ..runtime.contract import CACHE_DTYPES, WEIGHT_DTYPES
+from .errors import ExportError
+
+TARGETS = ("savedmodel", "tflite")
+FRAMEWORKS = ("tf", "jax")
+COMPILERS = ("none", "xla")
+WEIGHTS = {
+    "savedmodel": WEIGHT_DTYPES,
+    "tflite": ("float32", "float16", "int8", "int4"),
+}
+"""Dtypes of the stored matrices that each target takes."""
+GENERATE = (1, 8, 32)
+
+_SIZES = ("generate", "prompt_buckets", "cache_buckets", "batch_sizes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """The choices of an export; None leaves one to the exporter.
+
+    Args:
+        target: ``"savedmodel"``, or ``"tflite"`` for LiteRT.
+        framework: whose graph or math is exported, ``"tf"`` or ``"jax"``.
+        compiler: ``"none"`` or ``"xla"``; None becomes what the framework can do on a
+            stock server (``none`` for tf; jax always needs XLA). Not for ``tflite``.
+        weights: dtype of the stored matrices, one of ``WEIGHTS[target]``.
+        cache: dtype of the cache's numbers, one of ``CACHE_DTYPES``.
+        generate: the N of the ``generate_{N}`` signatures, ascending; may be empty.
+        prompt_buckets: sizes of S to compile for; the graph rounds up to them by
+            itself, so that clients need not. ``tflite``: the S of ``prefill_{S}``; the
+            runtime packs the weights in memory once for each.
+        cache_buckets: sizes of C to compile for.
+        batch_sizes: sizes of B to compile for.
+        cache_size: ``tflite``: C, the tokens that the cache holds.
+        portable: leave out the int8 kernels that TensorFlow has on x86-64 alone.
+
+    Raises:
+        ExportError: values that are unknown or exclude each other.
+    """
+
+    target: str = "savedmodel"
+    framework: str = "tf"
+    compiler: str | None = None
+    weights: str = "float32"
+    cache: str = "float32"
+    generate: Sequence[int] = GENERATE
+    prompt_buckets: Sequence[int] | None = None
+    cache_buckets: Sequence[int] | None = None
+    batch_sizes: Sequence[int] | None = None
+    cache_size: int | None = None
+    portable: bool = False
+
+    def __post_init__(self) -> None:
+        for name in _SIZES:
+            if (sizes := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(sizes))
+        _check_known("target", self.target, TARGETS)
+        _check_known("framework", self.framework, FRAMEWORKS)
+        _check_known("weights", self.weights, WEIGHTS[self.target])
+        _check_known("cache", self.cache, CACHE_DTYPES)
+        if self.target == "tflite":
+            self._check_tflite()
+        if self.compiler is None:
+            compiled = self.framework == "jax" and self.target == "savedmodel"
+            object.__setattr__(self, "compiler", "xla" if compiled else "none")
+        self._check_compiler()
+        for name in _SIZES:
+            if (sizes := getattr(self, name)) is not None:
+                check_sizes(f"--{name.replace('_', '-')}", sizes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ExportOptions:
+        """Read :meth:`to_dict`'s data.
+
+        Raises:
+            ExportError: an unknown option, or values as above.
+        """
+        unknown = data.keys() - {field.name for field in fields(cls)}
+        if unknown:
+            raise ExportError(f"no export option is called {', '.join(unknown)}")
+        return cls(**data)
+
+    @classmethod
+    def from_json(cls, text: str) -> ExportOptions:
+        """Read :meth:`to_json`'s text."""
+        return cls.from_dict(json.loads(text))
+
+    def _check_tflite(self) -> None:
+        if self.compiler == "xla" or self.cache != "float32":
+            raise ExportError(
+                "--target tflite takes neither --compiler xla nor --cache: "
+                "leave them out"
+            )
+
+    def _check_compiler(self) -> None:
+        _check_known("compiler", self.compiler, COMPILERS)
+        needs_xla = self.framework == "jax" and self.target == "savedmodel"
+        if needs_xla and self.compiler == "none":
+            raise ExportError(
+                "a JAX graph runs only with XLA: leave --compiler out, or export with "
+                "--framework tf for a server without XLA"
+            )
+
+
+def check_sizes(option: str, sizes: Sequence[int], limit: int | None = None) -> None:
+    """Refuse sizes that are not ascending whole numbers from 1 to ``limit``.
+
+    Raises:
+        ExportError: they are not.
+    """
+    if list(sizes) != sorted(set(sizes)) or min(sizes, default=1) < 1:
+        raise ExportError(
+            f"{option} should be ascending numbers from 1 on, got {list(sizes)}"
+        )
+    if limit is not None and max(sizes, default=0) > limit:
+        raise ExportError(
+            f"{option} should stay within the model's {limit} positions, "
+            f"got {sizes[-1]}"
+        )
+
+
+def _check_known(option: str, value: object, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ExportError(
+            f"--{option} should be one of {', '.join(known)}, got {value!r}"
+        )

@@ -1,0 +1,147 @@
+"""Exporting as a build step: write, verify, publish, and say what each part took."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..models.checkpoints import resolve
+from .options import ExportOptions
+from .publish import Progress, check_version, staging
+from .subprocesses import call_in_subprocess, peak_memory
+from .verify.process import verify_in_fresh_process
+
+
+@dataclass
+class PhaseClock:
+    """Says what an export is at, and keeps how long each part of it took.
+
+    ``print_to`` is where each message goes as it comes; nowhere if None.
+    """
+
+    print_to: TextIO | None = None
+    _started: float = field(default_factory=time.monotonic)
+    _begun: list[tuple[str, float]] = field(default_factory=list)
+
+    def __call__(self, message: str) -> None:
+        self._begun.append((message, self.seconds()))
+        if self.print_to is not None:
+            print(f"[{self.seconds():6.1f} s] {message}", file=self.print_to)
+
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return round(time.monotonic() - self._started, 3)
+
+    def phases(self) -> list[dict[str, Any]]:
+        """Each part and its seconds."""
+        ends = [begin for _, begin in self._begun[1:]] + [self.seconds()]
+        return [
+            {"phase": name, "seconds": round(end - begin, 3)}
+            for (name, begin), end in zip(self._begun, ends, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A published version, and what making it took.
+
+    ``phases`` have names and seconds, ``memory`` the peak of each process in bytes;
+    ``verification`` is the report, None if it was not verified.
+    """
+
+    path: Path
+    phases: list[dict[str, Any]]
+    memory: dict[str, int]
+    verification: dict[str, Any] | None
+
+
+def export_unverified(
+    checkpoint: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    options: ExportOptions,
+    *,
+    version: int | None,
+    revision: str | None,
+    clock: PhaseClock,
+) -> Exported:
+    """Export in this process.
+
+    Raises:
+        ExportError: nothing was published.
+    """
+    check_version(out, version)
+    source = resolve(checkpoint, revision=revision)
+    with staging(out, version) as staged:
+        write_version(staged.folder, source, options, progress=clock)
+    memory = {"export": peak_memory()}
+    return Exported(staged.published, clock.phases(), memory, None)
+
+
+def export_verified(
+    checkpoint: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    options: ExportOptions,
+    *,
+    version: int | None,
+    revision: str | None,
+    clock: PhaseClock,
+) -> Exported:
+    """Export and verify, each in a process of its own, so that one of them at a time
+    is in memory.
+
+    Raises:
+        ExportError: nothing was published.
+    """
+    check_version(out, version)
+    if options.target == "tflite":
+        from .verify.edge import require_litert
+
+        require_litert()
+    source = resolve(checkpoint, revision=revision)
+    with staging(out, version) as staged:
+        written = call_in_subprocess(
+            _write_in_subprocess,
+            folder=str(staged.folder),
+            checkpoint=str(source),
+            options=options.to_dict(),
+        )
+        clock("verifying every signature in a process of its own")
+        report = verify_in_fresh_process(staged.folder, source)
+    report["export"] = staged.published.name  # it had no number yet
+    return Exported(
+        staged.published,
+        written["phases"] + clock.phases(),
+        {**written["memory"], "verify": report["memory"]},
+        report,
+    )
+
+
+def write_version(
+    folder: Path,
+    checkpoint: str | os.PathLike[str],
+    options: ExportOptions,
+    *,
+    progress: Progress,
+) -> None:
+    """Write a version's files into an empty folder, for either target."""
+    from ..models.quiet import import_tensorflow
+
+    import_tensorflow()
+    from .savedmodel.exporter import write_savedmodel
+    from .tflite.exporter import write_tflite
+
+    write = {"savedmodel": write_savedmodel, "tflite": write_tflite}[options.target]
+    write(folder, checkpoint, options, progress=progress)
+
+
+def _write_in_subprocess(
+    folder: str, checkpoint: str, options: dict[str, Any]
+) -> dict[str, Any]:
+    clock = PhaseClock(print_to=sys.stderr)
+    chosen = ExportOptions.from_dict(options)
+    write_version(Path(folder), checkpoint, chosen, progress=clock)
+    return {"phases": clock.phases(), "memory": {"export": peak_memory()}}

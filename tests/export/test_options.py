@@ -1,0 +1,64 @@
+"""Export options: JSON there and back, defaults put in, contradictions refused."""
+
+from __future__ import annotations
+
+import pytest
+from optserve.export.errors import ExportError
+from optserve.export.options import ExportOptions
+
+CHOSEN = ExportOptions(
+    framework="jax",
+    weights="int8",
+    cache="bfloat16",
+    generate=[4, 16],
+    prompt_buckets=(1, 8),
+    batch_sizes=[1, 8],
+    portable=True,
+)
+
+
+@pytest.mark.parametrize("options", [ExportOptions(), CHOSEN])
+def test_json_there_and_back(options):
+    assert ExportOptions.from_json(options.to_json()) == options
+    assert ExportOptions.from_dict(options.to_dict()) == options
+    assert "\n" not in options.to_json()
+
+
+def test_defaults_follow_from_the_framework():
+    assert ExportOptions().compiler == "none"
+    assert ExportOptions(framework="jax").compiler == "xla"
+    assert ExportOptions(framework="jax", target="tflite").compiler == "none"
+
+
+def test_they_are_values():
+    assert hash(CHOSEN) == hash(ExportOptions.from_json(CHOSEN.to_json()))
+    with pytest.raises(AttributeError):
+        CHOSEN.weights = "float32"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"target": "onnx"},
+            "--target should be one of savedmodel, tflite, got 'onnx'",
+        ),
+        ({"compiler": "llvm"}, "--compiler should be one of none, xla, got 'llvm'"),
+        ({"weights": "int4"}, "--weights should be one of float32"),
+        ({"target": "tflite", "weights": "bfloat16"}, "float32, float16, int8, int4"),
+        ({"target": "tflite", "compiler": "xla"}, "takes neither --compiler xla"),
+        ({"target": "tflite", "cache": "int8"}, "nor --cache"),
+        ({"framework": "jax", "compiler": "none"}, "runs only with XLA"),
+        ({"generate": [8, 1]}, "--generate should be ascending numbers from 1 on"),
+        ({"generate": [0]}, "--generate should be ascending"),
+        ({"batch_sizes": [8, 8]}, "--batch-sizes should be ascending"),
+    ],
+)
+def test_contradictions_are_refused(options, said):
+    with pytest.raises(ExportError, match=said):
+        ExportOptions(**options)
+
+
+def test_an_unknown_option_is_named():
+    with pytest.raises(ExportError, match="no export option is called colour"):
+        ExportOptions.from_dict({"colour": "red"})

@@ -1,0 +1,65 @@
+"""Functions in processes of their own: results, errors, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+
+import pytest
+from optserve.export import subprocesses
+from optserve.export.errors import ExportError
+from optserve.export.subprocesses import SubprocessFailed, call_in_subprocess
+
+
+def function_of_another_process(name: str):
+    """A stand-in for a function of a module: only where it is matters here."""
+    function = types.FunctionType(compile("None", "", "eval"), {})
+    module, function.__qualname__ = name.split(":")
+    function.__module__ = module
+    return function
+
+
+def test_a_result_comes_back():
+    dumps = function_of_another_process("json:dumps")
+    assert call_in_subprocess(dumps, obj=[1, None]) == "[1, null]"
+    assert call_in_subprocess(subprocesses.peak_memory) > 1e6
+
+
+def test_what_is_printed_there_is_no_part_of_the_result(capfd):
+    system = function_of_another_process("os:system")
+    assert call_in_subprocess(system, command="echo noise") == 0
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "noise\n")
+    call_in_subprocess(system, command="echo noise", quiet=True)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_its_environment():
+    getenv = function_of_another_process("os:getenv")
+    assert call_in_subprocess(getenv, environment={"A_B": "c"}, key="A_B") == "c"
+    assert call_in_subprocess(getenv, key="PATH") == os.environ["PATH"]
+
+
+def test_an_error_is_a_sentence():
+    listdir = function_of_another_process("os:listdir")
+    with pytest.raises(SubprocessFailed, match="/nowhere: No such file") as failed:
+        call_in_subprocess(listdir, path="/nowhere")
+    assert isinstance(failed.value, ExportError)
+
+
+def test_a_process_that_dies_is_explained():
+    abort = function_of_another_process("os:abort")
+    with pytest.raises(SubprocessFailed, match="killed by signal 6"):
+        call_in_subprocess(abort, quiet=True)
+    end = function_of_another_process("os:_exit")
+    with pytest.raises(SubprocessFailed, match="exit code 3"):
+        call_in_subprocess(end, status=3)
+    missing = function_of_another_process("json:no_such_function")
+    with pytest.raises(SubprocessFailed, match="no_such_function"):
+        call_in_subprocess(missing)
+
+
+def test_memory_goes_back():
+    subprocesses.release_memory()
+    assert subprocesses.peak_memory() > sys.getsizeof(0)
