@@ -2,8 +2,11 @@
 
 Query, key and value projections become one matrix, with the query's scale folded in;
 ``int8`` matrices have one float32 scale for each output row, at ``<name>_scale``.
-Biases, norms and the position table stay float32. Tensors come one at a time and in a
-fixed order, so that memory stays low and two exports are equal.
+Biases, norms and the position table stay float32. What each layer has is stored once
+for all layers, stacked along a first axis [L,…] under its name without the layer's
+number: a graph then has some twenty variables whatever the number of layers, and can
+loop over them. Tensors come one at a time and in a fixed order, so that memory stays
+low and two exports are equal.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import numpy as np
 
 from ..models.checkpoints import aligned
 from ..models.config import OPTConfig
-from ..models.weights import params_from_weights, weight_shapes
+from ..models.weights import weight_shapes
 
 SCALE = "_scale"
 """What a quantised matrix's scales are called, behind the matrix's own name."""
@@ -45,16 +48,20 @@ def packed_weights(
         weights: the checkpoint's, by canonical name.
         dtype: of the matrices, one of ``WEIGHT_DTYPES``.
     """
-    for name, parts in _sources(config, weights):
-        if not is_matrix(name):
-            yield name, _joined(parts, np.float32)
-        elif dtype == "int8":
-            whole = parts[0][0] if len(parts) == 1 else _joined(parts, np.float32)
-            values, scale = quantize(whole)
-            yield name, values
-            yield name + SCALE, scale
-        else:
-            yield name, _joined(parts, _STORED[dtype])
+    for name, stack in stored_parts(config):
+        shape = _stacked_shape(name, stack, weights)
+        kind = _STORED[dtype] if is_matrix(name) else np.float32
+        values = aligned(shape, np.dtype(kind))
+        scales = aligned(shape[:-1], np.dtype(np.float32)) if kind is np.int8 else None
+        for i, parts in enumerate(stack):
+            at = (i,) if is_stacked(name) else ()
+            if scales is None:
+                _join(values[at], parts, weights)
+            else:
+                quantize(_joined(parts, weights), values[at], scales[at])
+        yield name, values
+        if scales is not None:
+            yield name + SCALE, scales
 
 
 def weights_digest(config: OPTConfig, weights: Mapping[str, np.ndarray]) -> str:
@@ -67,10 +74,19 @@ def weights_digest(config: OPTConfig, weights: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def quantize(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric int8 by row: values [out, in], scales [out]; w ≈ value · scale."""
-    values = aligned(matrix.shape, np.dtype(np.int8))
-    scales = aligned(matrix.shape[:1], np.dtype(np.float32))
+def quantize(
+    matrix: np.ndarray,
+    values: np.ndarray | None = None,
+    scales: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Symmetric int8 by row: values [out, in], scales [out]; w ≈ value · scale.
+
+    Written into ``values`` and ``scales`` if they are given.
+    """
+    if values is None:
+        values = aligned(matrix.shape, np.dtype(np.int8))
+    if scales is None:
+        scales = aligned(matrix.shape[:1], np.dtype(np.float32))
 
     def block(rows: slice) -> None:
         part = np.asarray(matrix[rows], np.float32)
@@ -103,6 +119,9 @@ def assemble(
 ) -> dict:
     """The params of the pure functions from stored tensors of either framework.
 
+    ``params["layers"]`` is one layer's dict whose leaves are stacked over layers;
+    :func:`of_layer` takes one of them.
+
     Args:
         stored: tensors by the names of :func:`packed_weights`.
         pack: makes a matrix's :class:`PackedWeight` (or leaves it as it is) from its
@@ -113,45 +132,113 @@ def assemble(
         for name, value in stored.items()
         if not name.endswith(SCALE)
     }
-    params = params_from_weights(config, leaves)
-    for i, layer in enumerate(params["layers"]):
-        at = f"decoder.layers.{i}.self_attn.qkv_proj"
-        layer["qkv_proj"] = {
-            "weight": leaves[f"{at}.weight"],
-            "bias": leaves.get(f"{at}.bias"),
-        }
-    return params
+
+    def pair(name: str) -> dict[str, Any]:
+        found = {leaf: leaves.get(f"{name}.{leaf}") for leaf in ("weight", "bias")}
+        return {leaf: value for leaf, value in found.items() if value is not None}
+
+    return {
+        "embed_tokens": leaves["decoder.embed_tokens.weight"],
+        "embed_positions": leaves["decoder.embed_positions.weight"],
+        "project_in": pair("decoder.project_in"),
+        "layers": {
+            name.rpartition(".")[2]: pair(f"{STACK}.{name}") for name in _OF_A_LAYER
+        },
+        "final_layer_norm": pair("decoder.final_layer_norm"),
+        "project_out": pair("decoder.project_out"),
+        "lm_head": pair("lm_head"),
+    }
 
 
-Parts = list[tuple[np.ndarray, float]]
-"""Arrays that are stored as one, and the factor of each."""
+def of_layer(layers: Mapping[str, Mapping[str, Any]], i: Any) -> dict[str, Any]:
+    """Layer ``i``'s dict of leaves, from one whose leaves are stacked."""
+    return {
+        name: {leaf: value[i] for leaf, value in pair.items()}
+        for name, pair in layers.items()
+    }
 
 
-def _sources(
-    config: OPTConfig, weights: Mapping[str, np.ndarray]
-) -> Iterator[tuple[str, Parts]]:
-    """Names as they are stored, and of which of the checkpoint's weights they are."""
+STACK = "decoder.layers"
+"""What the names of stacked tensors begin with."""
+
+_OF_A_LAYER = (
+    "self_attn_layer_norm",
+    "self_attn.qkv_proj",
+    "self_attn.out_proj",
+    "final_layer_norm",
+    "fc1",
+    "fc2",
+)
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+
+Parts = list[tuple[str, np.float32]]
+"""The checkpoint's tensors that are stored as one, and the factor of each."""
+
+
+def stored_parts(config: OPTConfig) -> Iterator[tuple[str, list[Parts]]]:
+    """Names as they are stored, and what of the checkpoint each holds, layer by layer.
+
+    What is not stacked has a list of one.
+    """
+    one = np.float32(1)
+    layers = range(config.num_hidden_layers)
+    first = f"{STACK}.0."
     for name in weight_shapes(config):
         parent, _, leaf = name.rpartition(".")
-        if parent.endswith("q_proj"):
-            of = [parent.replace("q_proj", p) for p in ("q_proj", "k_proj", "v_proj")]
-            parts = [weights[f"{projection}.{leaf}"] for projection in of]
-            factors = [config.head_dim**-0.5, 1.0, 1.0]
-            name = f"{parent.replace('q_proj', 'qkv_proj')}.{leaf}"
-            yield name, list(zip(parts, factors, strict=True))
-        elif not parent.endswith(("k_proj", "v_proj")):
-            yield name, [(weights[name], 1.0)]
+        if not name.startswith(f"{STACK}."):
+            yield name, [[(name, one)]]
+        elif not name.startswith(first) or parent.endswith(_PROJECTIONS[1:]):
+            continue
+        elif parent.endswith("q_proj"):
+            factors = (np.float32(config.head_dim**-0.5), one, one)
+            yield (
+                f"{STACK}.self_attn.qkv_proj.{leaf}",
+                [
+                    [
+                        (f"{STACK}.{i}.self_attn.{projection}.{leaf}", factor)
+                        for projection, factor in zip(
+                            _PROJECTIONS, factors, strict=True
+                        )
+                    ]
+                    for i in layers
+                ],
+            )
+        else:
+            rest = name.removeprefix(first)
+            yield f"{STACK}.{rest}", [[(f"{STACK}.{i}.{rest}", one)] for i in layers]
 
 
-def _joined(parts: Parts, dtype: Any) -> np.ndarray:
-    """The parts times their factors, behind one another in new memory."""
-    rows = sum(len(part) for part, _ in parts)
-    found = aligned((rows, *parts[0][0].shape[1:]), np.dtype(dtype))
+def is_stacked(name: str) -> bool:
+    """Whether a stored tensor holds all layers'."""
+    return name.startswith(f"{STACK}.")
+
+
+def _stacked_shape(
+    name: str, stack: list[Parts], weights: Mapping[str, np.ndarray]
+) -> tuple[int, ...]:
+    shapes = [weights[part].shape for part, _ in stack[0]]
+    one = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+    return (len(stack), *one) if is_stacked(name) else one
+
+
+def _joined(parts: Parts, weights: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The parts times their factors in one array, without a copy if there is one."""
+    if len(parts) == 1:
+        return weights[parts[0][0]]
+    arrays = [weights[name] for name, _ in parts]
+    rows = sum(map(len, arrays))
+    joined = aligned((rows, *arrays[0].shape[1:]), np.dtype(np.float32))
+    _join(joined, parts, weights)
+    return joined
+
+
+def _join(to: np.ndarray, parts: Parts, weights: Mapping[str, np.ndarray]) -> None:
+    """Write the parts times their factors into ``to``, one after the other."""
     start = 0
-    for part, factor in parts:
-        by_blocks(partial(_copy, found[start:], part, factor), part)
+    for name, factor in parts:
+        part = weights[name]
+        by_blocks(partial(_copy, to[start:], part, factor), part)
         start += len(part)
-    return found
 
 
 def _copy(to: np.ndarray, part: np.ndarray, factor: float, rows: slice) -> None:

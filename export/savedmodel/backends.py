@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from ...models.config import OPTConfig
 from ...runtime.contract import CacheLayout
-from ..weights import assemble
+from ..weights import assemble, of_layer
 from . import autotune, int8_matmul, matmul_tf
 from .buckets import Sizes
 from .int8_loop import Int8Loop
@@ -111,7 +111,7 @@ class TFBackend:
         def pack(name, values, scale):
             return matmul_tf.Matrix(tf.convert_to_tensor(values), scale, **how)
 
-        return assemble(self._config, self._stored, pack)
+        return unstacked(self._config, assemble(self._config, self._stored, pack))
 
     def extend(self, ids, cache, cache_length):
         """Hidden states [B,S,W] and wire rows [L,2,B,H,S,·] of new tokens."""
@@ -208,6 +208,20 @@ class TFBackend:
             self._request(flat),
             compiled=compiled,
         )
+
+
+def unstacked(config: OPTConfig, params: dict[str, Any]) -> dict[str, Any]:
+    """``params`` with a list of layers, and every linear map's bias named."""
+    layers = []
+    for i in range(config.num_hidden_layers):
+        layer = of_layer(params["layers"], i)
+        layers.append({name: _pair(pair) for name, pair in layer.items()})
+    rest = {n: _pair(v) for n, v in params.items() if isinstance(v, dict)}
+    return {**params, **rest, "layers": layers}
+
+
+def _pair(pair: Mapping[str, Any]) -> dict[str, Any]:
+    return {"weight": pair.get("weight"), "bias": pair.get("bias")}
 
 
 def _found_at_load(asked: Mapping[str, Callable[[], Any]], weights: tf.DType):
@@ -309,7 +323,7 @@ class JaxBackend:
                     def pack(name, values, scale):
                         return graph_jax.Matrix(values, scale, step, in_turns=in_turns)
 
-                    return assemble(config, stored, pack)
+                    return unstacked(config, assemble(config, stored, pack))
 
                 return function(params, *inputs)
 

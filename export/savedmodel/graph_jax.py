@@ -50,6 +50,11 @@ class Matrix(PackedWeight):
         self.values, self.scale, self.step = values, scale, step
         self.in_turns = in_turns
 
+    def __getitem__(self, i: Any) -> Matrix:
+        """One of the matrices of a stack."""
+        scale = None if self.scale is None else self.scale[i]
+        return Matrix(self.values[i], scale, self.step, in_turns=self.in_turns)
+
     def matmul(self, x):
         if self.step is None:
             values = self.values

@@ -98,6 +98,10 @@ class Matrix(PackedWeight):
         how = {"native": self.native, "exact": self.exact}
         return Matrix(values, scale, **how, step=self.step, in_turns=self.in_turns)
 
+    def __getitem__(self, i: Any) -> Matrix:
+        """One of the matrices of a stack."""
+        return self.like(self.values[i], None if self.scale is None else self.scale[i])
+
     def matmul(self, x):
         y = self._whole(x) if self.step is None else self._by_row(x)
         return y if self.scale is None else y * self.scale

@@ -8,6 +8,7 @@ what rounding to nearest can do to each number.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,6 +21,7 @@ from ...models.config import OPTConfig
 from ...models.weights import weight_shapes
 from ..weights import SCALE, is_matrix
 
+_STACKED = "decoder.layers."
 _BLOCK = 1 << 17  # numbers: with what is made of them they fit a processor's cache
 _HALF_STEP = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 _SMALLEST = {"float32": 0.0, "float16": 2.0**-25, "bfloat16": 2.0**-134}
@@ -67,26 +69,58 @@ def wrong_weights(
     """
     wrong = partial(_wrong, stored, weights, dtype)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        return [found for found in pool.map(wrong, _sources(config)) if found]
+        return [found for found in pool.map(wrong, _sources(config).items()) if found]
+
+
+Source = list[tuple[str, np.float32]]
+"""The checkpoint's tensors that are stored as one, one after the other, and the factor
+of each."""
 
 
 def _wrong(
     stored: Mapping[str, np.ndarray],
     weights: Mapping[str, np.ndarray],
     dtype: str,
-    source: tuple[str, list[tuple[str, np.float32]]],
+    named: tuple[str, dict[int, Source]],
 ) -> str | None:
     """What is wrong with one stored tensor."""
-    name, parts = source
+    name, layers = named
     if name not in stored:
         return f"{name} is not stored"
     found, scale = stored[name], stored.get(name + SCALE)
+    if _STACKED in name:
+        if len(found) != len(layers):
+            return f"{name} has {len(found)} layers, the checkpoint {len(layers)}"
+    else:
+        found, scale = found[None], None if scale is None else scale[None]
     kind = dtype if is_matrix(name) else "float32"
-    arrays = [weights[part] for part, _ in parts]
-    if len(found) != (rows := sum(map(len, arrays))):
-        return f"{name} has {len(found)} rows, the checkpoint {rows}"
+    worst = (0.0, 0.0, 0.0)
+    for i, parts in layers.items():
+        arrays = [np.asarray(weights[part]) for part, _ in parts]
+        if len(found[i]) != (rows := sum(map(len, arrays))):
+            return f"{name} has {len(found[i])} rows, the checkpoint {rows}"
+        factors = [factor for _, factor in parts]
+        scales = None if scale is None else scale[i]
+        worst = max(worst, _worst_of(found[i], scales, arrays, factors, kind))
+    share, off, allowed = worst
+    if share <= 1:
+        return None
+    return (
+        f"{name} is not the checkpoint's: a number is off by {off:.3g}, and storing "
+        f"it as {kind} explains {allowed:.3g}"
+    )
+
+
+def _worst_of(
+    found: np.ndarray,
+    scale: np.ndarray | None,
+    arrays: list[np.ndarray],
+    factors: list[np.float32],
+    kind: str,
+) -> tuple[float, ...]:
+    """:func:`_worst` of one layer's tensor, 0 where rounding explains all."""
     start, worst = 0, (0.0, 0.0, 0.0)
-    for array, (_, factor) in zip(arrays, parts, strict=True):
+    for array, factor in zip(arrays, factors, strict=True):
         step = max(1, _BLOCK * len(array) // max(array.size, 1))
         for at in range(0, len(array), step):
             wanted = np.asarray(array[at : at + step], np.float32)
@@ -99,13 +133,7 @@ def _wrong(
             if not _explained(got, wanted, kind):
                 worst = max(worst, _worst(got, wanted, kind))
         start += len(array)
-    share, off, allowed = worst
-    if share <= 1:
-        return None
-    return (
-        f"{name} is not the checkpoint's: a number is off by {off:.3g}, and storing "
-        f"it as {kind} explains {allowed:.3g}"
-    )
+    return worst
 
 
 def _explained(got: np.ndarray, wanted: np.ndarray, kind: str) -> bool:
@@ -136,19 +164,17 @@ def _worst(got: np.ndarray, wanted: np.ndarray, kind: str) -> tuple[float, ...]:
     return float(share[at]), float(off[at]), float(allowed[at])
 
 
-def _sources(config: OPTConfig) -> Iterator[tuple[str, list[tuple[str, np.float32]]]]:
-    """Names as stored, and the checkpoint's tensors in them with their factors."""
-    one = np.float32(1)
+def _sources(config: OPTConfig) -> dict[str, dict[int, Source]]:
+    """Names as stored, and by layer what of the checkpoint is in them.
+
+    Written apart from the exporter's own table, so that a mistake there shows here.
+    """
+    sources: dict[str, dict[int, Source]] = {}
     for name in weight_shapes(config):
-        parent, _, leaf = name.rpartition(".")
-        if parent.endswith(("k_proj", "v_proj")):
-            continue
-        if not parent.endswith("q_proj"):
-            yield name, [(name, one)]
-            continue
-        query = [(name, np.float32(config.head_dim**-0.5))]
-        others = [
-            (f"{parent.replace('q_proj', other)}.{leaf}", one)
-            for other in ("k_proj", "v_proj")
-        ]
-        yield f"{parent.replace('q_proj', 'qkv_proj')}.{leaf}", query + others
+        layer = re.match(re.escape(_STACKED) + r"(\d+)\.", name)
+        stored = name if layer is None else name.replace(layer[0], _STACKED)
+        factor = np.float32(config.head_dim**-0.5 if ".q_proj." in name else 1)
+        stored = re.sub(r"\.[qkv]_proj\.", ".qkv_proj.", stored)
+        layers = sources.setdefault(stored, {})
+        layers.setdefault(int(layer[1]) if layer else 0, []).append((name, factor))
+    return sources

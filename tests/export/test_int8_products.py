@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 from optserve.export.options import ExportOptions
 from optserve.export.savedmodel import autotune, graph_tf, int8_loop, int8_matmul
+from optserve.export.savedmodel.backends import unstacked
 from optserve.export.savedmodel.exporter import export_savedmodel
 from optserve.export.savedmodel.graph_tf import Request
 from optserve.export.savedmodel.int8_matmul import (
@@ -116,8 +117,13 @@ def sums_of_floats(monkeypatch):
 def test_the_loop_of_int8_products_is_the_loop(case, way, sums_of_floats) -> None:
     config = OPTConfig.from_pretrained(GOLDEN / case)
     stored = dict(packed_weights(config, open_weights(GOLDEN / case), "int8"))
-    params = assemble(
-        config, stored, lambda name, values, scale: Matrix(tf.constant(values), scale)
+    params = unstacked(
+        config,
+        assemble(
+            config,
+            stored,
+            lambda name, values, scale: Matrix(tf.constant(values), scale),
+        ),
     )
     N, request = 6, _request(config, rows=5, slots=9)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -13,12 +15,12 @@ from optserve.models.weights import weight_shapes
 CONFIG = OPTConfig(
     vocab_size=4099,
     hidden_size=96,
-    num_hidden_layers=1,
+    num_hidden_layers=2,
     ffn_dim=128,
     num_attention_heads=3,
     max_position_embeddings=16,
 )
-QKV = "decoder.layers.0.self_attn.qkv_proj"
+QKV = "decoder.layers.self_attn.qkv_proj"
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +56,32 @@ def test_quantize(weights):
 def test_projections_are_one_matrix_in_memory_of_its_own(weights, dtype):
     given = {name: array.astype(dtype) for name, array in weights.items()}
     packed = dict(packed_weights(CONFIG, given, "float32"))
-    at = "decoder.layers.0.self_attn"
-    for leaf in ("weight", "bias"):
+    for leaf, i in itertools.product(("weight", "bias"), range(2)):
+        at = f"decoder.layers.{i}.self_attn"
         parts = [
             given[f"{at}.{p}_proj.{leaf}"].astype(np.float32) for p in ("q", "k", "v")
         ]
         parts[0] *= np.float32(CONFIG.head_dim**-0.5)
-        np.testing.assert_array_equal(packed[f"{QKV}.{leaf}"], np.concatenate(parts))
+        found = packed[f"{QKV}.{leaf}"][i]
+        np.testing.assert_array_equal(found, np.concatenate(parts))
     for name, array in packed.items():
         assert array.dtype == np.float32 and array.ctypes.data % 64 == 0
         if name in given:
             assert not np.shares_memory(array, given[name])
             np.testing.assert_array_equal(array, given[name].astype(np.float32))
+
+
+def test_layers_are_stacked_in_their_order(weights):
+    packed = dict(packed_weights(CONFIG, weights, "float32"))
+    for name in ("fc1.weight", "final_layer_norm.bias", "self_attn.out_proj.bias"):
+        layers = [weights[f"decoder.layers.{i}.{name}"] for i in range(2)]
+        np.testing.assert_array_equal(packed[f"decoder.layers.{name}"], layers)
+    int8 = dict(packed_weights(CONFIG, weights, "int8"))
+    for i in range(2):
+        values, scales = quantize(weights[f"decoder.layers.{i}.fc2.weight"])
+        at = "decoder.layers.fc2.weight"
+        np.testing.assert_array_equal(int8[at][i], values)
+        np.testing.assert_array_equal(int8[at + SCALE][i], scales)
 
 
 def test_matrices_are_of_the_type_and_the_rest_is_float32(weights):

@@ -17,8 +17,8 @@ from optserve.models.config import OPTConfig
 from optserve.runtime.contract import WEIGHT_DTYPES
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
-FC1 = "decoder.layers.1.fc1.weight"
-QKV = "decoder.layers.0.self_attn.qkv_proj.weight"
+FC1 = "decoder.layers.fc1.weight"
+QKV = "decoder.layers.self_attn.qkv_proj.weight"
 
 
 def negated(name: str, array: np.ndarray) -> np.ndarray:
@@ -44,13 +44,13 @@ def swapped(name: str, array: np.ndarray) -> np.ndarray:
     if name not in (QKV, QKV + SCALE):
         return array
     array = array.copy()
-    array[[0, 1]] = array[[1, 0]]
+    array[0, [0, 1]] = array[0, [1, 0]]
     return array
 
 
 def unbiased(name: str, array: np.ndarray) -> np.ndarray:
     """A bias that is off by one thousandth of a number's size."""
-    return array * 1.001 if name == "decoder.layers.0.fc2.bias" else array
+    return array * 1.001 if name == "decoder.layers.fc2.bias" else array
 
 
 @pytest.mark.parametrize("case", ["pre_ln", "post_ln_proj", "untied_head"])
@@ -71,7 +71,7 @@ def test_stored_weights(case, dtype):
         (negated, FC1),
         (scaled, FC1),
         (swapped, QKV),
-        (unbiased, "decoder.layers.0.fc2.bias"),
+        (unbiased, "decoder.layers.fc2.bias"),
     ):
         (problem,) = problems(change)
         assert problem.startswith(f"{name} is not the checkpoint's")
