@@ -52,7 +52,12 @@ test-reference: pyproject.toml
 	$(VENV)-reference/bin/python -m pip install --quiet -e '.[all,dev]' 'transformers<5' tf-keras
 	$(VENV)-reference/bin/python -m pytest -m reference
 
-BENCHED := optserve-int8,optserve-float32,ctranslate2-int8,ctranslate2-float32,torch-bfloat16
+PEERS := ctranslate2-int8,ctranslate2-float32,openvino-int8,openvino-int4,torch-bfloat16
+DECODED := optserve-int8,optserve-xla-int8,optserve-jax-int8,optserve-litert-int8
+DECODED := $(DECODED),optserve-float32,optserve-xla-float32,$(PEERS),onnxruntime-float32
+LOADED := optserve-int8,optserve-xla-int8,openvino-paged-int8,ctranslate2-int8
+LONG := optserve-int8,optserve-xla-int8,ctranslate2-int8,openvino-int8
+FIGURES := bench-work/figures.json bench-work/figures-900.json bench-work/figures-load.json
 
 # Ours against the peers that can be installed, which need an environment of their own.
 bench: $(VENV)/ready
@@ -60,12 +65,16 @@ bench: $(VENV)/ready
 	$(PYTHON) -m venv $(VENV)-peers
 	$(VENV)-peers/bin/python -m pip install --quiet torch==2.13.0
 	$(VENV)-peers/bin/python -m pip install --quiet ctranslate2 'transformers<5' \
-	    onnxruntime optimum-onnx
-	$(BIN)/optserve bench --peer-python $(VENV)-peers/bin/python --prompts 128 \
-	    --batches 1,8 --json bench-work/figures.json --plot bench-work/figures.svg \
-	    --engines optserve-litert-int8,onnxruntime-float32,torch-float32,$(BENCHED)
-	$(BIN)/optserve bench --peer-python $(VENV)-peers/bin/python --prompts 900 \
-	    --json bench-work/figures-900.json --engines $(BENCHED)
+	    onnxruntime optimum-onnx openvino-genai 'optimum-intel[openvino]' nncf
+	mkdir -p bench-work
+	$(BIN)/optserve bench --peer-python $(VENV)-peers/bin/python --rounds 3 \
+	    --batches 1,8 --engines $(DECODED) --json bench-work/figures.json
+	$(BIN)/optserve bench --peer-python $(VENV)-peers/bin/python --rounds 2 \
+	    --prompts 900 --engines $(LONG) --json bench-work/figures-900.json
+	$(BIN)/optserve bench --peer-python $(VENV)-peers/bin/python --rounds 3 \
+	    --prompts none --callers 1,8,32,64 --engines $(LOADED) \
+	    --json bench-work/figures-load.json
+	@echo "Into the pages with:  $(BIN)/optserve bench --publish $(FIGURES)"
 
 GOOGLE := litert-torch-opt-int8,litert-torch-opt-float32,litert-torch-smollm-135m-int8
 EDGE := optserve-litert-int8,optserve-litert-float32,ctranslate2-int8,ctranslate2-float32

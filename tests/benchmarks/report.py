@@ -1,114 +1,132 @@
-"""The benchmark's figures as a table, JSON and a plot."""
+"""The figures as Markdown: the README's one table, and all of them for their page."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-from pathlib import Path
+from collections.abc import Callable, Iterable
 
-from .measure import Case, Figure
+from .figures import Case, DecodeFigure, ProcessFigure, Run
 
-OURS, PEER = "#c2410c", "#94a3b8"  # bar colours
+Cell = Callable[[str], str]
 
 
-def machine() -> dict[str, str | int]:
-    """What the figures were measured on."""
-    cpu = platform.processor() or platform.machine()
-    flags: set[str] = set()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                cpu = value.strip()
-            if key.strip() == "flags":
-                flags = set(value.split())
-    wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
-    return {
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
-        "features": " ".join(f for f in wanted if f in flags),
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.release()}",
+def summary(run: Run) -> str:
+    """One table with a line for each engine, what was not measured left empty."""
+    one, eight = (_decode(run, batch) for batch in (1, 8))
+    processes = {process.engine: process for process in run.processes}
+    load = {f.engine: f for f in sorted(run.load, key=lambda f: f.callers)}
+    most = max((figure.callers for figure in run.load), default=0)
+    columns: dict[str, Cell] = {
+        "engine": str,
+        "ready, s": lambda e: f"{processes[e].ready_seconds:.1f}",
+        "CPU to ready, s": lambda e: f"{processes[e].ready_cpu_seconds:.1f}",
+        "peak, GB": lambda e: f"{processes[e].peak_bytes / 1e9:.2f}",
+        "settled, GB": lambda e: f"{processes[e].settled_bytes / 1e9:.2f}",
+        "1 row, ms per token": lambda e: f"{one[e].step_ms:.1f}",
+        "first token, ms": lambda e: f"{one[e].first_ms:.0f}",
+        "8 rows, tokens/s": lambda e: f"{eight[e].tokens_per_second:.0f}",
+    }
+    if most:
+        columns[f"{most} callers, tokens/s"] = lambda e: (
+            f"{load[e].median('tokens_per_second'):.0f}"
+        )
+    names = sorted(
+        (p.engine for p in run.processes if not p.error),
+        key=lambda e: one[e].step_ms if e in one else float("inf"),
+    )
+    return _table(columns, names)
+
+
+def details(run: Run) -> str:
+    """Every figure: processes, each case, each number of callers."""
+    parts = [f"## {run.title}", _processes(run)]
+    for case in dict.fromkeys(figure.case for figure in run.decode):
+        parts.append(_case(run, case))
+    for callers in dict.fromkeys(figure.callers for figure in run.load):
+        parts.append(_callers(run, callers))
+    failed = [f"- {p.engine} failed: {p.error}" for p in run.processes if p.error]
+    return "\n\n".join(filter(None, [*parts, "\n".join(failed)])) + "\n"
+
+
+def _decode(run: Run, batch: int) -> dict[str, DecodeFigure]:
+    """By engine, of the shortest prompt that was measured with so many rows."""
+    figures = [f for f in run.decode if f.case.batch == batch and f.total]
+    figures.sort(key=lambda f: -f.case.prompt)
+    return {figure.engine: figure for figure in figures}
+
+
+def _processes(run: Run) -> str:
+    found = {process.engine: process for process in run.processes if not process.error}
+    columns: dict[str, Cell] = {
+        "engine": str,
+        "version": lambda e: found[e].version,
+        "ready, s": lambda e: f"{found[e].ready_seconds:.1f}",
+        "CPU to ready, s": lambda e: f"{found[e].ready_cpu_seconds:.1f}",
+        "peak, GB": lambda e: f"{found[e].peak_bytes / 1e9:.2f}",
+        "settled, GB": lambda e: f"{found[e].settled_bytes / 1e9:.2f}",
+    }
+    return _table(columns, found)
+
+
+def _case(run: Run, case: Case) -> str:
+    found = {f.engine: f for f in run.decode if f.case == case and f.total}
+    processes = {process.engine: process for process in run.processes}
+    columns: dict[str, Cell] = {
+        "engine": str,
+        "ms per token": lambda e: f"{found[e].step_ms:.1f}",
+        "tokens/s": lambda e: f"{found[e].tokens_per_second:.0f}",
+        "first token, ms": lambda e: f"{found[e].first_ms:.0f}",
+        "of the bandwidth limit": lambda e: _share(run, processes[e], found[e]),
+        "wire, MB": lambda e: _megabytes(found[e].bytes_sent + found[e].bytes_received),
+    }
+    rows = "1 row" if case.batch == 1 else f"{case.batch} rows"
+    title = f"**prompt {case.prompt}, {rows}, {case.tokens} tokens**"
+    table = _table(columns, sorted(found, key=lambda e: found[e].step_ms))
+    return f"{title}\n\n{table}"
+
+
+def _callers(run: Run, callers: int) -> str:
+    found = {
+        figure.engine: figure
+        for figure in run.load
+        if figure.callers == callers and figure.tokens_per_second
     }
 
+    def milliseconds(name: str) -> Cell:
+        return lambda e: f"{1e3 * found[e].median(name):.0f}"
 
-def write_json(
-    path: Path, figures: list[Figure], versions: dict[str, str], facts: dict
-) -> None:
-    """All measurements, for machines; atomic."""
-    data = facts | {
-        "machine": machine(),
-        "versions": versions,
-        "figures": [figure.to_json() for figure in figures],
+    columns: dict[str, Cell] = {
+        "engine": str,
+        "tokens/s": lambda e: f"{found[e].median('tokens_per_second'):.0f}",
+        "first token p50, ms": milliseconds("first_p50"),
+        "p99, ms": milliseconds("first_p99"),
+        "gap p50, ms": milliseconds("gap_p50"),
+        "gap p99, ms": milliseconds("gap_p99"),
     }
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(data, indent=1))
-    os.replace(temporary, path)
+    by_speed = sorted(found, key=lambda e: -found[e].median("tokens_per_second"))
+    who = "1 caller" if callers == 1 else f"{callers} callers at once"
+    return f"**{who}, prompts of 32 to 256 tokens**\n\n{_table(columns, by_speed)}"
 
 
-def markdown(figures: list[Figure], bandwidth: float, weight_bytes: dict) -> str:
-    """One table a case, fastest step first, as Markdown."""
-    lines: list[str] = []
-    for case in dict.fromkeys(f.case for f in figures):
-        rows = [f for f in figures if f.case == case]
-        lines += [
-            f"**prompt {case.prompt}, {case.batch} row{'s'[: case.batch > 1]}, "
-            f"{case.tokens} tokens**",
-            "",
-            "| engine | ms a token | tokens/s | first token, ms "
-            "| of the bandwidth limit | peak memory, GB | wire, MB |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        good = [f for f in rows if f.total and not f.error]
-        for figure in sorted(good, key=lambda f: f.step_ms):
-            limit = weight_bytes.get(figure.engine, 0) / bandwidth * 1e3
-            share = f"{limit / figure.step_ms:.0%}" if limit else ""
-            wire = (figure.bytes_sent + figure.bytes_received) / 1e6
-            lines.append(
-                f"| {figure.engine} | {figure.step_ms:.1f} "
-                f"| {figure.tokens_per_second:.0f} | {figure.ttft_ms:.0f} | {share} "
-                f"| {figure.peak_bytes / 1e9:.2f} | {f'{wire:.0f}' if wire else ''} |"
-            )
-        lines += [f"| {f.engine} | failed: {f.error} |" for f in rows if f.error]
-        lines.append("")
+def _share(run: Run, process: ProcessFigure, figure: DecodeFigure) -> str:
+    """Of the speed at which memory could give the weights, once a step."""
+    limit = process.weight_bytes / (run.machine["gigabytes_per_second"] * 1e9)
+    return f"{1e3 * limit / figure.step_ms:.0%}" if limit else ""
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.0f}" if size else ""
+
+
+def _table(columns: dict[str, Cell], engines: Iterable[str]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for engine in engines:
+        cells = [_cell(cell, engine) for cell in columns.values()]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def plot(path: Path, figures: list[Figure], title: str) -> None:
-    """Bars of tokens a second for every case; ours in a colour of their own.
-
-    Needs matplotlib. The format follows the file's ending (SVG, PNG, PDF).
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "optserve"
-    from matplotlib import pyplot
-
-    cases: list[Case] = list(dict.fromkeys(f.case for f in figures))
-    good = [f for f in figures if f.total and not f.error]
-    height = 0.32 * max(1, max(sum(f.case == c for f in good) for c in cases)) + 0.9
-    picture, axes = pyplot.subplots(
-        len(cases), 1, figsize=(8, height * len(cases)), squeeze=False
-    )
-    for axis, case in zip(axes[:, 0], cases, strict=True):
-        rows = sorted(
-            (f for f in good if f.case == case), key=lambda f: f.tokens_per_second
-        )
-        colours = [OURS if f.engine.startswith("optserve") else PEER for f in rows]
-        values = [f.tokens_per_second for f in rows]
-        bars = axis.barh([f.engine for f in rows], values, color=colours)
-        axis.bar_label(bars, [f" {v:.0f}" for v in values], fontsize=8)
-        axis.set_title(
-            f"prompt {case.prompt}, {case.batch} row{'s'[: case.batch > 1]}", fontsize=9
-        )
-        axis.tick_params(labelsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.margins(x=0.12)
-    axes[-1, 0].set_xlabel("tokens a second while decoding", fontsize=9)
-    picture.suptitle(title, fontsize=10)
-    picture.tight_layout()
-    picture.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    pyplot.close(picture)
+def _cell(cell: Cell, engine: str) -> str:
+    try:
+        return cell(engine)
+    except KeyError:  # not measured
+        return ""

@@ -3,52 +3,62 @@
     python workers.py MODE TARGET THREADS
 
 ``MODE`` is ``grpc`` (TARGET: an address, cache explicit in every call), ``inprocess``
-(TARGET: an export's folder) or ``litert`` (TARGET: a ``.tflite`` file). Speaks the
-protocol of ``peers.py``, and adds the bytes that crossed the wire.
+(TARGET: an export's folder) or ``litert`` (TARGET: a ``.tflite`` file).
 """
 
 from __future__ import annotations
 
-import json
-import os
-import resource
+import asyncio
 import sys
 import time
 from typing import Any
 
-from optserve.runtime import Client
+from optserve.runtime import AsyncClient, Client
 from optserve.runtime.memory import keep_freed_memory
-from peers import prompts_of
+from protocol import Prompts, Runner, serve, take_over_stdout
+
+
+def runner(client: Client, target: str, options: dict[str, Any]) -> Runner:
+    """What the benchmark asks for, done by the clients."""
+
+    def generate(prompts: Prompts, tokens: int) -> dict[str, Any]:
+        results = client.generate(prompts, max_new_tokens=tokens, stop_token_ids=[])
+        assert all(len(result.tokens) == tokens for result in results)
+        return {
+            "bytes_sent": sum(result.bytes_sent for result in results),
+            "bytes_received": sum(result.bytes_received for result in results),
+        }
+
+    async def serve_callers(prompts: Prompts, tokens: int) -> list[list[float]]:
+        async with AsyncClient(target, **options) as caller:
+
+            async def times(prompt: list[int]) -> list[float]:
+                found: list[float] = []
+                async for piece in caller.stream(
+                    prompt, max_new_tokens=tokens, stop_token_ids=[]
+                ):
+                    found += [time.perf_counter()] * len(piece.tokens)
+                assert len(found) == tokens
+                return found
+
+            return await asyncio.gather(*map(times, prompts))
+
+    about = client.describe()
+    return Runner(
+        f"{about.framework}, {about.compiler}, {about.weights_dtype}",
+        generate,
+        lambda prompts, tokens: asyncio.run(serve_callers(prompts, tokens)),
+    )
 
 
 def main() -> None:
     """Answer the benchmark's commands on standard input until it closes."""
     mode, target, threads = sys.argv[1:]
-    say = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not mix with the answers
+    answers = take_over_stdout()
     keep_freed_memory()
     options: dict[str, Any] = {} if mode == "grpc" else {"threads": int(threads)}
     with Client(target, **options) as client:
-        about = client.describe()
-        version = f"{about.framework}, {about.compiler}, {about.weights_dtype}"
-        print(json.dumps({"ready": True, "version": version}), file=say, flush=True)
-        for line in sys.stdin:
-            case = json.loads(line)
-            prompts = prompts_of(case["prompt"], case["batch"])
-            begin = time.perf_counter()
-            results = client.generate(
-                prompts, max_new_tokens=case["tokens"], stop_token_ids=[]
-            )
-            seconds = time.perf_counter() - begin
-            assert all(len(r.tokens) == case["tokens"] for r in results)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            answer = {
-                "seconds": seconds,
-                "peak_bytes": peak,
-                "bytes_sent": sum(r.bytes_sent for r in results),
-                "bytes_received": sum(r.bytes_received for r in results),
-            }
-            print(json.dumps(answer), file=say, flush=True)
+        serve(runner(client, target, options), answers)
 
 
 if __name__ == "__main__":
