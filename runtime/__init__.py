@@ -3,7 +3,7 @@
 from .async_client import AsyncClient, AsyncStream
 from .client import Client, Stream
 from .conversation import AsyncConversation, Conversation
-from .decoding.session import unpadded
+from .decoding.prompts import unpadded
 from .errors import (
     Cancelled,
     DeadlineExceeded,
@@ -16,8 +16,8 @@ from .errors import (
     Unavailable,
     VersionGone,
 )
-from .options import Beams, Constraints, Options
-from .results import Counters, Generation, Piece, Score
+from .options import Beams, Constraints, GenerationOptions
+from .results import Chunk, Counters, Generation, Score
 from .sampling import Sampling
 from .transports.connection import Ejection, Keepalive, Limits, Retry, Tls
 
@@ -29,6 +29,7 @@ __all__ = [
     "AsyncStream",
     "Beams",
     "Cancelled",
+    "Chunk",
     "Client",
     "Constraints",
     "Conversation",
@@ -36,14 +37,13 @@ __all__ = [
     "DeadlineExceeded",
     "Ejection",
     "Generation",
+    "GenerationOptions",
     "IncompatibleModel",
     "InvalidRequest",
     "Keepalive",
     "Limits",
     "MalformedReply",
-    "Options",
     "OptserveError",
-    "Piece",
     "PromptTooLong",
     "Retry",
     "Sampling",

@@ -1,8 +1,8 @@
 """The asyncio client: the same loop, many generations at a time.
 
 async with AsyncClient("127.0.0.1:8500", model="opt") as client:
-    async for piece in client.stream("Good morrow", max_new_tokens=64):
-        print(piece.text, end="", flush=True)
+    async for chunk in client.stream("Good morrow", max_new_tokens=64):
+        print(chunk.text, end="", flush=True)
     results = await client.generate(prompts, max_new_tokens=32)
 """
 
@@ -16,9 +16,9 @@ from collections.abc import (
     AsyncIterator,
     Coroutine,
     Iterable,
-    Sequence,
 )
-from contextlib import asynccontextmanager
+from collections.abc import Sequence as GenericSequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,22 +28,28 @@ import numpy as np
 from ..models.tokenizer import Tokenizer
 from .contract import Manifest
 from .conversation import AsyncConversation
+from .decoding.deadlines import deadline_in, time_left
 from .decoding.driver import run_async
-from .decoding.loop import Work
-from .decoding.scheduler import Merging
-from .decoding.sequence import Row
-from .decoding.served_signatures import compared
-from .decoding.session import Core, left, moment, open_core, several
+from .decoding.engine import Engine
+from .decoding.loop import Task
+from .decoding.opening import open_engine
+from .decoding.prompts import as_list
+from .decoding.sequence import Sequence
+from .decoding.served_model import ServedModel
+from .decoding.signature_check import check_signatures
 from .errors import (
     Cancelled,
     DeadlineExceeded,
+    IncompatibleModel,
     InvalidRequest,
     OptserveError,
+    ServerError,
 )
-from .options import OptionKeywords, Options, Prompt
-from .results import Generation, Piece, Score
-from .telemetry import Operation, open_telemetry, streamed_async
+from .options import GenerationKeywords, GenerationOptions, Prompt
+from .results import Chunk, Generation, Score
+from .telemetry import open_telemetry, streamed_async
 from .transports.base import AsyncTransport
+from .transports.batching import DynamicBatcher
 from .transports.resolve import (
     Target,
     TransportKeywords,
@@ -61,9 +67,10 @@ _NO_TIME = 1e-9  # seconds; a deadline that has passed
 class AsyncClient:
     """``Client`` for asyncio, for one event loop.
 
-    Generations run side by side; their calls are joined where they meet (``merging``).
+    Generations run side by side; their calls are joined where they meet
+    (``transports/batching.py``).
     At most ``max_active`` run at a time and hold a cache, the others wait their turn,
-    and a stream goes on only as its pieces are taken: memory is bounded. A ``timeout``
+    and a stream goes on only as its chunks are taken: memory is bounded. A ``timeout``
     counts from the request, waiting for a turn included.
 
     Args:
@@ -107,7 +114,7 @@ class AsyncClient:
         self._max_active = max_active
         self._slots = asyncio.Semaphore(max_active)
         self._lock = asyncio.Lock()
-        self._core: Core | None = None
+        self._engine: Engine | None = None
         self._transport: AsyncTransport | None = None
         self._closed = False
 
@@ -116,42 +123,41 @@ class AsyncClient:
         prompts: Iterable[Prompt],
         *,
         max_new_tokens: int,
-        **options: Unpack[OptionKeywords],
+        **options: Unpack[GenerationKeywords],
     ) -> list[Generation]:
         """Continue each prompt, all side by side; one ``Generation`` each, in order."""
-        wanted = Options(max_new_tokens=max_new_tokens, **options)
-        wanted = replace(wanted, sampling=wanted.chosen.seeded())
-        work = [self._one(p, wanted, i) for i, p in enumerate(several(prompts))]
-        return await _all(work)
+        request = GenerationOptions(max_new_tokens=max_new_tokens, **options).seeded()
+        return await _all(
+            [self._one(p, request, i) for i, p in enumerate(as_list(prompts))]
+        )
 
     def stream(
         self,
         prompt: Prompt,
         *,
         max_new_tokens: int,
-        **options: Unpack[OptionKeywords],
+        **options: Unpack[GenerationKeywords],
     ) -> AsyncStream:
         """Continue one prompt and give its text as it comes.
 
         Leave it early through ``async with`` or ``aclose``: that cancels its call.
         """
-        wanted = Options(max_new_tokens=max_new_tokens, **options)
-        return AsyncStream(self, prompt, wanted)
+        request = GenerationOptions(max_new_tokens=max_new_tokens, **options)
+        return AsyncStream(self, prompt, request)
 
     async def generate_many(
         self,
         prompts: Iterable[Prompt] | AsyncIterable[Prompt],
         *,
         max_new_tokens: int,
-        **options: Unpack[OptionKeywords],
+        **options: Unpack[GenerationKeywords],
     ) -> AsyncIterator[Generation]:
         """Continue any number of prompts; gives each result when it is there.
 
         A prompt is read when there is room for it, so the source may be endless, and
         results not taken yet count as under way. ``index`` tells which is which.
         """
-        wanted = Options(max_new_tokens=max_new_tokens, **options)
-        wanted = replace(wanted, sampling=wanted.chosen.seeded())
+        request = GenerationOptions(max_new_tokens=max_new_tokens, **options).seeded()
         source = enumerate_any(prompts)
         tasks: set[asyncio.Task[Generation]] = set()
         done: set[asyncio.Task[Generation]] = set()
@@ -162,8 +168,8 @@ class AsyncClient:
                     item = await anext(source, None)
                     more = item is not None
                     if item is not None:
-                        work = self._one(item[1], wanted, item[0])
-                        tasks.add(asyncio.create_task(work))
+                        generation = self._one(item[1], request, item[0])
+                        tasks.add(asyncio.create_task(generation))
                 if tasks:
                     done, tasks = await asyncio.wait(
                         tasks, return_when=asyncio.FIRST_COMPLETED
@@ -177,61 +183,55 @@ class AsyncClient:
         self, texts: Iterable[Prompt], *, timeout: float | None = None
     ) -> list[Score]:
         """How likely the model finds each text (``Score.perplexity``)."""
-        core = await self.connect()
-        return await self._run("score", core.score(texts, timeout))
+        engine = await self.connect()
+        return await self._run("score", engine.score(texts, timeout))
 
     async def embed(
         self, texts: Iterable[Prompt], *, timeout: float | None = None
     ) -> list[np.ndarray]:
         """The last hidden states of each text, ``[tokens, E]`` float32."""
-        core = await self.connect()
-        return await self._run("embed", core.embed(texts, timeout))
+        engine = await self.connect()
+        return await self._run("embed", engine.embed(texts, timeout))
 
     async def conversation(self) -> AsyncConversation:
         """A conversation, which keeps its cache between turns."""
-        core = await self.connect()
-        assert self._transport is not None
-        return AsyncConversation(core, self._transport, self._telemetry)
+        engine = await self.connect()
+        return AsyncConversation(engine, self._connected(), self._telemetry)
 
     async def describe(self) -> Manifest:
         """What the served model says of itself."""
-        return (await self.connect()).catalog.current.manifest
+        return (await self.connect()).versions.current.manifest
 
-    async def connect(self) -> Core:
+    async def connect(self) -> Engine:
         """Learn what is served, once; raises as ``Client``."""
         if self._closed:
             raise Cancelled("this client is closed: make another one")
         async with self._lock:
-            if self._core is None:
-                self._core = await self._connect()
-            return self._core
+            if self._engine is None:
+                self._engine = await self._connect()
+            return self._engine
 
-    async def _connect(self) -> Core:
+    async def _connect(self) -> Engine:
         transport = self._open()
         try:
-            until_ready = getattr(transport, "wait_until_ready", None)
-            if self._wait is not None and until_ready:
-                await until_ready(self._wait)
-            deadline = moment(self._connect_timeout)
-            work = open_core(self._tokenizer, self._max_rows, deadline)
-            core = await run_async(work, transport)
-            if metadata := getattr(transport, "metadata", None):
-                found = core.catalog.current
-                with compared(found) as answers:
-                    answers.append(
-                        await metadata(version=found.version, timeout=left(deadline))
-                    )
+            if self._wait is not None:
+                await transport.wait_until_ready(self._wait)
+            deadline = deadline_in(self._connect_timeout)
+            task = open_engine(self._tokenizer, self._max_rows, deadline)
+            engine = await run_async(task, transport)
+            model = engine.versions.current
+            await _check_signatures(model, transport, time_left(deadline))
         except BaseException:
             await transport.close()
             raise
-        core.catalog.leave_rows()
-        self._transport = Merging(
+        engine.versions.leave_rows()
+        self._transport = DynamicBatcher(
             transport,
-            limit=core.most_rows,
-            size=core.padded_rows,
+            limit=engine.most_rows,
+            size=engine.padded_rows,
             in_flight=self._in_flight,
         )
-        return core
+        return engine
 
     async def close(self) -> None:
         """Cancel what is under way and release the connections."""
@@ -251,74 +251,80 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _one(self, prompt: Prompt, options: Options, index: int) -> Generation:
-        core = await self.connect()
-        async with self._slot(options) as left_options:
+    async def _one(
+        self, prompt: Prompt, request: GenerationOptions, index: int
+    ) -> Generation:
+        engine = await self.connect()
+        async with self._slot(request) as remaining:
             with self._telemetry.operation("generate") as operation:
-                work = core.generate([prompt], left_options)
-                (result,) = await run_async(work, self._watched(operation))
+                task = engine.generate([prompt], remaining)
+                transport = self._connected()
+                (result,) = await run_async(task, transport, operation.observe)
                 operation.ended([result])
         return replace(result, index=index)
 
     @asynccontextmanager
-    async def _slot(self, options: Options) -> AsyncIterator[Options]:
+    async def _slot(
+        self, request: GenerationOptions
+    ) -> AsyncIterator[GenerationOptions]:
         """A place among the active ones; gives the options with the time left."""
-        deadline = moment(options.timeout)
+        deadline = deadline_in(request.timeout)
         try:
-            await asyncio.wait_for(self._slots.acquire(), options.timeout)
+            await asyncio.wait_for(self._slots.acquire(), request.timeout)
         except asyncio.TimeoutError:
             raise DeadlineExceeded(
                 f"{self._max_active} other generations were under way for "
-                f"{options.timeout} s: allow more time, send fewer at once, or raise "
+                f"{request.timeout} s: allow more time, send fewer at once, or raise "
                 "max_active"
             ) from None
         try:
             if deadline is not None:
-                options = replace(options, timeout=left(deadline) or _NO_TIME)
-            yield options
+                request = replace(request, timeout=time_left(deadline) or _NO_TIME)
+            yield request
         finally:
             self._slots.release()
 
-    async def _run(self, name: str, work: Work[T]) -> T:
+    async def _run(self, name: str, task: Task[T]) -> T:
         with self._telemetry.operation(name) as operation:
-            return await run_async(work, self._watched(operation))
+            return await run_async(task, self._connected(), operation.observe)
 
-    def _watched(self, operation: Operation) -> AsyncTransport:
+    def _connected(self) -> AsyncTransport:
         assert self._transport is not None  # every caller has connected
-        return operation.over_async(self._transport)
+        return self._transport
 
-    async def _pieces(
-        self, prompt: Prompt, options: Options, started: list[Row]
-    ) -> AsyncGenerator[Piece, None]:
-        core = await self.connect()
-        assert self._transport is not None
-        async with self._slot(options) as left_options:
-            work, row = core.stream(prompt, left_options)
-            started.append(row)
-            pieces = streamed_async(work, row, self._transport, self._telemetry)
+    async def _chunks(
+        self, prompt: Prompt, request: GenerationOptions, started: list[Sequence]
+    ) -> AsyncGenerator[Chunk, None]:
+        engine = await self.connect()
+        async with self._slot(request) as remaining:
+            task, sequence = engine.stream(prompt, remaining)
+            started.append(sequence)
+            chunks = streamed_async(task, sequence, self._connected(), self._telemetry)
             try:
-                async for piece in pieces:
-                    yield piece
+                async for chunk in chunks:
+                    yield chunk
             finally:
-                await pieces.aclose()
+                await chunks.aclose()
 
 
 class AsyncStream:
-    """An asynchronous iterator of ``Piece``; also the handle that ends it early."""
+    """An asynchronous iterator of ``Chunk``; also the handle that ends it early."""
 
-    def __init__(self, client: AsyncClient, prompt: Prompt, options: Options) -> None:
-        self._rows: list[Row] = []
-        self._pieces = client._pieces(prompt, options, self._rows)
+    def __init__(
+        self, client: AsyncClient, prompt: Prompt, request: GenerationOptions
+    ) -> None:
+        self._started: list[Sequence] = []
+        self._chunks = client._chunks(prompt, request, self._started)
 
-    def __aiter__(self) -> AsyncIterator[Piece]:
+    def __aiter__(self) -> AsyncIterator[Chunk]:
         return self
 
-    async def __anext__(self) -> Piece:
-        return await anext(self._pieces)
+    async def __anext__(self) -> Chunk:
+        return await anext(self._chunks)
 
     async def aclose(self) -> None:
         """Drop it; a call under way is cancelled with its task."""
-        await self._pieces.aclose()
+        await self._chunks.aclose()
 
     async def __aenter__(self) -> AsyncStream:
         return self
@@ -327,9 +333,9 @@ class AsyncStream:
         await self.aclose()
 
     def cancel(self) -> None:
-        """End it after the call that runs now, with a last piece."""
-        for row in self._rows:
-            row.cancel()
+        """End it after the call that runs now, with a last chunk."""
+        for sequence in self._started:
+            sequence.cancel()
 
     @property
     def generation(self) -> Generation:
@@ -338,9 +344,9 @@ class AsyncStream:
         Raises:
             OptserveError: the stream has not ended.
         """
-        if not self._rows or self._rows[0].finish_reason is None:
+        if not self._started or self._started[0].finish_reason is None:
             raise OptserveError("the stream has not ended: read it to its end first")
-        return self._rows[0].generation()
+        return self._started[0].generation()
 
 
 async def enumerate_any(
@@ -357,9 +363,20 @@ async def enumerate_any(
             yield pair
 
 
-async def _all(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+async def _check_signatures(
+    model: ServedModel, transport: AsyncTransport, timeout: float | None
+) -> None:
+    """As ``Client._check_signatures``."""
+    listed = None
+    with suppress(ServerError, IncompatibleModel):
+        listed = await transport.metadata(version=model.version, timeout=timeout)
+    if listed is not None:
+        check_signatures(model, listed)
+
+
+async def _all(coroutines: GenericSequence[Coroutine[Any, Any, T]]) -> list[T]:
     """The values in order; the first failure cancels the others and is raised."""
-    tasks = {asyncio.ensure_future(one): i for i, one in enumerate(work)}
+    tasks = [asyncio.ensure_future(one) for one in coroutines]
     try:
         if tasks:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
@@ -372,7 +389,7 @@ async def _all(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 async def _cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
     """End those that run; of all, take the failures that nobody else looks at."""
-    several = list(tasks)
-    for task in several:
+    ended = list(tasks)
+    for task in ended:
         task.cancel()
-    await asyncio.gather(*several, return_exceptions=True)
+    await asyncio.gather(*ended, return_exceptions=True)

@@ -1,8 +1,8 @@
 """The blocking client.
 
 with Client("127.0.0.1:8500", model="opt") as client:
-    for piece in client.stream("Good morrow", max_new_tokens=64):
-        print(piece.text, end="", flush=True)
+    for chunk in client.stream("Good morrow", max_new_tokens=64):
+        print(chunk.text, end="", flush=True)
     first, second = client.generate(["Once", [2, 713, 16]], max_new_tokens=32)
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -19,14 +20,15 @@ import numpy as np
 from ..models.tokenizer import Tokenizer
 from .contract import Manifest
 from .conversation import Conversation
+from .decoding.deadlines import deadline_in, time_left
 from .decoding.driver import drive, run
-from .decoding.loop import Work
-from .decoding.sequence import Row
-from .decoding.served_signatures import compared
-from .decoding.session import left, moment, open_core
-from .errors import Cancelled, OptserveError
-from .options import OptionKeywords, Options, Prompt
-from .results import Generation, Piece, Score
+from .decoding.loop import Task
+from .decoding.opening import open_engine
+from .decoding.sequence import Sequence
+from .decoding.signature_check import check_signatures
+from .errors import Cancelled, IncompatibleModel, OptserveError, ServerError
+from .options import GenerationKeywords, GenerationOptions, Prompt
+from .results import Chunk, Generation, Score
 from .telemetry import open_telemetry, streamed
 from .transports.base import Transport
 from .transports.resolve import (
@@ -83,24 +85,19 @@ class Client:
         transport: Transport | None = None,
         **options: Unpack[TransportKeywords],
     ) -> None:
-        given = open_tokenizer(tokenizer)
+        own_tokenizer = open_tokenizer(tokenizer)
         self._telemetry = open_telemetry(telemetry, model)
         self._transport = transport or open_transport(
             target, model, label, dict(options)
         )
         self._closed = False
         try:
-            until_ready = getattr(self._transport, "wait_until_ready", None)
-            if wait is not None and until_ready:
-                until_ready(wait)
-            deadline = moment(connect_timeout)
-            self._core = run(open_core(given, max_rows, deadline), self._transport)
-            if metadata := getattr(self._transport, "metadata", None):
-                found = self._core.catalog.current
-                with compared(found) as answers:
-                    answers.append(
-                        metadata(version=found.version, timeout=left(deadline))
-                    )
+            if wait is not None:
+                self._transport.wait_until_ready(wait)
+            deadline = deadline_in(connect_timeout)
+            task = open_engine(own_tokenizer, max_rows, deadline)
+            self._engine = run(task, self._transport)
+            self._check_signatures(time_left(deadline))
         except BaseException:
             self._transport.close()
             raise
@@ -110,9 +107,9 @@ class Client:
         prompts: Iterable[Prompt],
         *,
         max_new_tokens: int,
-        **options: Unpack[OptionKeywords],
+        **options: Unpack[GenerationKeywords],
     ) -> list[Generation]:
-        """Continue each prompt; ``Options`` tells the keywords.
+        """Continue each prompt; ``GenerationOptions`` tells the keywords.
 
         Args:
             prompts: texts, or lists of token ids taken as they are.
@@ -120,11 +117,11 @@ class Client:
         Returns:
             One ``Generation`` per prompt, in order.
         """
-        wanted = Options(max_new_tokens=max_new_tokens, **options)
+        request = GenerationOptions(max_new_tokens=max_new_tokens, **options)
         self._check_open()
         with self._telemetry.operation("generate") as operation:
-            work = self._core.generate(prompts, wanted)
-            results = run(work, operation.over(self._transport))
+            task = self._engine.generate(prompts, request)
+            results = run(task, self._transport, operation.observe)
             operation.ended(results)
         return results
 
@@ -133,20 +130,21 @@ class Client:
         prompt: Prompt,
         *,
         max_new_tokens: int,
-        **options: Unpack[OptionKeywords],
+        **options: Unpack[GenerationKeywords],
     ) -> Stream:
         """Continue one prompt and give its text as it comes."""
-        wanted = Options(max_new_tokens=max_new_tokens, **options)
-        work, row = self._core.stream(prompt, wanted)
+        request = GenerationOptions(max_new_tokens=max_new_tokens, **options)
+        task, sequence = self._engine.stream(prompt, request)
         self._check_open()
-        return Stream(streamed(work, row, self._transport, self._telemetry), row)
+        chunks = streamed(task, sequence, self._transport, self._telemetry)
+        return Stream(chunks, sequence)
 
     def generate_many(
         self,
         prompts: Iterable[Prompt],
         *,
         max_new_tokens: int,
-        **options: Unpack[OptionKeywords],
+        **options: Unpack[GenerationKeywords],
     ) -> Iterator[Generation]:
         """Continue any number of prompts; gives each result when it is there.
 
@@ -154,18 +152,18 @@ class Client:
         in the order of their end: ``index`` says which prompt one belongs to. A
         ``timeout`` counts from a prompt's reading.
         """
-        wanted = Options(max_new_tokens=max_new_tokens, **options)
+        request = GenerationOptions(max_new_tokens=max_new_tokens, **options)
         self._check_open()
-        if wanted.beams or wanted.samples > 1 or wanted.echo:
+        if request.beams or request.samples > 1 or request.echo:
             for i, prompt in enumerate(prompts):
-                (result,) = self.generate([prompt], **vars(wanted))
+                (result,) = self.generate([prompt], **vars(request))
                 yield replace(result, index=i)
             return
-        work, rows = self._core.many(prompts, wanted)
+        task, sequences = self._engine.many(prompts, request)
         with self._telemetry.operation("generate_many") as operation:
-            for piece in drive(work, operation.over(self._transport)):
-                if piece.finish_reason is not None:
-                    result = rows.pop(piece.index).generation()
+            for chunk in drive(task, self._transport, operation.observe):
+                if chunk.finish_reason is not None:
+                    result = sequences.pop(chunk.index).generation()
                     operation.ended([result])
                     yield result
 
@@ -173,42 +171,44 @@ class Client:
         self, texts: Iterable[Prompt], *, timeout: float | None = None
     ) -> list[Score]:
         """How likely the model finds each text (``Score.perplexity``)."""
-        return self._run("score", self._core.score(texts, timeout))
+        return self._run("score", self._engine.score(texts, timeout))
 
     def embed(
         self, texts: Iterable[Prompt], *, timeout: float | None = None
     ) -> list[np.ndarray]:
         """The last hidden states of each text, ``[tokens, E]`` float32."""
-        return self._run("embed", self._core.embed(texts, timeout))
+        return self._run("embed", self._engine.embed(texts, timeout))
 
     def conversation(self) -> Conversation:
         """A conversation, which keeps its cache between turns."""
         self._check_open()
-        return Conversation(self._core, self._transport, self._telemetry)
+        return Conversation(self._engine, self._transport, self._telemetry)
 
-    def encode(self, prompt: Prompt, options: Options | None = None) -> list[int]:
+    def encode(
+        self, prompt: Prompt, options: GenerationOptions | None = None
+    ) -> list[int]:
         """The token ids that a prompt is fed as.
 
         Raises:
             InvalidRequest: not a prompt of this model.
             PromptTooLong: more than ``options`` leave room for.
         """
-        ids = self._core.encode(prompt)
-        return self._core.fitted(ids, options) if options else ids
+        ids = self._engine.encode(prompt)
+        return self._engine.fitted(ids, options) if options else ids
 
     def describe(self) -> Manifest:
         """What the served model says of itself."""
-        return self._core.catalog.current.manifest
+        return self._engine.versions.current.manifest
 
     @property
     def model_version(self) -> int:
         """The newest version that this client knows of."""
-        return self._core.catalog.current.version
+        return self._engine.versions.current.version
 
     @property
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer in use, None where there is none."""
-        return self._core.tokenizer
+        return self._engine.tokenizer
 
     def close(self) -> None:
         """Release the connections; further calls raise ``Cancelled``."""
@@ -227,10 +227,23 @@ class Client:
     ) -> None:
         self.close()
 
-    def _run(self, name: str, work: Work[T]) -> T:
+    def _run(self, name: str, task: Task[T]) -> T:
         self._check_open()
         with self._telemetry.operation(name) as operation:
-            return run(work, operation.over(self._transport))
+            return run(task, self._transport, operation.observe)
+
+    def _check_signatures(self, timeout: float | None) -> None:
+        """Compare what the server lists with what the manifest promises.
+
+        A refusal to list is passed over: the version is gone again, or a proxy lets
+        Predict through only.
+        """
+        model = self._engine.versions.current
+        listed = None
+        with suppress(ServerError, IncompatibleModel):
+            listed = self._transport.metadata(version=model.version, timeout=timeout)
+        if listed is not None:
+            check_signatures(model, listed)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -238,25 +251,27 @@ class Client:
 
 
 class Stream:
-    """An iterator of ``Piece``; also the handle that ends it early."""
+    """An iterator of ``Chunk``; also the handle that ends it early."""
 
-    def __init__(self, pieces: Generator[Piece, None, None], row: Row) -> None:
-        self._row = row
-        self._pieces = pieces
+    def __init__(
+        self, chunks: Generator[Chunk, None, None], sequence: Sequence
+    ) -> None:
+        self._chunks = chunks
+        self._sequence = sequence
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Iterator[Chunk]:
         return self
 
-    def __next__(self) -> Piece:
-        return next(self._pieces)
+    def __next__(self) -> Chunk:
+        return next(self._chunks)
 
     def cancel(self) -> None:
         """End it after the call that runs now; safe from another thread."""
-        self._row.cancel()
+        self._sequence.cancel()
 
     def close(self) -> None:
         """Drop it; the same thread only."""
-        self._pieces.close()
+        self._chunks.close()
 
     @property
     def generation(self) -> Generation:
@@ -265,6 +280,6 @@ class Stream:
         Raises:
             OptserveError: the stream has not ended.
         """
-        if self._row.finish_reason is None:
+        if self._sequence.finish_reason is None:
             raise OptserveError("the stream has not ended: read it to its end first")
-        return self._row.generation()
+        return self._sequence.generation()

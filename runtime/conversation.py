@@ -3,8 +3,8 @@
 with Client(target) as client:
     talk = client.conversation()
     for line in sys.stdin:
-        for piece in talk.say(line, max_new_tokens=64):
-            print(piece.text, end="", flush=True)
+        for chunk in talk.say(line, max_new_tokens=64):
+            print(chunk.text, end="", flush=True)
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from .decoding.kv_cache import RowCache
-from .decoding.loop import Work
-from .decoding.sequence import Row
-from .decoding.session import Core
+from .decoding.engine import Engine
+from .decoding.kv_cache import KVCache
+from .decoding.loop import Task
+from .decoding.sequence import Sequence
 from .errors import OptserveError
-from .options import OptionKeywords, Options, Prompt
-from .results import Generation, Piece
+from .options import GenerationKeywords, GenerationOptions, Prompt
+from .results import Chunk, Generation
 from .telemetry import Telemetry, streamed, streamed_async
 from .transports.base import AsyncTransport, Transport
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 class _Turns:
     """What was said so far, and its cache; for both kinds of conversation."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._tokens: list[int] = []
-        self._cache: RowCache | None = None
+        self._cache: KVCache | None = None
         self._version: int | None = None
-        self._row: Row | None = None
+        self._sequence: Sequence | None = None
         self._speaking = False
 
     @property
@@ -55,85 +55,95 @@ class _Turns:
         Raises:
             OptserveError: there is none yet, or it has not ended.
         """
-        if self._row is None or self._row.finish_reason is None:
+        if self._sequence is None or self._sequence.finish_reason is None:
             raise OptserveError("no turn has ended yet: read one to its end first")
-        return self._row.generation()
+        return self._sequence.generation()
 
     def cancel(self) -> None:
         """End the turn after the call that runs now; what was said stays."""
-        if self._row is not None:
-            self._row.cancel()
+        if self._sequence is not None:
+            self._sequence.cancel()
 
     def reset(self) -> None:
         """Forget everything."""
         if self._speaking:
             raise OptserveError("a turn is under way: read or close it first")
-        self._tokens, self._cache, self._version, self._row = [], None, None, None
+        self._tokens, self._cache, self._version, self._sequence = [], None, None, None
 
     @contextmanager
     def _turn(
-        self, prompt: Prompt, options: Options
-    ) -> Generator[tuple[Work[None], Row], None, None]:
-        """The work of one turn; keeps what it has made, however it ends."""
+        self, prompt: Prompt, options: GenerationOptions
+    ) -> Generator[tuple[Task[None], Sequence], None, None]:
+        """The task of one turn; keeps what has come, however it ends."""
         if self._speaking:
             raise OptserveError("a turn is under way: read or close it first")
-        said = self._core.encode(prompt, special=not self._tokens)
+        said = self._engine.encode(prompt, special=not self._tokens)
         whole = self._tokens + said
-        tokens = self._core.fitted(whole, options)
+        tokens = self._engine.fitted(whole, options)
         kept = tokens is whole
-        work, row = self._core.resume(
+        task, sequence = self._engine.resume(
             tokens,
             options,
             cache=self._cache if kept else None,
             version=self._version if kept else None,
         )
-        self._row, self._speaking = row, True
+        self._sequence, self._speaking = sequence, True
         try:
-            yield work, row
+            yield task, sequence
         finally:
             self._speaking = False
-            self._tokens = row.tokens
-            self._cache, self._version = row.cache, row.version
+            self._tokens = sequence.tokens
+            self._cache, self._version = sequence.cache, sequence.version
 
 
 class Conversation(_Turns):
     """A conversation over a ``Client``; one turn at a time."""
 
-    def __init__(self, core: Core, transport: Transport, telemetry: Telemetry) -> None:
-        super().__init__(core)
+    def __init__(
+        self, engine: Engine, transport: Transport, telemetry: Telemetry
+    ) -> None:
+        super().__init__(engine)
         self._transport, self._telemetry = transport, telemetry
 
     def say(
-        self, prompt: Prompt, *, max_new_tokens: int, **options: Unpack[OptionKeywords]
-    ) -> Generator[Piece, None, None]:
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int,
+        **options: Unpack[GenerationKeywords],
+    ) -> Generator[Chunk, None, None]:
         """Add to the conversation and give the answer as it comes.
 
         A conversation that grows beyond the model's positions raises
         ``PromptTooLong``, or loses its beginning with ``truncate="left"``.
         """
-        wanted = Options(max_new_tokens=max_new_tokens, **options)
-        with self._turn(prompt, wanted) as (work, row):
-            yield from streamed(work, row, self._transport, self._telemetry)
+        request = GenerationOptions(max_new_tokens=max_new_tokens, **options)
+        with self._turn(prompt, request) as (task, sequence):
+            yield from streamed(task, sequence, self._transport, self._telemetry)
 
 
 class AsyncConversation(_Turns):
     """A conversation over an ``AsyncClient``; one turn at a time."""
 
     def __init__(
-        self, core: Core, transport: AsyncTransport, telemetry: Telemetry
+        self, engine: Engine, transport: AsyncTransport, telemetry: Telemetry
     ) -> None:
-        super().__init__(core)
+        super().__init__(engine)
         self._transport, self._telemetry = transport, telemetry
 
     async def say(
-        self, prompt: Prompt, *, max_new_tokens: int, **options: Unpack[OptionKeywords]
-    ) -> AsyncGenerator[Piece, None]:
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int,
+        **options: Unpack[GenerationKeywords],
+    ) -> AsyncGenerator[Chunk, None]:
         """``Conversation.say`` for asyncio."""
-        wanted = Options(max_new_tokens=max_new_tokens, **options)
-        with self._turn(prompt, wanted) as (work, row):
-            pieces = streamed_async(work, row, self._transport, self._telemetry)
+        request = GenerationOptions(max_new_tokens=max_new_tokens, **options)
+        with self._turn(prompt, request) as (task, sequence):
+            chunks = streamed_async(task, sequence, self._transport, self._telemetry)
             try:
-                async for piece in pieces:
-                    yield piece
+                async for chunk in chunks:
+                    yield chunk
             finally:
-                await pieces.aclose()
+                await chunks.aclose()

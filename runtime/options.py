@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypedDict
 
 from ..models.generation.logits_processors import LogitsProcessor
@@ -74,7 +74,7 @@ class Constraints:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class GenerationOptions:
     """All options of one request; what ``Client.generate`` takes as keywords.
 
     Attributes:
@@ -117,7 +117,7 @@ class Options:
             raise InvalidRequest("stop must be strings that aren't empty")
         if self.samples < 1:
             raise InvalidRequest(f"samples must be 1 or more, got {self.samples}")
-        if self.samples > 1 and (self.beams or self.chosen.greedy):
+        if self.samples > 1 and (self.beams or self.sampling_or_greedy.greedy):
             raise InvalidRequest(
                 "several samples need sampling with a temperature above 0: "
                 "greedy and beam search would repeat themselves"
@@ -138,9 +138,13 @@ class Options:
             raise InvalidRequest(f"timeout must be above 0, got {self.timeout}")
 
     @property
-    def chosen(self) -> Sampling:
+    def sampling_or_greedy(self) -> Sampling:
         """The sampling, greedy by default."""
         return self.sampling or GREEDY
+
+    def seeded(self) -> GenerationOptions:
+        """The same with a seed for certain, so that all prompts share it."""
+        return replace(self, sampling=self.sampling_or_greedy.seeded())
 
     @property
     def needs_logits(self) -> bool:
@@ -153,10 +157,10 @@ class Options:
         )
 
 
-class OptionKeywords(TypedDict, total=False):
+class GenerationKeywords(TypedDict, total=False):
     """The keywords of ``generate`` and ``stream`` besides ``max_new_tokens``.
 
-    They are ``Options``' attributes, which see.
+    They are ``GenerationOptions``' attributes, which see.
     """
 
     sampling: Sampling | None

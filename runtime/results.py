@@ -37,7 +37,7 @@ class Counters:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """The next part of a stream: what one call added.
 
     ``tokens`` are the new ones and ``text`` what became printable with them; it may

@@ -14,11 +14,11 @@ from collections.abc import AsyncGenerator, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .decoding.driver import drive, drive_async
-from .decoding.loop import Work
-from .decoding.sequence import Row
+from .decoding.driver import ObservedCall, drive, drive_async
+from .decoding.loop import Task
+from .decoding.sequence import Sequence
 from .errors import InvalidRequest
-from .results import Generation, Piece
+from .results import Chunk, Generation
 from .transports.base import AsyncTransport, Call, Reply, Transport
 
 _log = logging.getLogger("optserve.client")
@@ -38,15 +38,7 @@ class Telemetry:
 
 
 class Operation:
-    """What is under way; its transports tell of each call."""
-
-    def over(self, transport: Transport) -> Transport:
-        """The transport, watched."""
-        return _Watched(transport, self)
-
-    def over_async(self, transport: AsyncTransport) -> AsyncTransport:
-        """The transport, watched."""
-        return _WatchedAsync(transport, self)
+    """What is under way; ``observe`` goes around each of its calls."""
 
     def ended(self, generations: Iterable[Generation]) -> None:
         """Note results."""
@@ -70,13 +62,12 @@ class Operation:
             )
 
     @contextmanager
-    def calling(self, call: Call) -> Iterator[list[Reply]]:
-        """Around one call; the caller adds the reply to the list."""
-        replies: list[Reply] = []
-        yield replies
-        if _log.isEnabledFor(logging.DEBUG):
-            for reply in replies:
-                _log.debug("%s", _sentence(call, reply))
+    def observe(self, call: Call) -> Iterator[ObservedCall]:
+        """Around one call (``driver.Observe``)."""
+        observed = ObservedCall()
+        yield observed
+        if observed.reply and _log.isEnabledFor(logging.DEBUG):
+            _log.debug("%s", _sentence(call, observed.reply))
 
 
 class OpenTelemetry(Telemetry):
@@ -134,21 +125,21 @@ class _Spans(Operation):
         self._input = self._output = 0
 
     def ended(self, generations: Iterable[Generation]) -> None:
-        several = list(generations)
-        super().ended(several)
-        for result in several:
+        results = list(generations)
+        super().ended(results)
+        for result in results:
             self._measure(result)
-        self._input += sum(result.prompt_tokens for result in several)
-        self._output += sum(len(result.tokens) for result in several)
+        self._input += sum(result.prompt_tokens for result in results)
+        self._output += sum(len(result.tokens) for result in results)
         self._span.set_attributes(
             {
                 "gen_ai.usage.input_tokens": self._input,
                 "gen_ai.usage.output_tokens": self._output,
             }
         )
-        if several:
+        if results:
             self._span.set_attribute(
-                "gen_ai.response.finish_reasons", [g.finish_reason for g in several]
+                "gen_ai.response.finish_reasons", [g.finish_reason for g in results]
             )
 
     def _measure(self, result: Generation) -> None:
@@ -164,95 +155,75 @@ class _Spans(Operation):
             telemetry.rebuilds.add(result.rebuilds, common)
 
     @contextmanager
-    def calling(self, call: Call) -> Iterator[list[Reply]]:
-        telemetry = self._telemetry
+    def observe(self, call: Call) -> Iterator[ObservedCall]:
         attributes = {"optserve.signature": call.signature, "optserve.rows": call.rows}
         with (
-            telemetry.tracer.start_as_current_span(
+            self._telemetry.tracer.start_as_current_span(
                 f"call {call.signature}",
                 context=self._context,
                 attributes=attributes,
                 record_exception=False,
                 set_status_on_exception=False,
             ) as span,
-            super().calling(call) as replies,
+            super().observe(call) as observed,
         ):
-            yield replies
-            for reply in replies:
-                told = {
-                    "optserve.model_version": reply.version,
-                    "optserve.bytes_sent": reply.bytes_sent,
-                    "optserve.bytes_received": reply.bytes_received,
-                    "optserve.retries": reply.retries,
-                    "server.address": reply.target,
-                }
-                span.set_attributes(told)
-                name = {"optserve.signature": call.signature}
-                telemetry.call.record(reply.seconds, name)
-                telemetry.sent.add(reply.bytes_sent, name)
-                telemetry.received.add(reply.bytes_received, name)
-                if reply.retries:
-                    telemetry.retries.add(reply.retries, name)
+            yield observed
+            if observed.reply:
+                self._measure_call(span, call, observed.reply)
 
-
-class _Watched:
-    def __init__(self, transport: Transport, operation: Operation) -> None:
-        self._transport, self._operation = transport, operation
-
-    def call(self, call: Call, *, timeout: float | None = None) -> Reply:
-        with self._operation.calling(call) as replies:
-            replies.append(self._transport.call(call, timeout=timeout))
-        return replies[0]
-
-    def close(self) -> None:
-        self._transport.close()
-
-
-class _WatchedAsync:
-    def __init__(self, transport: AsyncTransport, operation: Operation) -> None:
-        self._transport, self._operation = transport, operation
-
-    async def call(self, call: Call, *, timeout: float | None = None) -> Reply:
-        with self._operation.calling(call) as replies:
-            replies.append(await self._transport.call(call, timeout=timeout))
-        return replies[0]
-
-    async def close(self) -> None:
-        await self._transport.close()
+    def _measure_call(self, span: Any, call: Call, reply: Reply) -> None:
+        span.set_attributes(
+            {
+                "optserve.model_version": reply.version,
+                "optserve.bytes_sent": reply.bytes_sent,
+                "optserve.bytes_received": reply.bytes_received,
+                "optserve.retries": reply.retries,
+                "server.address": reply.target,
+            }
+        )
+        telemetry, name = self._telemetry, {"optserve.signature": call.signature}
+        telemetry.call.record(reply.seconds, name)
+        telemetry.sent.add(reply.bytes_sent, name)
+        telemetry.received.add(reply.bytes_received, name)
+        if reply.retries:
+            telemetry.retries.add(reply.retries, name)
 
 
 def streamed(
-    work: Work[None], row: Row, transport: Transport, telemetry: Telemetry
-) -> Generator[Piece, None, None]:
-    """The pieces of a row's work, as an operation of its own."""
+    task: Task[None], sequence: Sequence, transport: Transport, telemetry: Telemetry
+) -> Generator[Chunk, None, None]:
+    """The chunks of a sequence's task, as an operation of its own."""
     with telemetry.operation("stream") as operation:
-        yield from drive(work, operation.over(transport))
-        operation.ended([row.generation()])
+        yield from drive(task, transport, operation.observe)
+        operation.ended([sequence.generation()])
 
 
 async def streamed_async(
-    work: Work[None], row: Row, transport: AsyncTransport, telemetry: Telemetry
-) -> AsyncGenerator[Piece, None]:
+    task: Task[None],
+    sequence: Sequence,
+    transport: AsyncTransport,
+    telemetry: Telemetry,
+) -> AsyncGenerator[Chunk, None]:
     """``streamed`` for asyncio."""
     with telemetry.operation("stream") as operation:
-        pieces = drive_async(work, operation.over_async(transport))
+        chunks = drive_async(task, transport, operation.observe)
         try:
-            async for piece in pieces:
-                yield piece
+            async for chunk in chunks:
+                yield chunk
         finally:
-            await pieces.aclose()
-        operation.ended([row.generation()])
+            await chunks.aclose()
+        operation.ended([sequence.generation()])
 
 
-def open_telemetry(wanted: bool | None, model: str) -> Telemetry:
-    """OpenTelemetry where it is wanted; None means where the program uses it.
+def open_telemetry(enabled: bool | None, model: str) -> Telemetry:
+    """OpenTelemetry where it is enabled; None means where the program uses it.
 
     Raises:
-        InvalidRequest: wanted, and not installed.
+        InvalidRequest: enabled, and not installed.
     """
-    if wanted is None:
-        wanted = "opentelemetry" in sys.modules
-    if not wanted:
+    if enabled is None:
+        enabled = "opentelemetry" in sys.modules
+    if not enabled:
         return Telemetry()
     try:
         return OpenTelemetry(model)

@@ -2,20 +2,11 @@
 
 Compatible on the wire with ``tensorflow_serving.apis`` and never in its way: nothing
 is registered, so both may live in one process. ``wire`` knows protobuf, ``tensors``
-TensorProto, ``predict`` and ``status`` the messages.
+TensorProto, ``predict`` and ``model_info`` the messages.
 """
 
 from ..errors import MalformedMessage
-from .predict import (
-    ModelSpec,
-    PredictRequest,
-    PredictResponse,
-    decode_predict_request,
-    decode_predict_response,
-    encode_predict_request,
-    encode_predict_response,
-)
-from .status import (
+from .model_info import (
     ModelMetadata,
     SignatureInfo,
     TensorInfo,
@@ -25,6 +16,16 @@ from .status import (
     encode_metadata_request,
     encode_status_request,
 )
+from .predict import (
+    ModelSpec,
+    PredictRequest,
+    PredictResponse,
+    decode_predict_request,
+    decode_predict_response,
+    encode_predict_request,
+    encode_predict_response,
+)
+from .row_blocks import RowBlocks, Tensor
 from .tensors import EXPANSION_LIMIT
 
 __all__ = [
@@ -34,7 +35,9 @@ __all__ = [
     "ModelSpec",
     "PredictRequest",
     "PredictResponse",
+    "RowBlocks",
     "SignatureInfo",
+    "Tensor",
     "TensorInfo",
     "VersionStatus",
     "decode_metadata_response",

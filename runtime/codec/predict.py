@@ -12,7 +12,7 @@ import numpy as np
 
 from ..contract import MESSAGE_LIMIT
 from ..errors import InvalidRequest, MalformedMessage
-from ..transports.base import Tensor
+from .row_blocks import Tensor
 from .tensors import EXPANSION_LIMIT, Budget, RawTensor, encode_tensor
 from .wire import (
     LENGTH,

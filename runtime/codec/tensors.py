@@ -15,8 +15,8 @@ import numpy as np
 
 from ..contract import MESSAGE_LIMIT
 from ..errors import InvalidRequest, MalformedMessage
-from ..transports.base import RowBlocks, Tensor
 from .dtypes import BY_NAME, BY_NUMBER, FIELD_WIRE, DType, bfloat16
+from .row_blocks import RowBlocks, Tensor
 from .wire import (
     FIXED32,
     FIXED64,
@@ -92,7 +92,7 @@ def _encode_blocks(blocks: RowBlocks) -> tuple[list[Buffer], int]:
     """A TensorProto of pieces and zeros: still one copy, onto the wire."""
     dtype = BY_NAME[blocks.dtype.name]
     body: list[Buffer] = []
-    for piece in blocks.pieces():
+    for piece in blocks.memory():
         if isinstance(piece, int):
             body += [_ZEROS] * (piece // len(_ZEROS)) + [_ZEROS[: piece % len(_ZEROS)]]
         elif piece.size:

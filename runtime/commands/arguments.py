@@ -1,4 +1,4 @@
-"""Options that the client's commands share, and how they become objects."""
+"""GenerationOptions that the client's commands share, and how they become objects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..client import Client
 from ..errors import InvalidRequest
-from ..options import Beams, Constraints, OptionKeywords
+from ..options import Beams, Constraints, GenerationKeywords
 from ..sampling import Sampling
 from ..transports.resolve import is_tflite
 
@@ -120,9 +120,9 @@ def _embedded(path: Path, name: str) -> EmbeddedServer:
     return EmbeddedServer(path, name=name)
 
 
-def generation_keywords(args: argparse.Namespace) -> OptionKeywords:
+def generation_keywords(args: argparse.Namespace) -> GenerationKeywords:
     """The keywords of ``Client.generate`` for the parsed options."""
-    keywords = OptionKeywords(
+    keywords = GenerationKeywords(
         sampling=Sampling(
             temperature=args.temperature,
             top_k=args.top_k,

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from ..client import Client
 from ..errors import InvalidRequest
-from ..options import Options
+from ..options import GenerationOptions
 from ..results import Generation
 from .arguments import opened_client
 
@@ -77,7 +77,9 @@ class Output:
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 
 
-def run_batch(args: argparse.Namespace, options: Options, prompts: list[str]) -> int:
+def run_batch(
+    args: argparse.Namespace, options: GenerationOptions, prompts: list[str]
+) -> int:
     """Generate for the prompts, or for the batch; 1 where some failed."""
     given = nullcontext(Item(i, prompt) for i, prompt in enumerate(prompts))
     with (
@@ -100,7 +102,7 @@ def run_batch(args: argparse.Namespace, options: Options, prompts: list[str]) ->
 
 
 def results(
-    client: Client, items: Iterable[Item], options: Options
+    client: Client, items: Iterable[Item], options: GenerationOptions
 ) -> Iterator[dict[str, Any]]:
     """A record for each item, as they end; a bad one fails alone."""
     under_way: dict[int, Item] = {}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..client import Client
 from ..errors import InvalidRequest
-from ..options import Options
+from ..options import GenerationOptions
 from ..results import Generation
 from .arguments import (
     add_connection,
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     keywords["samples"] = args.samples
     keywords["top_logprobs"] = args.top_logprobs
     keywords["echo"] = args.echo
-    options = Options(max_new_tokens=args.max_new_tokens, **keywords)
+    options = GenerationOptions(max_new_tokens=args.max_new_tokens, **keywords)
     if args.jsonl or args.output or args.json:
         return run_batch(args, options, prompts)
     with opened_client(args) as client:
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(
-    client: Client, prompt: str, options: Options, args: argparse.Namespace
+    client: Client, prompt: str, options: GenerationOptions, args: argparse.Namespace
 ) -> Generation:
     """Print a continuation as it comes, or all of them where there are several."""
     if args.with_prompt:

@@ -8,7 +8,7 @@ total / (new tokens) ** length_penalty.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence as GenericSequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,37 +17,38 @@ from ...models.generation import beam_search as rules
 from ...models.generation.sampling import log_softmax
 from ..options import Beams
 from ..results import Generation
-from .loop import Work, feed
-from .sequence import Row
-from .served_model import Catalog
+from .loop import Task, feed
+from .model_versions import ModelVersions
+from .sequence import Sequence
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """The row ``parent`` continued by one token."""
+    """The sequence ``parent`` continued by one token."""
 
-    parent: Row
+    parent: Sequence
     token: int
     logprob: float
     total: float
 
     def ends(self) -> bool:
-        row = self.parent
-        if self.token in row.stop_ids or row.remaining <= 1:
+        parent = self.parent
+        if self.token in parent.stop_ids or parent.remaining <= 1:
             return True
-        stops = row.options.stop
-        return bool(stops) and row.replay(self.token, 0.0).finish_reason is not None
+        if not parent.options.stop:
+            return False
+        return parent.replay(self.token, 0.0).finish_reason is not None
 
 
-def beam_search(row: Row, catalog: Catalog) -> Work[Generation]:
-    """Follow ``width`` continuations of a row; gives the best that ended."""
-    beams = row.options.beams
+def beam_search(sequence: Sequence, versions: ModelVersions) -> Task[Generation]:
+    """Follow ``width`` continuations of a sequence; gives the best that ended."""
+    beams = sequence.options.beams
     assert beams is not None
-    running, totals = [row], [0.0]
-    finished: list[tuple[float, Row]] = []
+    running, totals = [sequence], [0.0]
+    finished: list[tuple[float, Sequence]] = []
     while running:
-        logits = yield from feed(running, catalog)
-        row.tick()
+        logits = yield from feed(running, versions)
+        sequence.tick()
         going: list[_Candidate] = []
         for rank, candidate in enumerate(_candidates(running, totals, logits, beams)):
             if not candidate.ends():
@@ -65,40 +66,38 @@ def beam_search(row: Row, catalog: Catalog) -> Work[Generation]:
         running = _continued(going)
         totals = [candidate.total for candidate in going]
     results = [
-        replace(ended.generation(), score=score, counters=row.counters)
+        replace(ended.generation(), score=score, counters=sequence.counters)
         for score, ended in finished[: beams.returned]
     ]
     return replace(results[0], alternatives=results[1:])
 
 
 def _candidates(
-    running: Sequence[Row],
-    totals: Sequence[float],
-    logits: Sequence[np.ndarray],
+    running: GenericSequence[Sequence],
+    totals: GenericSequence[float],
+    logits: GenericSequence[np.ndarray],
     beams: Beams,
 ) -> list[_Candidate]:
     """The best continuations, best first: enough for ``width`` that don't end."""
     logprobs = [log_softmax(row) for row in logits]
     scores = np.concatenate(
         [
-            row.processed(own) + np.float32(total)
-            for row, own, total in zip(running, logprobs, totals, strict=True)
+            sequence.processed(own) + np.float32(total)
+            for sequence, own, total in zip(running, logprobs, totals, strict=True)
         ]
     )
     count = rules.candidate_count(beams.width, len(running[0].stop_ids))
-    found = []
+    candidates = []
     for flat in rules.best_candidates(scores, count):
         if not np.isfinite(scores[flat]):
             break
         beam, token = divmod(int(flat), logprobs[0].size)
-        total = float(scores[flat])
-        found.append(
-            _Candidate(running[beam], token, float(logprobs[beam][token]), total)
-        )
-    return found
+        logprob, total = float(logprobs[beam][token]), float(scores[flat])
+        candidates.append(_Candidate(running[beam], token, logprob, total))
+    return candidates
 
 
-def _settled(beams: Beams, finished: Sequence[float], best: _Candidate) -> bool:
+def _settled(beams: Beams, finished: GenericSequence[float], best: _Candidate) -> bool:
     """Whether no running beam may become better than ``width`` finished ones."""
     if len(finished) < beams.width:
         return False
@@ -114,14 +113,15 @@ def _settled(beams: Beams, finished: Sequence[float], best: _Candidate) -> bool:
     return score <= finished[-1]
 
 
-def _continued(going: Sequence[_Candidate]) -> list[Row]:
-    """The next running rows; a parent's last child takes over its cache."""
+def _continued(going: GenericSequence[_Candidate]) -> list[Sequence]:
+    """The next running sequences; a parent's last child takes over its cache."""
     children = Counter(id(candidate.parent) for candidate in going)
-    rows = []
+    sequences = []
     for candidate in going:
         key = id(candidate.parent)
         children[key] -= 1
-        row = candidate.parent.fork() if children[key] else candidate.parent
-        row.grow(candidate.token, candidate.logprob)
-        rows.append(row)
-    return rows
+        parent = candidate.parent
+        sequence = parent.fork() if children[key] else parent
+        sequence.grow(candidate.token, candidate.logprob)
+        sequences.append(sequence)
+    return sequences

@@ -1,4 +1,4 @@
-"""One row's cache: a buffer that grows, and a prefix shared between rows."""
+"""One sequence's cache: a buffer that grows, after a prefix shared with others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..errors import MalformedReply
 _FIRST_SLOTS = 64
 
 
-class RowCache:
+class KVCache:
     """Keys and values of one sequence's tokens, ``[slots, L, 2, H, D]`` float32.
 
     ``fork`` shares what is there and copies only what was added since the last fork,
@@ -18,16 +18,16 @@ class RowCache:
     """
 
     def __init__(self, layout: CacheLayout, shared: np.ndarray | None = None) -> None:
-        empty = np.zeros((0, *layout.row_shape), np.float32)
+        empty_kv = np.zeros((0, *layout.row_shape), np.float32)
         self._layout = layout
-        self._shared = empty if shared is None else shared
-        self._own = empty
+        self._shared = empty_kv if shared is None else shared
+        self._own = empty_kv
         self._used = 0
 
     def __len__(self) -> int:
         return len(self._shared) + self._used
 
-    def pieces(self) -> tuple[np.ndarray, ...]:
+    def blocks(self) -> tuple[np.ndarray, ...]:
         """The rows in order, as views."""
         own = self._own[: self._used]
         return (self._shared, own) if len(self._shared) else (own,)
@@ -46,7 +46,7 @@ class RowCache:
         end = self._used + len(rows)
         if end > len(self._own):
             slots = max(end, 2 * len(self._own), _FIRST_SLOTS)
-            # Zeros, since the slots behind the last token travel too.
+            # Zeros, since the slots after the last token travel too.
             grown = np.zeros((slots, *self._layout.row_shape), np.float32)
             grown[: self._used] = self._own[: self._used]
             self._own = grown
@@ -54,18 +54,18 @@ class RowCache:
         self._used = end
 
     def truncate(self, length: int) -> None:
-        """Forget the tokens at and behind slot ``length``."""
+        """Forget the tokens from slot ``length`` on."""
         if length >= len(self):
             return
         self._shared = self._shared[:length]
         self._used = max(0, length - len(self._shared))
 
-    def fork(self) -> RowCache:
+    def fork(self) -> KVCache:
         """Another cache with the same rows."""
         if not len(self._shared):
             self._shared, self._own = self._own[: self._used], self._own[:0]
             self._used = 0
-        other = RowCache(self._layout, self._shared)
+        other = KVCache(self._layout, self._shared)
         if self._used:
             other.append(self._own[: self._used])
         return other

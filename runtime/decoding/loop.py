@@ -1,13 +1,14 @@
-"""The decode loop: yields calls, is sent replies, yields results. No input or output.
+"""The decode loop: yields calls, is sent replies, yields chunks. No input or output.
 
-Drivers (``driver.py``) run the same generators on a blocking or an asyncio transport.
-An item is an ``Ask`` (to be answered with a ``Reply``, or by throwing the error that
-came instead) or a ``Piece``.
+A ``Task`` is a generator. It yields ``CallRequest``s (each answered with a ``Reply``,
+or by throwing the error that came instead) and ``Chunk``s, and returns its result.
+``driver.py`` runs the same tasks on a blocking or an asyncio transport.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
+from collections.abc import Sequence as GenericSequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
@@ -15,128 +16,131 @@ from typing import TypeVar
 import numpy as np
 
 from ..errors import IncompatibleModel, VersionGone
-from ..results import Piece
+from ..results import Chunk
 from ..transports.base import Call, Reply
-from .sequence import Row
-from .served_model import Catalog
-from .steps import Step, apply, distinct_counters, lead_version, plan
+from .model_versions import ModelVersions
+from .replies import apply
+from .scheduler import Step, distinct_counters, lead_version, plan
+from .sequence import Sequence
 
 _MOST_REBUILDS = 20
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A call to run, and the moment (``time.monotonic``) by which it must be done."""
+class CallRequest:
+    """A call to run, and the time (``time.monotonic``) by which it must be done."""
 
     call: Call
     deadline: float | None = None
 
 
 T = TypeVar("T")
-Work = Generator["Ask | Piece", Reply, T]
+Task = Generator["CallRequest | Chunk", Reply, T]
 
 
-def generate_rows(source: Iterator[Row], catalog: Catalog, capacity: int) -> Work[None]:
-    """Generate all rows of ``source``, up to ``capacity`` of them at a time.
+def generate_sequences(
+    source: Iterator[Sequence], versions: ModelVersions, capacity: int
+) -> Task[None]:
+    """Generate all sequences of ``source``, up to ``capacity`` of them at a time.
 
-    A row that ends makes room for the next, so the source is read lazily.
+    One that ends makes room for the next, so the source is read lazily.
     """
-    active: list[Row] = []
+    active: list[Sequence] = []
     while True:
         active += islice(source, capacity - len(active))
         if not active:
             return
-        cancelled = [row for row in active if row.end_if_cancelled()]
+        cancelled = [sequence for sequence in active if sequence.end_if_cancelled()]
         if not cancelled:
-            step = plan(active, catalog.of(lead_version(active)))
-            outcome = yield from run_step(step, catalog)
-            for row, logits in outcome:
+            step = plan(active, versions.of(lead_version(active)))
+            outcome = yield from run_step(step, versions)
+            for sequence, logits in outcome:
                 if logits is not None:
-                    row.choose(logits)
-                if row.generated and not step.partial:
-                    yield row.piece()
-        for row in cancelled:
-            yield row.piece()
-        active = [row for row in active if row.finish_reason is None]
+                    sequence.choose(logits)
+                if sequence.generated and not step.partial:
+                    yield sequence.chunk()
+        for sequence in cancelled:
+            yield sequence.chunk()
+        active = [sequence for sequence in active if sequence.finish_reason is None]
 
 
-def run_step(step: Step, catalog: Catalog) -> Work[list[tuple[Row, np.ndarray | None]]]:
-    """One call and what it gives its rows; nothing where the version is another now.
+def run_step(
+    step: Step, versions: ModelVersions
+) -> Task[list[tuple[Sequence, np.ndarray | None]]]:
+    """One call and what it gives its sequences; nothing if the version has changed.
 
-    If a pinned version is gone, the rows have dropped their caches, so that the next
-    steps build them again from the tokens on the version served now. If a newer one
-    lacks the signature, the next steps are planned for it.
+    If a pinned version is gone, the sequences have dropped their caches, so that the
+    next steps build them again from the tokens on the version served now. If a newer
+    one lacks the signature, the next steps are planned for it.
     """
-    planned_for = catalog.current.version
+    planned_for = versions.current.version
     try:
-        reply = yield Ask(step.call, step.deadline)
-        if reply.version not in catalog.versions:
-            yield from asked(catalog.learn(reply.version), step.deadline)
+        reply = yield CallRequest(step.call, step.deadline)
+        if reply.version not in versions.known:
+            yield from with_deadline(versions.learn(reply.version), step.deadline)
     except VersionGone:
-        if max(row.counters.rebuilds for row in step.rows) >= _MOST_REBUILDS:
+        if max(s.counters.rebuilds for s in step.sequences) >= _MOST_REBUILDS:
             raise
-        for row in step.rows:
-            row.forget()
-        for counters in distinct_counters(step.rows):
+        for sequence in step.sequences:
+            sequence.forget()
+        for counters in distinct_counters(step.sequences):
             counters.rebuilds += 1
-        yield from asked(catalog.learn(), step.deadline)
+        yield from with_deadline(versions.learn(), step.deadline)
         return []
     except IncompatibleModel:
         if step.call.version is not None:
             raise
-        if catalog.current.version == planned_for:
-            yield from asked(catalog.learn(), step.deadline)
-        if catalog.current.version == planned_for:
+        if versions.current.version == planned_for:
+            yield from with_deadline(versions.learn(), step.deadline)
+        if versions.current.version == planned_for:
             raise
         return []
-    return apply(step, reply, catalog.of(reply.version))
+    return apply(step, reply, versions.of(reply.version))
 
 
 def feed(
-    rows: Sequence[Row], catalog: Catalog, *, keep: int = 0
-) -> Work[list[np.ndarray]]:
-    """Feed all pending tokens but the last ``keep`` of each row.
+    sequences: GenericSequence[Sequence], versions: ModelVersions, *, keep: int = 0
+) -> Task[list[np.ndarray]]:
+    """Feed all pending tokens but the last ``keep`` of each sequence.
 
     Returns:
-        The raw logits ``[V]`` for each row's next token, in order; none with ``keep``.
+        The raw logits ``[V]`` for each one's next token, in order; none with ``keep``.
     """
     logits: dict[int, np.ndarray] = {}
     while waiting := [
-        row
-        for row in rows
-        if row.pending > keep or (not keep and id(row) not in logits)
+        sequence
+        for sequence in sequences
+        if sequence.pending > keep or (not keep and id(sequence) not in logits)
     ]:
-        model = catalog.of(lead_version(waiting))
-        outcome = yield from run_step(plan(waiting, model, keep=keep), catalog)
-        for row, found in outcome:
-            if found is not None:
-                logits[id(row)] = found
-    return [] if keep else [logits[id(row)] for row in rows]
+        model = versions.of(lead_version(waiting))
+        outcome = yield from run_step(plan(waiting, model, keep=keep), versions)
+        logits |= {id(sequence): own for sequence, own in outcome if own is not None}
+    return [] if keep else [logits[id(sequence)] for sequence in sequences]
 
 
 def generate_samples(
-    rows: Sequence[Row], catalog: Catalog, capacity: int
-) -> Work[None]:
+    sequences: GenericSequence[Sequence], versions: ModelVersions, capacity: int
+) -> Task[None]:
     """Generate several continuations of one prompt, whose cache is built once."""
-    first = rows[0]
+    first = sequences[0]
     if first.pending > 1:
-        yield from feed([first], catalog, keep=1)
+        yield from feed([first], versions, keep=1)
     if first.cache is not None:
-        for row in rows[1:]:
-            row.cache, row.version = first.cache.fork(), first.version
-    yield from generate_rows(iter(rows), catalog, capacity)
+        for sequence in sequences[1:]:
+            sequence.cache, sequence.version = first.cache.fork(), first.version
+    yield from generate_sequences(iter(sequences), versions, capacity)
 
 
-def asked(work: Generator[Call, Reply, T], deadline: float | None) -> Work[T]:
-    """Calls of ``work`` as ``Ask``s of one deadline."""
+def with_deadline(calls: Generator[Call, Reply, T], deadline: float | None) -> Task[T]:
+    """The calls as ``CallRequest``s that share one deadline."""
     try:
-        call = next(work)
+        call = next(calls)
         while True:
             try:
-                reply = yield Ask(call, deadline)
+                reply = yield CallRequest(call, deadline)
             except Exception as error:
-                call = work.throw(error)
+                call = calls.throw(error)
             else:
-                call = work.send(reply)
+                call = calls.send(reply)
     except StopIteration as stop:
         return stop.value

@@ -1,243 +1,177 @@
-"""Ready calls of unrelated generations made into one: batching in the client.
-
-Every tensor of the contract has rows as axis 0 and lengths instead of masks, so that
-calls of one signature can be joined row by row whatever their other sizes are.
-"""
+"""Which sequences go with the next call, and that call's inputs."""
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-import time
-from collections import deque
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence as GenericSequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import Cancelled, DeadlineExceeded, ServerError, VersionGone
-from ..transports.base import AsyncTransport, Call, Reply, RowBlocks, Tensor
+from ..codec import RowBlocks, Tensor
+from ..contract import generate_name
+from ..results import Counters
+from ..transports.base import Call
+from .sequence import Sequence
+from .served_model import ServedModel
 
-_FILL = {"history": -1, "stop_ids": -1}
-
-
-def joined(calls: Sequence[Call], rows: int) -> Call:
-    """One call with the rows of all, and idle ones behind them up to ``rows``."""
-    padding = rows - sum(call.rows for call in calls)
-    inputs: dict[str, Tensor] = {}
-    for name in calls[0].inputs:
-        tensors = [call.inputs[name] for call in calls]
-        if name == "cache":
-            inputs[name] = _join_blocks(tensors, padding)
-            continue
-        arrays = [np.asarray(tensor) for tensor in tensors]
-        if padding:
-            idle = arrays[0][:1]
-            if name in ("cache_length", "max_new_tokens"):
-                idle = np.zeros_like(idle)
-            arrays += [idle] * padding
-        inputs[name] = _join(arrays, _FILL.get(name, 0))
-    return replace(calls[0], inputs=inputs)
+_QUICK = 8  # up to so many tokens in one call still give a quick first one
+_WASTE = 4  # the graph stops in time, but its reply has a cache row for each of N
 
 
-def _join(arrays: Sequence[np.ndarray], fill: int) -> np.ndarray:
-    """Along axis 0, with ``fill`` behind what is shorter along axis 1."""
-    if arrays[0].ndim < 2 or len({array.shape[1] for array in arrays}) == 1:
-        return np.concatenate(arrays)
-    width = max(array.shape[1] for array in arrays)
-    out = np.full((sum(map(len, arrays)), width), fill, arrays[0].dtype)
-    start = 0
-    for array in arrays:
-        out[start : start + len(array), : array.shape[1]] = array
-        start += len(array)
-    return out
+@dataclass(frozen=True)
+class Step:
+    """A call and the sequences that it is for, row by row.
 
-
-def _join_blocks(caches: Sequence[Tensor], padding: int) -> RowBlocks:
-    rows: list[tuple[np.ndarray, ...]] = []
-    for cache in caches:
-        if isinstance(cache, RowBlocks):
-            rows += cache.rows
-        else:
-            rows += [(row,) for row in cache]
-    rows += [(rows[0][0][:0],)] * padding
-    return RowBlocks(tuple(rows), max(cache.shape[1] for cache in caches))
-
-
-def shares(reply: Reply, counts: Sequence[int]) -> list[Reply]:
-    """A joined call's reply, one for each call; outputs are views."""
-    out: list[Reply] = []
-    start, total = 0, sum(counts)
-    for count in counts:
-        end = start + count
-        outputs = {name: array[start:end] for name, array in reply.outputs.items()}
-        out.append(
-            replace(
-                reply,
-                outputs=outputs,
-                bytes_sent=reply.bytes_sent * count // total,
-                bytes_received=reply.bytes_received * count // total,
-            )
-        )
-        start = end
-    return out
-
-
-@dataclass(eq=False)
-class _Waiting:
-    call: Call
-    deadline: float | None
-    answer: asyncio.Future[Reply]
-    arrival: int
-
-
-class Merging:
-    """An ``AsyncTransport`` that joins what waits while other calls are under way.
-
-    A call leaves at once while fewer than ``in_flight`` are under way; else it waits,
-    and everything that waits with the same signature, version and number of new tokens
-    leaves together. So a lone stream loses nothing, and many share the work.
-
-    Args:
-        transport: what carries the calls; closed with this.
-        limit: most rows of a joined call, given one of its calls.
-        size: B of a joined call, given one of its calls and the rows of all.
-        in_flight: calls under way at a time.
+    ``fed[i]`` tokens of ``sequences[i]`` go with it; ``tokens_per_call`` is N of
+    ``generate_{N}``, 0 for ``prefill`` and ``decode``. ``partial`` says that tokens
+    stay pending, so that the reply's logits mean nothing.
     """
 
-    def __init__(
-        self,
-        transport: AsyncTransport,
-        *,
-        limit: Callable[[Call], int],
-        size: Callable[[Call, int], int],
-        in_flight: int = 2,
-    ) -> None:
-        self._transport = transport
-        self._limit = limit
-        self._size = size
-        self._in_flight = in_flight
-        self._queues: dict[Hashable, deque[_Waiting]] = {}
-        self._running: set[asyncio.Task[None]] = set()
-        self._arrivals = itertools.count()
-        self._scheduled = False
-        self._closed = False
+    call: Call
+    sequences: tuple[Sequence, ...]
+    fed: tuple[int, ...]
+    tokens_per_call: int = 0
+    partial: bool = False
 
-    async def call(self, call: Call, *, timeout: float | None = None) -> Reply:
-        """Run one call, possibly with others."""
-        if self._closed:
-            raise Cancelled("this client is closed: make another one")
-        if "input_ids" not in call.inputs:
-            return await self._transport.call(call, timeout=timeout)
-        loop = asyncio.get_running_loop()
-        deadline = None if timeout is None else time.monotonic() + timeout
-        waiting = _Waiting(call, deadline, loop.create_future(), next(self._arrivals))
-        key = (
-            call.signature,
-            call.version,
-            call.outputs,
-            call.inputs["input_ids"].shape[1],
-        )
-        self._queues.setdefault(key, deque()).append(waiting)
-        self._schedule(loop)
-        try:
-            return await asyncio.wait_for(waiting.answer, timeout)
-        except asyncio.TimeoutError:
-            raise DeadlineExceeded(
-                f"the deadline passed, {timeout:.3f} s after the call was made: allow "
-                "more time or send fewer generations at once"
-            ) from None
-
-    async def close(self) -> None:
-        """Cancel what is under way and close the transport."""
-        self._closed = True
-        for waiting in (w for queue in self._queues.values() for w in queue):
-            if not waiting.answer.done():
-                waiting.answer.set_exception(Cancelled("the client was closed"))
-        self._queues.clear()
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
-        await self._transport.close()
-
-    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Look at the queues once all tasks that are ready now have run."""
-        if not self._scheduled:
-            self._scheduled = True
-            loop.call_soon(self._dispatch)
-
-    def _dispatch(self) -> None:
-        self._scheduled = False
-        while len(self._running) < self._in_flight and (batch := self._next()):
-            task = asyncio.get_running_loop().create_task(self._run(batch))
-            self._running.add(task)
-            task.add_done_callback(self._ended)
-            for waiting in batch:
-                waiting.answer.add_done_callback(
-                    lambda _, task=task, batch=batch: _cancel_unwanted(task, batch)
-                )
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        if not self._closed:
-            self._dispatch()
-
-    def _next(self) -> list[_Waiting]:
-        """What waits longest and all that fits with it."""
-        for key, queue in list(self._queues.items()):
-            alive = deque(w for w in queue if not w.answer.done())
-            self._queues[key] = alive
-            if not alive:
-                del self._queues[key]
-        if not self._queues:
-            return []
-        queue = min(self._queues.values(), key=lambda queue: queue[0].arrival)
-        batch = [queue.popleft()]
-        rows = batch[0].call.rows
-        while queue:
-            rows += queue[0].call.rows
-            if rows > min(self._limit(w.call) for w in (*batch, queue[0])):
-                break
-            batch.append(queue.popleft())
-        return batch
-
-    async def _run(self, batch: list[_Waiting]) -> None:
-        """One call for the batch; after a refusal each of its calls alone."""
-        deadlines = [w.deadline for w in batch]
-        ends = [d for d in deadlines if d is not None]
-        timeout = max(ends) - time.monotonic() if len(ends) == len(deadlines) else None
-        try:
-            counts = [w.call.rows for w in batch]
-            size = self._size(batch[0].call, sum(counts))
-            call = joined([w.call for w in batch], size)
-            reply = await self._transport.call(call, timeout=timeout)
-            answers: list[Reply] = shares(reply, counts)
-        except VersionGone as error:
-            _fail(batch, error)
-        except ServerError as error:
-            if len(batch) == 1:
-                _fail(batch, error)
-            else:
-                for waiting in batch:
-                    await self._run([waiting])
-        except asyncio.CancelledError:
-            _fail(batch, Cancelled("the client was closed"))
-            raise
-        except Exception as error:
-            _fail(batch, error)
-        else:
-            for waiting, answer in zip(batch, answers, strict=True):
-                if not waiting.answer.done():
-                    waiting.answer.set_result(answer)
+    @property
+    def deadline(self) -> float | None:
+        """The earliest deadline of its sequences."""
+        deadlines = [s.deadline for s in self.sequences if s.deadline is not None]
+        return min(deadlines, default=None)
 
 
-def _fail(batch: Sequence[_Waiting], error: Exception) -> None:
-    for waiting in batch:
-        if not waiting.answer.done():
-            waiting.answer.set_exception(error)
+def plan(
+    sequences: GenericSequence[Sequence], model: ServedModel, *, keep: int = 0
+) -> Step:
+    """The next step: for those that still have a prompt to feed first, else for all.
+
+    Sequences of one step have the same model version and the same kind and size of
+    call.
+
+    Args:
+        sequences: unfinished ones, at least one.
+        model: the model of the first one to go (of the current version if it is new).
+        keep: so many of each one's tokens stay pending in any case.
+    """
+    lead = _lead(sequences)
+    kind = _kind(lead, model, keep)
+    chosen = [s for s in sequences if _kind(s, model, keep) == kind]
+    fed = max(min(s.pending - keep, model.largest_prompt_chunk) for s in chosen)
+    cached = max(s.cached for s in chosen)
+    partial = keep > 0 or lead.pending > model.largest_prompt_chunk
+    generated = 0 if partial else _tokens_per_call(chosen, model)
+    fits = model.rows_that_fit(model.prompt_size(fed) + generated, cached)
+    return _step(chosen[:fits], model, partial=partial, keep=keep)
 
 
-def _cancel_unwanted(task: asyncio.Task[None], batch: Sequence[_Waiting]) -> None:
-    """Stop a call that nobody waits for any more."""
-    if all(waiting.answer.cancelled() for waiting in batch):
-        task.cancel()
+def lead_version(sequences: GenericSequence[Sequence]) -> int | None:
+    """The pinned version of the sequence that ``plan`` serves next."""
+    return _lead(sequences).version
+
+
+def distinct_counters(sequences: GenericSequence[Sequence]) -> list[Counters]:
+    """Their counters, each once: the beams of one prompt have one in common."""
+    return list({id(s.counters): s.counters for s in sequences}.values())
+
+
+def _lead(sequences: GenericSequence[Sequence]) -> Sequence:
+    return next((s for s in sequences if s.pending > 1), sequences[0])
+
+
+def _kind(sequence: Sequence, model: ServedModel, keep: int) -> tuple[object, ...]:
+    """Sequences of equal kind may share a call."""
+    pending = sequence.pending - keep
+    if pending > model.largest_prompt_chunk:
+        return ("prompt chunk", sequence.version, sequence.cached > 0)
+    in_graph = sequence.in_graph and bool(model.generate_sizes)
+    size = model.prompt_size(max(pending, 1))
+    return ("last", sequence.version, sequence.cached > 0, in_graph, size)
+
+
+def _step(
+    sequences: list[Sequence], model: ServedModel, *, partial: bool, keep: int
+) -> Step:
+    fed = tuple(min(s.pending - keep, model.largest_prompt_chunk) for s in sequences)
+    size = model.prompt_size(max(fed))
+    n = 0 if partial else _tokens_per_call(sequences, model)
+    rows = model.batch_size(len(sequences))
+    padding = rows - len(sequences)
+    ids = np.full((rows, size), model.manifest.pad_token_id, np.int32)
+    lengths = np.ones(rows, np.int32)
+    for b, (sequence, new) in enumerate(zip(sequences, fed, strict=True)):
+        ids[b, :new] = sequence.tokens[sequence.cached : sequence.cached + new]
+        lengths[b] = new
+    inputs: dict[str, Tensor] = {"input_ids": ids, "input_length": lengths}
+    signature = "prefill"
+    if n or any(s.cached for s in sequences):
+        signature = "decode"
+        inputs |= _cache_inputs(sequences, padding, model)
+    if n:
+        signature = generate_name(n)
+        inputs |= _sampling_inputs(sequences, padding, n)
+    outputs = ("new_cache",) if partial else ()
+    call = Call(signature, inputs, outputs, sequences[0].version)
+    return Step(call, tuple(sequences), fed, n, partial)
+
+
+def _tokens_per_call(sequences: GenericSequence[Sequence], model: ServedModel) -> int:
+    """N that wastes little and gives streams their first token soon; 0 for none."""
+    sizes = model.generate_sizes
+    if not sizes or not sequences[0].in_graph:
+        return 0
+    remaining = max(s.remaining for s in sequences)
+    if streams := [s.generated for s in sequences if s.streaming]:
+        if not min(streams) and sizes[0] > _QUICK:
+            return 0
+        growth = max(2 * min(streams), sizes[0])
+        sizes = tuple(size for size in sizes if size <= growth)
+    enough = [size for size in sizes if remaining <= size <= _WASTE * remaining]
+    below = [size for size in sizes if size <= remaining]
+    return min(enough) if enough else max(below, default=sizes[0])
+
+
+def _cache_inputs(
+    sequences: GenericSequence[Sequence], padding: int, model: ServedModel
+) -> dict[str, Tensor]:
+    lengths = np.array([s.cached for s in sequences] + [0] * padding, np.int32)
+    empty = (np.zeros((0, *model.layout.row_shape), np.float32),)
+    rows = [empty if s.cache is None else s.cache.blocks() for s in sequences]
+    slots = model.cache_size(int(lengths.max()))
+    blocks = RowBlocks((*rows, *[empty] * padding), slots)
+    return {"cache": blocks, "cache_length": lengths}
+
+
+def _sampling_inputs(
+    sequences: GenericSequence[Sequence], padding: int, n: int
+) -> dict[str, Tensor]:
+    def column(values: list[float], rest: float, dtype: type) -> np.ndarray:
+        return np.array(values + [rest] * padding, dtype)
+
+    samplings = [s.sampling for s in sequences]
+    seeds = [s.key() for s in samplings] + [np.zeros(2, np.int32)] * padding
+    idle: list[GenericSequence[int]] = [()] * padding
+    floats, ints = np.float32, np.int32
+    return {
+        "max_new_tokens": column([min(n, s.remaining) for s in sequences], 0, ints),
+        "history": _ragged([sorted(s.seen) for s in sequences] + idle),
+        "stop_ids": _ragged([s.stop_ids for s in sequences] + idle),
+        "seed": np.stack(seeds),
+        "temperature": column([s.temperature for s in samplings], 0, floats),
+        "top_k": column([s.top_k for s in samplings], 0, ints),
+        "top_p": column([s.top_p for s in samplings], 1, floats),
+        "repetition_penalty": column(
+            [s.repetition_penalty for s in samplings], 1, floats
+        ),
+    }
+
+
+def _ragged(lists: GenericSequence[GenericSequence[int]]) -> np.ndarray:
+    """``[B, W]`` int32 padded with −1, W a power of two.
+
+    Slot 0 is −1 as well: a server that pads inputs repeats a tensor's first element.
+    """
+    longest = 1 + max(map(len, lists))
+    out = np.full((len(lists), 1 << (longest - 1).bit_length()), -1, np.int32)
+    for b, values in enumerate(lists):
+        out[b, 1 : 1 + len(values)] = values
+    return out

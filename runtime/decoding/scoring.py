@@ -10,8 +10,9 @@ from ..contract import MESSAGE_LIMIT
 from ..errors import InvalidRequest, MalformedReply
 from ..results import Score
 from ..transports.base import Call, Reply
-from .loop import Ask, Work
-from .served_model import Catalog, ServedModel
+from .loop import CallRequest, Task
+from .model_versions import ModelVersions
+from .served_model import ServedModel
 
 _LOGITS_LIMIT = 1 << 29
 """Bytes of logits that one call may make a server compute: ``score`` needs those of
@@ -20,12 +21,12 @@ every token, and 32 texts of 2048 tokens would be 13 GB."""
 
 def score(
     prompts: Sequence[Sequence[int]],
-    catalog: Catalog,
+    versions: ModelVersions,
     capacity: int,
     deadline: float | None,
-) -> Work[list[Score]]:
+) -> Task[list[Score]]:
     """Each token's log-probability given those before it; NaN for the first."""
-    rows = yield from _run("score", "logprobs", prompts, catalog, capacity, deadline)
+    rows = yield from _run("score", "logprobs", prompts, versions, capacity, deadline)
     scores = []
     for ids, values in zip(prompts, rows, strict=True):
         logprobs = values.astype(np.float64)
@@ -36,26 +37,26 @@ def score(
 
 def embed(
     prompts: Sequence[Sequence[int]],
-    catalog: Catalog,
+    versions: ModelVersions,
     capacity: int,
     deadline: float | None,
-) -> Work[list[np.ndarray]]:
+) -> Task[list[np.ndarray]]:
     """The last hidden states ``[tokens, E]`` of each prompt, float32."""
     output = "last_hidden_state"
-    return (yield from _run("embed", output, prompts, catalog, capacity, deadline))
+    return (yield from _run("embed", output, prompts, versions, capacity, deadline))
 
 
 def _run(
     signature: str,
     output: str,
     prompts: Sequence[Sequence[int]],
-    catalog: Catalog,
+    versions: ModelVersions,
     capacity: int,
     deadline: float | None,
-) -> Work[list[np.ndarray]]:
-    model = catalog.current
+) -> Task[list[np.ndarray]]:
+    model = versions.current
     model.require(signature, f"{signature}()")
-    found: dict[int, np.ndarray] = {}
+    results: dict[int, np.ndarray] = {}
     for chosen in _groups(prompts, model, capacity):
         rows = [prompts[i] for i in chosen]
         size = model.whole_size(max(map(len, rows)))
@@ -66,7 +67,7 @@ def _run(
             ids[b, : len(row)] = row
             lengths[b] = len(row)
         inputs = {"input_ids": ids, "input_length": lengths}
-        reply: Reply = yield Ask(Call(signature, inputs, (output,)), deadline)
+        reply: Reply = yield CallRequest(Call(signature, inputs, (output,)), deadline)
         array = reply.outputs.get(output)
         if array is None or array.shape[:2] != (count, size):
             raise MalformedReply(
@@ -74,8 +75,8 @@ def _run(
                 f"returned {'nothing' if array is None else array.shape}"
             )
         for b, i in enumerate(chosen):
-            found[i] = np.array(array[b, : len(prompts[i])])
-    return [found[i] for i in range(len(prompts))]
+            results[i] = np.array(array[b, : len(prompts[i])])
+    return [results[i] for i in range(len(prompts))]
 
 
 def most_rows(model: ServedModel, size: int, capacity: int) -> int:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence as GenericSequence
 
 import numpy as np
 
 from ...models.generation import logits_processors as rules
 from ...models.generation.logits_processors import LogitsProcessor
 from ...models.generation.sampling import log_softmax, penalize
-from ..options import Options
-from ..results import Counters, FinishReason, Generation, Piece, TopLogprobs
+from ..options import GenerationOptions
+from ..results import Chunk, Counters, FinishReason, Generation, TopLogprobs
 from ..sampling import Sampling, draw
-from .kv_cache import RowCache
+from .kv_cache import KVCache
 from .logits_processors import apply
 from .stop_strings import IncrementalText, StopText
 
@@ -26,8 +27,8 @@ def no_text() -> None:
     """For a model without a tokenizer: tokens stay tokens."""
 
 
-class Row:
-    """One sequence: its tokens, its cache, and when it ends.
+class Sequence:
+    """One prompt and its continuation: tokens, cache, and when it ends.
 
     The first ``len(cache)`` of ``tokens`` are in the cache; the rest is pending and
     goes with the next calls.
@@ -39,20 +40,20 @@ class Row:
         make_text: makes what turns tokens into text, afresh for each replay.
         bad_words: token ids of the constraints' bad words.
         index: the prompt's place in the request.
-        streaming: whether its pieces are wanted soon, rather than in few calls.
-        version: the model version that made the cache, None before there is one.
-        clock: seconds, of the same kind as deadlines.
+        streaming: whether its chunks are wanted soon, rather than in few calls.
+        version: the model version that computed the cache, None before there is one.
+        clock: seconds, on the same clock as deadlines.
     """
 
     def __init__(
         self,
-        prompt: Sequence[int],
-        options: Options,
+        prompt: GenericSequence[int],
+        options: GenerationOptions,
         *,
         sampling: Sampling,
-        stop_ids: Sequence[int],
+        stop_ids: GenericSequence[int],
         make_text: TextMaker = no_text,
-        bad_words: Sequence[Sequence[int]] = (),
+        bad_words: GenericSequence[GenericSequence[int]] = (),
         index: int = 0,
         streaming: bool = False,
         version: int | None = None,
@@ -65,7 +66,7 @@ class Row:
         self.stop_ids = tuple(stop_ids)
         self.index = index
         self.streaming = streaming
-        self.cache: RowCache | None = None
+        self.cache: KVCache | None = None
         self.version = version
         self.logprobs: list[float] = []
         self.top_logprobs: list[TopLogprobs] = []
@@ -82,8 +83,8 @@ class Row:
         self._seen = set(self.tokens) if sampling.repetition_penalty != 1 else set()
         self._clock = clock
         self._begin = clock()
-        self._first_call = 0  # number of the call that made the first token
-        self._shown = 0  # characters and tokens that pieces have told
+        self._first_call = 0  # number of the call that gave the first token
+        self._shown = 0  # characters and tokens that chunks have told
         self._told = 0
 
     @property
@@ -113,7 +114,7 @@ class Row:
 
     @property
     def deadline(self) -> float | None:
-        """When the caller's patience ends, on the row's clock."""
+        """When the caller's patience ends, on the sequence's clock."""
         timeout = self.options.timeout
         return None if timeout is None else self._begin + timeout
 
@@ -135,7 +136,7 @@ class Row:
         self.accept(token, float(logprobs[token]))
 
     def accept(self, token: int, logprob: float) -> None:
-        """Add a token, and end the row if that ends it."""
+        """Add a token, and end the sequence if that ends it."""
         self.tick()
         self.grow(token, logprob)
         self.text += self._stop_text.add(token)
@@ -161,8 +162,8 @@ class Row:
         counters.first_tokens += counters.calls == self._first_call
         counters.seconds = now
 
-    def fork(self) -> Row:
-        """A row that goes on from here on its own; the two count their cost together.
+    def fork(self) -> Sequence:
+        """Another that goes on from here on its own; the two count their cost together.
 
         It has no text of its own until ``replay``.
         """
@@ -173,9 +174,9 @@ class Row:
         other.cache = None if self.cache is None else self.cache.fork()
         return other
 
-    def replay(self, token: int, logprob: float) -> Row:
-        """A row without a cache that made the same tokens and then this one."""
-        other = Row(
+    def replay(self, token: int, logprob: float) -> Sequence:
+        """Another without a cache that took the same tokens and then this one."""
+        other = Sequence(
             self.tokens[: self.prompt_tokens],
             self.options,
             sampling=self.sampling,
@@ -186,13 +187,13 @@ class Row:
             version=self.version,
             clock=self._clock,
         )
-        made = zip(self.tokens[self.prompt_tokens :], self.logprobs, strict=True)
-        for old in (*made, (token, logprob)):
-            other.accept(*old)
+        before = zip(self.tokens[self.prompt_tokens :], self.logprobs, strict=True)
+        for taken in (*before, (token, logprob)):
+            other.accept(*taken)
         return other
 
     def cancel(self) -> None:
-        """Ask for the end; safe from any thread."""
+        """CallRequest for the end; safe from any thread."""
         self.cancelled = True
 
     def end_if_cancelled(self) -> bool:
@@ -201,12 +202,12 @@ class Row:
             self._end("cancelled")
         return self.finish_reason == "cancelled"
 
-    def piece(self) -> Piece:
-        """What came since the last piece."""
+    def chunk(self) -> Chunk:
+        """What came since the last chunk."""
         begin, self._told = self._told, self.generated
         shown, self._shown = self._shown, len(self.text)
         new = self.tokens[self.prompt_tokens + begin :]
-        return Piece(
+        return Chunk(
             text=self.text[shown:],
             tokens=new,
             logprobs=self.logprobs[begin:],
@@ -220,7 +221,7 @@ class Row:
         )
 
     def generation(self) -> Generation:
-        """The result; the row must have ended."""
+        """The result; the sequence must have ended."""
         assert self.finish_reason is not None
         count = max(1, len(self.logprobs))
         return Generation(
@@ -254,22 +255,22 @@ def likeliest(logprobs: np.ndarray, count: int) -> TopLogprobs:
 
 
 def _processors(
-    options: Options,
-    stop_ids: Sequence[int],
-    bad_words: Sequence[Sequence[int]],
+    options: GenerationOptions,
+    stop_ids: GenericSequence[int],
+    bad_words: GenericSequence[GenericSequence[int]],
     prompt_tokens: int,
 ) -> list[LogitsProcessor]:
-    wanted: list[LogitsProcessor] = []
+    processors: list[LogitsProcessor] = []
     if constraints := options.constraints:
         if constraints.no_repeat_ngram:
-            wanted.append(rules.no_repeat_ngram(constraints.no_repeat_ngram))
+            processors.append(rules.no_repeat_ngram(constraints.no_repeat_ngram))
         if bad_words:
-            wanted.append(rules.bad_words(bad_words))
+            processors.append(rules.bad_words(bad_words))
         if constraints.min_new_tokens:
             count = constraints.min_new_tokens
-            wanted.append(rules.min_new_tokens(count, stop_ids, prompt_tokens))
+            processors.append(rules.min_new_tokens(count, stop_ids, prompt_tokens))
         if constraints.logit_bias:
-            wanted.append(rules.logit_bias(constraints.logit_bias))
+            processors.append(rules.logit_bias(constraints.logit_bias))
         if constraints.forced:
-            wanted.append(rules.forced_tokens(constraints.forced, prompt_tokens))
-    return [*wanted, *options.processors]
+            processors.append(rules.forced_tokens(constraints.forced, prompt_tokens))
+    return [*processors, *options.processors]

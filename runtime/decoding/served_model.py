@@ -8,26 +8,17 @@ generations have equal shapes and a server's batcher can merge them.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-
-from ..contract import (
-    CONTRACT_VERSION,
-    MESSAGE_LIMIT,
-    CacheLayout,
-    Manifest,
-    tokens_per_call,
-)
-from ..errors import IncompatibleModel, InvalidRequest, MalformedReply, ServerError
-from ..transports.base import Call, Reply
+from ..contract import MESSAGE_LIMIT, CacheLayout, Manifest, tokens_per_call
+from ..errors import IncompatibleModel, InvalidRequest
 
 _SLACK = 1 << 20  # bytes left for names, shapes and the small tensors of a message
 _PROMPT_STEP = 8
 _CACHE_STEP = 32
-_LARGEST_PIECE = 512  # tokens fed by one call where the manifest sets no size
+_LARGEST_PROMPT_CHUNK = 512  # tokens fed by one call where the manifest sets no size
 
 
 @dataclass(frozen=True)
@@ -35,7 +26,7 @@ class ServedModel:
     """One version of a served model.
 
     ``pads_rows`` says whether a call's rows are padded to the manifest's batch sizes
-    where it is made, or later, when calls have been merged.
+    where it is made, or later, when calls have been joined.
     """
 
     manifest: Manifest
@@ -61,10 +52,10 @@ class ServedModel:
         return min(limit, buckets[-1] + 1) if buckets else limit
 
     @cached_property
-    def largest_piece(self) -> int:
+    def largest_prompt_chunk(self) -> int:
         """Most tokens that one call feeds to a row."""
         buckets = self.manifest.prompt_buckets
-        limit = buckets[-1] if buckets else min(_LARGEST_PIECE, self.positions)
+        limit = buckets[-1] if buckets else min(_LARGEST_PROMPT_CHUNK, self.positions)
         fits = (MESSAGE_LIMIT - _SLACK) // self.layout.row_bytes
         usable = [b for b in buckets if b <= fits] if buckets else [min(limit, fits)]
         if not usable or usable[-1] < 1:
@@ -90,8 +81,8 @@ class ServedModel:
         buckets = self.manifest.prompt_buckets
         if not buckets or tokens <= buckets[-1]:
             return self.prompt_size(tokens)
-        pieces = -(-tokens // buckets[-1])
-        return max(tokens, min(pieces * buckets[-1], self.manifest.max_positions))
+        chunks = -(-tokens // buckets[-1])
+        return max(tokens, min(chunks * buckets[-1], self.manifest.max_positions))
 
     def cache_size(self, slots: int) -> int:
         """C for rows of up to ``slots`` cached tokens; at least 1."""
@@ -132,88 +123,14 @@ class ServedModel:
             )
 
 
-def _size(wanted: int, buckets: Sequence[int], step: int, limit: int) -> int:
-    if buckets:
-        index = bisect_left(buckets, wanted)
-        if index == len(buckets):
-            raise InvalidRequest(
-                f"{wanted} tokens don't fit the largest size of the export, "
-                f"{buckets[-1]}: export with larger buckets"
-            )
-        return buckets[index]
-    return max(wanted, min(-(-wanted // step) * step, limit))
-
-
-def read_manifest(reply: Reply) -> ServedModel:
-    """The model that a ``describe`` reply tells of, checked.
-
-    Raises:
-        MalformedReply: not a manifest.
-        IncompatibleModel: another contract version, or no way to generate.
-    """
-    try:
-        text = np.asarray(reply.outputs["manifest"], object).reshape(-1)[0]
-        manifest = Manifest.from_json(text)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise MalformedReply(
-            f"the model's description is unreadable: {error}"
-        ) from None
-    if manifest.contract_version != CONTRACT_VERSION:
-        raise IncompatibleModel(
-            f"the model speaks contract version {manifest.contract_version}, this "
-            f"client version {CONTRACT_VERSION}: export it again, or use the client "
-            "of the export's release"
+def _size(tokens: int, buckets: Sequence[int], step: int, limit: int) -> int:
+    """The smallest bucket that holds ``tokens``, or the next multiple of ``step``."""
+    if not buckets:
+        return max(tokens, min(-(-tokens // step) * step, limit))
+    index = bisect_left(buckets, tokens)
+    if index == len(buckets):
+        raise InvalidRequest(
+            f"{tokens} tokens don't fit the largest size of the export, "
+            f"{buckets[-1]}: export with larger buckets"
         )
-    if missing := {"prefill", "decode"} - set(manifest.signatures):
-        raise IncompatibleModel(
-            f"the model has no `{min(missing)}` signature, without which nothing can "
-            "be generated: serve one made with `optserve export`"
-        )
-    return ServedModel(manifest, reply.version)
-
-
-def describe_call(version: int | None = None) -> Call:
-    """The call whose reply ``read_manifest`` reads."""
-    row = np.zeros(1, np.int32)
-    return Call("describe", {"row": row}, ("manifest",), version)
-
-
-@dataclass
-class Catalog:
-    """The versions of one model seen so far; ``current`` is the newest told of."""
-
-    current: ServedModel
-    versions: dict[int, ServedModel] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.versions[self.current.version] = self.current
-
-    def leave_rows(self) -> None:
-        """Leave padding of rows to whoever merges the calls."""
-        self.current = replace(self.current, pads_rows=False)
-        self.versions[self.current.version] = self.current
-
-    def of(self, version: int | None) -> ServedModel:
-        """The model of a pinned version, the current one for None."""
-        return self.current if version is None else self.versions[version]
-
-    def learn(self, version: int | None = None) -> Generator[Call, Reply, ServedModel]:
-        """Ask what a version is (None: the newest served) and make it current."""
-        model = read_manifest((yield describe_call(version)))
-        model = replace(model, pads_rows=self.current.pads_rows)
-        self.versions[model.version] = self.current = model
-        return model
-
-
-def connect() -> Generator[Call, Reply, Catalog]:
-    """Learn what is served; errors say what to do about it."""
-    try:
-        reply = yield describe_call()
-    except (ServerError, IncompatibleModel) as error:
-        if "signature" not in str(error).lower():
-            raise
-        raise IncompatibleModel(
-            "the served model has no `describe` signature, so it was not made by "
-            f"`optserve export`: serve such an export ({error})"
-        ) from error
-    return Catalog(read_manifest(reply))
+    return buckets[index]

@@ -1,71 +1,21 @@
 """How the decode loop reaches a model: one call in, one reply out.
 
 A transport runs one signature once. It knows nothing of tokens or caches, and the
-decode loop knows nothing of gRPC. Implementations: ``grpc_transport`` (sync and
-asyncio), ``local_transport`` (a SavedModel in this process), ``litert_transport``.
+decode loop knows nothing of gRPC. Implementations: ``grpc_sync`` and ``grpc_async``
+(TensorFlow Serving), ``local`` (a SavedModel in this process), ``litert``;
+``batching`` and ``in_threads`` wrap another one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import numpy as np
 
+from ..codec import ModelMetadata, Tensor
 from ..errors import IncompatibleModel, VersionGone
-
-
-@dataclass(frozen=True)
-class RowBlocks:
-    """A ``[B, slots, …]`` tensor in pieces, copied once: onto the wire.
-
-    ``rows[b]`` holds the arrays ``[n, …]`` that make up row b one after another; zeros
-    follow up to ``slots``. Wherever an array is expected, ``numpy.asarray`` makes one.
-    """
-
-    rows: tuple[tuple[np.ndarray, ...], ...]
-    slots: int
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The pieces' dtype."""
-        return self.rows[0][0].dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """``(B, slots, …)``."""
-        return (len(self.rows), self.slots, *self.rows[0][0].shape[1:])
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return self.rows[0][0].ndim + 1
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the whole tensor, the zeros included."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-
-    def pieces(self) -> Iterator[np.ndarray | int]:
-        """The tensor's memory in order: arrays, and numbers of zero bytes."""
-        row_bytes = self.nbytes // len(self.rows)
-        for row in self.rows:
-            yield from row
-            if rest := row_bytes - sum(piece.nbytes for piece in row):
-                yield rest
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        out = np.zeros(self.shape, dtype or self.dtype)
-        for b, row in enumerate(self.rows):
-            start = 0
-            for piece in row:
-                out[b, start : start + len(piece)] = piece
-                start += len(piece)
-        return out
-
-
-Tensor = np.ndarray | RowBlocks
 
 
 @dataclass(frozen=True)
@@ -124,25 +74,49 @@ def check_call(call: Call, version: int, signatures: Container[str]) -> None:
         )
 
 
-class Transport(Protocol):
+class Transport(ABC):
     """A blocking transport. Safe to use from several threads."""
 
+    @abstractmethod
     def call(self, call: Call, *, timeout: float | None = None) -> Reply:
         """Run one call within ``timeout`` seconds; raises ``OptserveError``."""
-        ...
 
+    @abstractmethod
     def close(self) -> None:
         """Release connections; further calls are refused."""
-        ...
+
+    def metadata(
+        self, *, version: int | None = None, timeout: float | None = None
+    ) -> ModelMetadata | None:
+        """The signatures that a server lists; None where no server is asked."""
+        return None
+
+    def wait_until_ready(self, timeout: float | None = None) -> None:
+        """Wait for a server; a model in this process is ready.
+
+        Raises:
+            Unavailable: not ready within ``timeout`` seconds.
+        """
+        return
 
 
-class AsyncTransport(Protocol):
+class AsyncTransport(ABC):
     """The same for asyncio. Cancelling the awaiting task cancels the call."""
 
+    @abstractmethod
     async def call(self, call: Call, *, timeout: float | None = None) -> Reply:
         """Run one call within ``timeout`` seconds; raises ``OptserveError``."""
-        ...
 
+    @abstractmethod
     async def close(self) -> None:
         """Release connections; further calls are refused."""
-        ...
+
+    async def metadata(
+        self, *, version: int | None = None, timeout: float | None = None
+    ) -> ModelMetadata | None:
+        """As ``Transport.metadata``."""
+        return None
+
+    async def wait_until_ready(self, timeout: float | None = None) -> None:
+        """As ``Transport.wait_until_ready``."""
+        return

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 from .connection import Connection
-from .grpc_status import Outcome
+from .status_mapping import Outcome
 
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
 

@@ -1,7 +1,7 @@
 """The blocking gRPC transport; ``AsyncGrpcTransport`` is its asyncio twin.
 
 Channels carry raw bytes: the codec makes and reads the messages. All policy (which
-replica, whether again, what an error means) is in ``grpc_core``.
+replica, whether again, what an error means) is in ``operations``.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import grpc
 
 from ..codec import ModelMetadata
 from ..errors import InvalidRequest
-from .base import Call, Reply
+from .base import Call, Reply, Transport
 from .connection import (
     Connection,
     ConnectionKeywords,
     checked_metadata,
     checked_targets,
 )
-from .grpc_aio import AsyncGrpcTransport
+from .grpc_async import AsyncGrpcTransport
 from .grpc_channel import open_channel, outcome_of
-from .grpc_core import METHODS, Operations, Pause, Send, Steps, TargetStatus
-from .grpc_status import Outcome
+from .operations import METHODS, Operations, Pause, Send, Steps, TargetStatus
+from .status_mapping import Outcome
 
 __all__ = ["AsyncGrpcTransport", "GrpcTransport"]
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class GrpcTransport:
+class GrpcTransport(Transport):
     """One model on one or several TensorFlow Serving servers.
 
     Safe to use from several threads. Nothing connects before the first call. gRPC does

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..codec import RowBlocks, Tensor
 from ..contract import Manifest
 from ..errors import (
     Cancelled,
@@ -26,14 +27,14 @@ from ..errors import (
     ServerError,
 )
 from ..memory import on_huge_pages
-from .base import Call, Reply, RowBlocks, Tensor, check_call
+from .base import Call, Reply, Transport, check_call
 from .litert_file import find_file, read_manifest
 
 _MOST_THREADS = 4
 _STEPWISE = 16  # a prompt below S / 16 tokens is sooner done token by token
 
 
-class LiteRTTransport:
+class LiteRTTransport(Transport):
     """Runs the signatures of one ``.tflite`` file.
 
     A call that runs can't be interrupted: its ``timeout`` is checked by the next one.

@@ -13,10 +13,10 @@ import numpy as np
 from ...models.quiet import import_tensorflow
 from ..errors import Cancelled, InvalidRequest, MalformedReply, ServerError
 from ..model_dir import SAVED_MODEL_FILE, version_folders, version_of
-from .base import Call, Reply, check_call
+from .base import Call, Reply, Transport, check_call
 
 
-class LocalTransport:
+class LocalTransport(Transport):
     """Runs signatures of one version of an export.
 
     ``threads`` limits TensorFlow's threads inside one operation; it can be set once

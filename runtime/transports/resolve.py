@@ -15,7 +15,7 @@ from .connection import SCHEMES, ConnectionKeywords
 
 
 class TransportKeywords(ConnectionKeywords, total=False):
-    """Options of whichever transport a target means, as keywords.
+    """GenerationOptions of whichever transport a target means, as keywords.
 
     ``threads`` is of models in this process, all others of connections to servers.
     """
@@ -56,7 +56,7 @@ def open_async_transport(
         from .grpc_sync import AsyncGrpcTransport
 
         return AsyncGrpcTransport(_several(target), model=model, label=label, **options)
-    from .threads import InThreads
+    from .in_threads import InThreads
 
     return InThreads(open_transport(target, model, label, options))
 

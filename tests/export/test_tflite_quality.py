@@ -11,7 +11,8 @@ from optserve.export.options import ExportOptions
 from optserve.export.tflite.exporter import export_tflite
 from optserve.models.generation.sampling import log_softmax
 from optserve.models.tokenizer import Tokenizer
-from optserve.runtime.transports.base import Call, RowBlocks
+from optserve.runtime.codec import RowBlocks
+from optserve.runtime.transports.base import Call
 from optserve.runtime.transports.litert import LiteRTTransport
 
 TINY = Path(__file__).parents[2] / "models" / "tiny_shakespeare"

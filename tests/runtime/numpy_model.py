@@ -5,6 +5,7 @@ Written from the published architecture (https://arxiv.org/abs/2205.01068) for t
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from optserve.runtime.contract import (
 )
 from optserve.runtime.errors import IncompatibleModel, VersionGone
 from optserve.runtime.sampling import Sampling, choose
-from optserve.runtime.transports.base import Call, Reply
+from optserve.runtime.transports.base import AsyncTransport, Call, Reply, Transport
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
@@ -95,7 +96,7 @@ class NumpyOPT:
         return (hidden @ head.T).astype(np.float32)
 
 
-class NumpyTransport:
+class NumpyTransport(Transport):
     """A transport whose server is ``NumpyOPT``; checks what it is sent.
 
     ``calls`` keeps (signature, version, shapes). ``versions`` maps each served version
@@ -248,6 +249,31 @@ class NumpyTransport:
             new = np.concatenate([new, row])
             logits = model.logits(hidden)[-1]
         return new
+
+
+class AsyncNumpy(AsyncTransport):
+    """``NumpyTransport`` for asyncio; a call takes ``delay`` seconds."""
+
+    def __init__(self, delay: float = 0.0, **options) -> None:
+        self.inner = NumpyTransport(**options)
+        self.delay = delay
+        self.under_way = self.most = 0
+        self.cancelled = 0
+
+    async def call(self, call: Call, *, timeout: float | None = None) -> Reply:
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        try:
+            await asyncio.sleep(self.delay)
+            return self.inner.call(call, timeout=timeout)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.under_way -= 1
+
+    async def close(self) -> None:
+        self.inner.close()
 
 
 MIXED = [[2, *range(4, 4 + n)] for n in (1, 17, 5, 30, 2, 9, 22)]

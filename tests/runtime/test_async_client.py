@@ -16,38 +16,14 @@ from optserve.runtime import (
     Sampling,
     ServerError,
 )
-from optserve.runtime.decoding.scheduler import joined
-from optserve.runtime.decoding.served_model import Catalog, ServedModel
-from optserve.runtime.decoding.session import Core
-from optserve.runtime.transports.base import Call, Reply, RowBlocks
+from optserve.runtime.codec import RowBlocks
+from optserve.runtime.decoding.engine import Engine
+from optserve.runtime.decoding.model_versions import ModelVersions
+from optserve.runtime.decoding.served_model import ServedModel
+from optserve.runtime.transports.base import Call
+from optserve.runtime.transports.batching import joined
 
-from .numpy_model import NumpyTransport
-
-
-class AsyncNumpy:
-    """``NumpyTransport`` for asyncio; a call takes ``delay`` seconds."""
-
-    def __init__(self, delay: float = 0.0, **options) -> None:
-        self.inner = NumpyTransport(**options)
-        self.delay = delay
-        self.under_way = self.most = 0
-        self.cancelled = 0
-
-    async def call(self, call: Call, *, timeout: float | None = None) -> Reply:
-        self.under_way += 1
-        self.most = max(self.most, self.under_way)
-        try:
-            await asyncio.sleep(self.delay)
-            return self.inner.call(call, timeout=timeout)
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        finally:
-            self.under_way -= 1
-
-    async def close(self) -> None:
-        self.inner.close()
-
+from .numpy_model import AsyncNumpy, NumpyTransport
 
 PROMPTS = [[2, *range(5, 5 + n)] for n in (1, 9, 3, 20, 2, 7, 7, 30, 1, 12)]
 WARM = Sampling(temperature=1.3, top_k=40, top_p=0.9, seed=5)
@@ -62,9 +38,9 @@ def alone(**options):
 
 def test_rows_are_padded_to_the_sizes_of_the_calls_version():
     old, new = (NumpyTransport(batch_sizes=sizes).manifest for sizes in ([4], [2, 8]))
-    catalog = Catalog(ServedModel(old, 1, pads_rows=False))
-    catalog.versions[2] = ServedModel(new, 2, pads_rows=False)
-    core = Core(catalog, None, None)
+    versions = ModelVersions(ServedModel(old, 1, pads_rows=False))
+    versions.known[2] = ServedModel(new, 2, pads_rows=False)
+    core = Engine(versions, None, None)
     calls = [Call("decode", {}, version=version) for version in (None, 1, 2)]
     assert [core.padded_rows(call, 3) for call in calls] == [4, 4, 8]
 

@@ -9,9 +9,8 @@ import sys
 import pytest
 from optserve.runtime import AsyncClient, Client, OptserveError, PromptTooLong, cli
 
-from .numpy_model import NumpyTransport
+from .numpy_model import AsyncNumpy, NumpyTransport
 from .small_tokenizer import SMALL_TOKENIZER
-from .test_async_client import AsyncNumpy
 
 
 def fed(transport: NumpyTransport) -> int:

@@ -11,9 +11,8 @@ import pytest
 from optserve.runtime import AsyncClient, Client, ServerError
 from optserve.runtime.transports.base import Call
 
-from .numpy_model import NumpyTransport
+from .numpy_model import AsyncNumpy, NumpyTransport
 from .small_tokenizer import SMALL_TOKENIZER
-from .test_async_client import AsyncNumpy
 
 SECRET = "my secret"
 

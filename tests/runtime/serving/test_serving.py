@@ -18,7 +18,7 @@ from optserve.runtime import (
 )
 from optserve.runtime.contract import signature
 from optserve.runtime.decoding.driver import run
-from optserve.runtime.decoding.loop import asked
+from optserve.runtime.decoding.loop import with_deadline
 from optserve.runtime.transports.base import Call
 
 from .conftest import MODEL
@@ -54,7 +54,7 @@ def call(client: Client, name: str, **inputs: np.ndarray):
     def work():
         return (yield Call(name, inputs))
 
-    return run(asked(work(), time.monotonic() + 120), client._transport).outputs
+    return run(with_deadline(work(), time.monotonic() + 120), client._transport).outputs
 
 
 def same_logits(tokens, logits):

@@ -22,7 +22,7 @@ from optserve.runtime.transports.base import Call
 from optserve.runtime.transports.connection import Connection, Retry, Tls
 from optserve.runtime.transports.grpc_sync import AsyncGrpcTransport, GrpcTransport
 
-from .fake_tfs import Blocking, FakeTfs, abort
+from tests.runtime.fake_tfs import Blocking, FakeTfs, abort
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 CALL = Call("decode", {"x": X})

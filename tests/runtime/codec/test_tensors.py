@@ -11,10 +11,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 from optserve.runtime import codec
+from optserve.runtime.codec import RowBlocks
 from optserve.runtime.errors import MalformedMessage
-from optserve.runtime.transports.base import RowBlocks
 
-from .recordings import ENCODINGS, RECORDINGS, official, recordings, same
+from tests.runtime.recordings import ENCODINGS, RECORDINGS, official, recordings, same
 
 tf = pytest.importorskip("tensorflow")
 predict_pb2 = pytest.importorskip("tensorflow_serving.apis.predict_pb2")

@@ -11,7 +11,7 @@ from optserve.runtime.errors import Unavailable
 from optserve.runtime.transports.base import Call
 from optserve.runtime.transports.connection import Retry, Tls
 
-from .fake_tfs import Authority, FakeTfs
+from tests.runtime.fake_tfs import Authority, FakeTfs
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 CALL = Call("decode", {"x": X})

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from .base import Call, Reply, Transport
+from .base import AsyncTransport, Call, Reply, Transport
 
 
-class InThreads:
-    """An ``AsyncTransport`` over a blocking one, which runs in this process.
+class InThreads(AsyncTransport):
+    """A blocking transport for asyncio; its model runs in this process.
 
     A cancelled task stops waiting; the computation itself runs to its end.
     """

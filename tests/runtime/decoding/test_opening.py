@@ -24,7 +24,7 @@ from optserve.runtime import (
 from optserve.runtime.decoding.served_model import ServedModel
 from optserve.runtime.transports.base import Call, Reply
 
-from .numpy_model import MIXED, NumpyTransport, one_by_one
+from tests.runtime.numpy_model import MIXED, NumpyTransport, one_by_one
 
 WARM = Sampling(temperature=1.2, top_k=50, top_p=0.95, repetition_penalty=1.1, seed=9)
 
@@ -117,7 +117,11 @@ def test_calls_whose_messages_would_pass_two_gigabytes_are_not_made():
     manifest = replace(NumpyTransport().manifest, config=config, max_positions=2048)
     model = ServedModel(manifest)  # 9.4 MB of cache for each token
     row = 96 * 2 * 12288 * 4
-    assert model.largest_piece * row < 2**31 < (model.largest_piece + 1) * row
+    assert (
+        model.largest_prompt_chunk * row
+        < 2**31
+        < (model.largest_prompt_chunk + 1) * row
+    )
     assert model.rows_that_fit(8, 64) == 3
     with pytest.raises(InvalidRequest, match="2 GiB"):
         model.rows_that_fit(8, 512)

@@ -23,9 +23,8 @@ from optserve.runtime.transports.local import LocalTransport
 from optserve.runtime.transports.resolve import is_tflite
 
 from tests.export.exports import exported
-
-from .numpy_model import NumpyTransport
-from .test_golden import expected, prompts, until_end
+from tests.runtime.numpy_model import NumpyTransport
+from tests.runtime.test_golden import expected, prompts, until_end
 
 pytest.importorskip("tensorflow")
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import pytest
 from optserve.runtime import AsyncClient, Client, DeadlineExceeded
 
-from .numpy_model import NumpyTransport
-from .numpy_server import serving
+from tests.runtime.numpy_model import NumpyTransport
+from tests.runtime.numpy_server import serving
 
 SLACK = 0.05  # seconds that a deadline may be missed by
 OPTIONS = {"max_new_tokens": 20, "stop_token_ids": []}

@@ -17,7 +17,7 @@ from optserve.runtime import (
 )
 from optserve.runtime.transports.base import Call, Reply
 
-from .numpy_model import MIXED, NumpyTransport, one_by_one
+from tests.runtime.numpy_model import MIXED, NumpyTransport, one_by_one
 
 WARM = Sampling(temperature=1.2, top_k=50, top_p=0.95, repetition_penalty=1.1, seed=9)
 

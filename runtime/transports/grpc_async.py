@@ -12,7 +12,7 @@ import grpc.aio
 
 from ..codec import ModelMetadata
 from ..errors import InvalidRequest
-from .base import Call, Reply
+from .base import AsyncTransport, Call, Reply
 from .connection import (
     Connection,
     ConnectionKeywords,
@@ -20,8 +20,8 @@ from .connection import (
     checked_targets,
 )
 from .grpc_channel import open_channel, outcome_of
-from .grpc_core import METHODS, Operations, Pause, Send, Steps, TargetStatus
-from .grpc_status import Outcome
+from .operations import METHODS, Operations, Pause, Send, Steps, TargetStatus
+from .status_mapping import Outcome
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class AsyncGrpcTransport:
+class AsyncGrpcTransport(AsyncTransport):
     """One model on one or several servers, for one asyncio event loop.
 
     Safe to use from many tasks; cancelling a task cancels its call on the wire. Takes

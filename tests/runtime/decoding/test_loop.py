@@ -12,8 +12,14 @@ from optserve.runtime import (
     Sampling,
 )
 
-from .numpy_model import GOLDEN, MIXED, NumpyOPT, NumpyTransport, one_by_one
-from .small_tokenizer import SMALL_TOKENIZER
+from tests.runtime.numpy_model import (
+    GOLDEN,
+    MIXED,
+    NumpyOPT,
+    NumpyTransport,
+    one_by_one,
+)
+from tests.runtime.small_tokenizer import SMALL_TOKENIZER
 
 WARM = Sampling(temperature=1.2, top_k=50, top_p=0.95, repetition_penalty=1.1, seed=9)
 

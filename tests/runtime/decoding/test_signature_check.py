@@ -9,7 +9,7 @@ from optserve.runtime import Client, IncompatibleModel, ServerError
 from optserve.runtime.codec import ModelMetadata, ModelSpec, SignatureInfo, TensorInfo
 from optserve.runtime.contract import signature
 
-from .numpy_model import NumpyTransport
+from tests.runtime.numpy_model import NumpyTransport
 
 
 class Listing(NumpyTransport):

@@ -38,8 +38,8 @@ from ..errors import (
 )
 from .base import Call, Reply
 from .connection import Connection, checked_label
-from .grpc_status import LEAVE_OUT, Failure, Outcome, classify, error_for, one_line
 from .replicas import Replicas
+from .status_mapping import LEAVE_OUT, Failure, Outcome, classify, error_for, one_line
 
 _log = logging.getLogger(__name__)
 
@@ -185,7 +185,7 @@ class Operations:
         return found
 
     def wait_until_ready(self, timeout: float | None) -> Steps[None]:
-        """Ask until a server has a version of the model AVAILABLE."""
+        """CallRequest until a server has a version of the model AVAILABLE."""
         deadline = self._deadline(timeout)
         while True:
             last = []

@@ -13,7 +13,7 @@ from optserve.runtime.errors import Unavailable, VersionGone
 from optserve.runtime.transports.base import Call
 from optserve.runtime.transports.connection import Ejection, Retry
 
-from .fake_tfs import FakeTfs, abort
+from tests.runtime.fake_tfs import FakeTfs, abort
 
 CALL = Call("decode", {"x": np.ones((1, 2), np.float32)})
 PINNED = Call("decode", {"x": np.ones((1, 2), np.float32)}, version=1)

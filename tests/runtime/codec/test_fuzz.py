@@ -22,7 +22,7 @@ predict_pb2 = pytest.importorskip("tensorflow_serving.apis.predict_pb2")
 SEEDS = [
     path.read_bytes()
     for path in sorted(
-        (Path(__file__).parents[1] / "data" / "tfs-recordings").rglob("*.bin")
+        (Path(__file__).parents[2] / "data" / "tfs-recordings").rglob("*.bin")
     )
 ]
 DECODERS = (

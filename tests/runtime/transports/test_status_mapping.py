@@ -19,7 +19,7 @@ from optserve.runtime.errors import (
 from optserve.runtime.transports.base import Call
 from optserve.runtime.transports.connection import Keepalive, Limits, Retry, Tls
 
-from .fake_tfs import FakeTfs, abort
+from tests.runtime.fake_tfs import FakeTfs, abort
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 CALL = Call("decode", {"x": X})

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optserve.runtime.codec import RowBlocks
 from optserve.runtime.contract import CacheLayout
-from optserve.runtime.decoding.kv_cache import RowCache
+from optserve.runtime.decoding.kv_cache import KVCache
 from optserve.runtime.errors import MalformedReply
-from optserve.runtime.transports.base import RowBlocks
 
 LAYOUT = CacheLayout(layers=2, heads=1, head_dim=2)
 
@@ -19,13 +19,13 @@ def rows(count: int, start: int) -> np.ndarray:
     return np.broadcast_to(values[:, None, None, None, None], (count, 2, 2, 1, 2))
 
 
-def content(cache: RowCache) -> list[float]:
-    return np.concatenate(cache.pieces())[:, 0, 0, 0, 0].tolist()
+def content(cache: KVCache) -> list[float]:
+    return np.concatenate(cache.blocks())[:, 0, 0, 0, 0].tolist()
 
 
 @given(st.lists(st.tuples(st.sampled_from("aftk"), st.integers(0, 90)), max_size=25))
 def test_forks_never_disturb_each_other(steps):
-    caches = [(RowCache(LAYOUT), [])]
+    caches = [(KVCache(LAYOUT), [])]
     for number, (step, size) in enumerate(steps):
         cache, wanted = caches[size % len(caches)]
         if step == "a":
@@ -42,10 +42,10 @@ def test_forks_never_disturb_each_other(steps):
 
 
 def test_forks_share_the_prompt():
-    cache = RowCache(LAYOUT)
+    cache = KVCache(LAYOUT)
     cache.append(rows(50, 0))
     others = [cache.fork() for _ in range(3)]
-    assert all(np.shares_memory(o.pieces()[0], cache.pieces()[0]) for o in others)
+    assert all(np.shares_memory(o.blocks()[0], cache.blocks()[0]) for o in others)
 
 
 @pytest.mark.parametrize(
@@ -53,13 +53,13 @@ def test_forks_share_the_prompt():
 )
 def test_rows_of_another_layout_are_refused(wrong):
     with pytest.raises(MalformedReply, match="float32"):
-        RowCache(LAYOUT).append(wrong)
+        KVCache(LAYOUT).append(wrong)
 
 
 def test_blocks_are_an_array_with_zeros_behind():
-    first, second = RowCache(LAYOUT), RowCache(LAYOUT)
+    first, second = KVCache(LAYOUT), KVCache(LAYOUT)
     first.append(rows(3, 1))
-    blocks = RowBlocks((first.pieces(), second.pieces()), 5)
+    blocks = RowBlocks((first.blocks(), second.blocks()), 5)
     array = np.asarray(blocks)
     assert array.shape == blocks.shape == (2, 5, 2, 2, 1, 2)
     assert array.nbytes == blocks.nbytes and array.ndim == blocks.ndim
@@ -67,6 +67,6 @@ def test_blocks_are_an_array_with_zeros_behind():
     assert not array[1].any()
     memory = b"".join(
         bytes(piece) if isinstance(piece, int) else piece.tobytes()
-        for piece in blocks.pieces()
+        for piece in blocks.memory()
     )
     assert memory == array.tobytes()

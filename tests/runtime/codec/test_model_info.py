@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from optserve.runtime import codec
 
-from .recordings import RECORDINGS, recordings
+from tests.runtime.recordings import RECORDINGS, recordings
 
 status_pb2 = pytest.importorskip("tensorflow_serving.apis.get_model_status_pb2")
 metadata_pb2 = pytest.importorskip("tensorflow_serving.apis.get_model_metadata_pb2")

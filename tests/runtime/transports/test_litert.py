@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from optserve.runtime import Client, Sampling
+from optserve.runtime.codec import RowBlocks
 from optserve.runtime.errors import (
     Cancelled,
     IncompatibleModel,
@@ -20,14 +21,13 @@ from optserve.runtime.errors import (
     PromptTooLong,
     VersionGone,
 )
-from optserve.runtime.transports.base import Call, RowBlocks
+from optserve.runtime.transports.base import Call
 from optserve.runtime.transports.litert import LiteRTTransport
 
 from tests.export import exports
+from tests.runtime.small_tokenizer import SMALL_TOKENIZER
 
-from .small_tokenizer import SMALL_TOKENIZER
-
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+GOLDEN = Path(__file__).parents[2] / "data" / "golden"
 _FOLDER = tempfile.TemporaryDirectory(prefix="optserve-tests-")
 
 
@@ -284,7 +284,7 @@ def test_the_command_runs_without_tensorflow_or_grpc_calls():
 
 
 def test_the_minimal_example_writes_the_same_text():
-    example = Path(__file__).parents[2] / "export" / "examples" / "litert_minimal.py"
+    example = Path(__file__).parents[3] / "export" / "examples" / "litert_minimal.py"
     prompt = "Hello, how are you"  # more than one piece of the largest bucket
     done = subprocess.run(
         [sys.executable, str(example), str(exported()), prompt, "12"],

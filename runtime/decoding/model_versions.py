@@ -1,0 +1,91 @@
+"""The versions of a served model, learned from its ``describe`` signature."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ..contract import CONTRACT_VERSION, Manifest
+from ..errors import IncompatibleModel, MalformedReply, ServerError
+from ..transports.base import Call, Reply
+from .served_model import ServedModel
+
+Calls = Generator[Call, Reply, ServedModel]
+"""Calls to be answered with replies, and the model that they tell of."""
+
+
+@dataclass
+class ModelVersions:
+    """The versions of one model seen so far; ``current`` is the newest told of."""
+
+    current: ServedModel
+    known: dict[int, ServedModel] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.known[self.current.version] = self.current
+
+    def leave_rows(self) -> None:
+        """Leave padding of rows to whoever joins the calls."""
+        self.current = replace(self.current, pads_rows=False)
+        self.known[self.current.version] = self.current
+
+    def of(self, version: int | None) -> ServedModel:
+        """The model of a pinned version, the current one for None."""
+        return self.current if version is None else self.known[version]
+
+    def learn(self, version: int | None = None) -> Calls:
+        """Ask what a version is (None: the newest served) and make it current."""
+        model = read_description((yield describe_call(version)))
+        model = replace(model, pads_rows=self.current.pads_rows)
+        self.known[model.version] = self.current = model
+        return model
+
+
+def describe_call(version: int | None = None) -> Call:
+    """The call whose reply ``read_description`` reads."""
+    row = np.zeros(1, np.int32)
+    return Call("describe", {"row": row}, ("manifest",), version)
+
+
+def ask_for_description() -> Calls:
+    """Learn what is served; errors say what to do about it."""
+    try:
+        reply = yield describe_call()
+    except (ServerError, IncompatibleModel) as error:
+        if "signature" not in str(error).lower():
+            raise
+        raise IncompatibleModel(
+            "the served model has no `describe` signature, so it was not made by "
+            f"`optserve export`: serve such an export ({error})"
+        ) from error
+    return read_description(reply)
+
+
+def read_description(reply: Reply) -> ServedModel:
+    """The model that a ``describe`` reply tells of, checked.
+
+    Raises:
+        MalformedReply: not a manifest.
+        IncompatibleModel: another contract version, or no way to generate.
+    """
+    try:
+        text = np.asarray(reply.outputs["manifest"], object).reshape(-1)[0]
+        manifest = Manifest.from_json(text)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise MalformedReply(
+            f"the model's description is unreadable: {error}"
+        ) from None
+    if manifest.contract_version != CONTRACT_VERSION:
+        raise IncompatibleModel(
+            f"the model speaks contract version {manifest.contract_version}, this "
+            f"client version {CONTRACT_VERSION}: export it again, or use the client "
+            "of the export's release"
+        )
+    if missing := {"prefill", "decode"} - set(manifest.signatures):
+        raise IncompatibleModel(
+            f"the model has no `{min(missing)}` signature, without which nothing can "
+            "be generated: serve one made with `optserve export`"
+        )
+    return ServedModel(manifest, reply.version)

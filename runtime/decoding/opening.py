@@ -1,0 +1,69 @@
+"""Connecting: learn what is served, and fetch the tokenizer that travels with it."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+
+import numpy as np
+
+from ...models.tokenizer import Tokenizer, TokenizerError
+from ..errors import DeadlineExceeded, MalformedReply, VersionGone
+from ..transports.base import Call
+from .engine import Engine
+from .loop import CallRequest, Task, with_deadline
+from .model_versions import ModelVersions, ask_for_description
+from .served_model import ServedModel
+
+_PROBE_SECONDS = 5.0
+_TRIES = 3  # a model that changes again and again while one connects is at fault
+
+
+def open_engine(
+    tokenizer: Tokenizer | None, max_rows: int | None, deadline: float | None
+) -> Task[Engine]:
+    """Learn what is served and fetch its tokenizer, where it travels along.
+
+    Starts anew where the version is replaced meanwhile.
+    """
+    for _ in range(_TRIES - 1):
+        with suppress(VersionGone):
+            return (yield from _open(tokenizer, max_rows, deadline))
+    return (yield from _open(tokenizer, max_rows, deadline))
+
+
+def _open(
+    tokenizer: Tokenizer | None, max_rows: int | None, deadline: float | None
+) -> Task[Engine]:
+    model = yield from with_deadline(ask_for_description(), deadline)
+    if model.manifest.compiler == "xla":
+        yield from _probe(model, deadline)
+    if tokenizer is None and "tokenizer" in model.manifest.signatures:
+        tokenizer = yield from _fetch_tokenizer(model, deadline)
+    return Engine(ModelVersions(model), tokenizer, max_rows)
+
+
+def _fetch_tokenizer(model: ServedModel, deadline: float | None) -> Task[Tokenizer]:
+    row = np.zeros(1, np.int32)
+    call = Call("tokenizer", {"row": row}, ("tokenizer",), model.version or None)
+    reply = yield CallRequest(call, deadline)
+    try:
+        data = np.asarray(reply.outputs["tokenizer"], object).reshape(-1)[0]
+        return Tokenizer.from_json(data)
+    except (KeyError, IndexError, TypeError, TokenizerError) as error:
+        raise MalformedReply(f"the model's tokenizer is unusable: {error}") from None
+
+
+def _probe(model: ServedModel, deadline: float | None) -> Task[None]:
+    """Feed one token: a server with XLA switched off loads the model and runs nothing.
+
+    A first call that has to be compiled may take longer than one wants to wait here.
+    """
+    rows = model.batch_size(1)
+    ids = np.full((rows, model.prompt_size(1)), model.manifest.pad_token_id, np.int32)
+    inputs = {"input_ids": ids, "input_length": np.ones(rows, np.int32)}
+    patience = time.monotonic() + _PROBE_SECONDS
+    soon = patience if deadline is None else min(deadline, patience)
+    call = Call("prefill", inputs, ("logits",), model.version or None)
+    with suppress(DeadlineExceeded):
+        yield CallRequest(call, soon)
