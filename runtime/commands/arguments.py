@@ -1,4 +1,4 @@
-"""GenerationOptions that the client's commands share, and how they become objects."""
+"""Options that the client's commands share, and how they become objects."""
 
 from __future__ import annotations
 

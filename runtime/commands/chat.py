@@ -71,15 +71,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _answer(talk: Conversation, said: str, most: int, keywords) -> None:
     """One turn; Ctrl-C keeps what was said so far."""
-    pieces = talk.say(said, max_new_tokens=most, **keywords)
+    chunks = talk.say(said, max_new_tokens=most, **keywords)
     try:
-        for piece in pieces:
-            print(piece.text, end="", flush=True)
+        for chunk in chunks:
+            print(chunk.text, end="", flush=True)
     except KeyboardInterrupt:
         if not sys.stdin.isatty():
             raise
     finally:
-        pieces.close()
+        chunks.close()
     print()
 
 

@@ -98,8 +98,8 @@ def _show(
             print(one.text if len(found) == 1 else f"[{i + 1}] {one.text}")
         return result
     stream = client.stream(prompt, **keywords)
-    for piece in stream:
-        print(piece.text, end="", flush=True)
+    for chunk in stream:
+        print(chunk.text, end="", flush=True)
     print()
     return stream.generation
 
