@@ -14,6 +14,7 @@ from tensorflow.compiler.tf2xla.python import xla
 
 from ...models.config import OPTConfig
 from ...models.generation.sampling import SamplingParams
+from ...models.layer_context import LayerContext
 from ...models.tf import model as opt
 from ...models.tf.sampling import choose
 from .matmul_tf import Matrix, barrier
@@ -75,7 +76,7 @@ def by_layers(cache, length, dtype: str):
     return [[part(layer, kind) for kind in range(two)] for layer in range(L)]
 
 
-def run_layers(config: OPTConfig, layers, x, B, bias, past, store, head_mask, rng):
+def run_layers(context: LayerContext, layers, x, past):
     """:func:`.tf_opt.run_layers` by one function that each layer calls.
 
     Layers written one by one make a graph of twelve of them twice as large, and so
@@ -90,7 +91,7 @@ def run_layers(config: OPTConfig, layers, x, B, bias, past, store, head_mask, rn
             for leaf, found in zip(first, given, strict=True)
         ]
         p = tf.nest.pack_sequence_as(layers[0], leaves)
-        return opt.layer(config, p, x, B, bias, past, store, head_mask, rng)[:2]
+        return opt.layer(context, p, x, past)[:2]
 
     for i, p in enumerate(layers):
         given = [

@@ -103,7 +103,7 @@ class Int8Loop:
                 y = times(halves, **layer["fc2"])
                 x, halves = self._add(x, y, rest[2 * i + 1])
                 after.append(new)
-            halves = in_halves(opt.end(config, params, x))
+            halves = in_halves(opt.final_projection(config, params, x))
             return times(halves, opt.head(config, params)), after
 
         def choose_next(chosen: Chosen, found: Sums):

@@ -1,8 +1,8 @@
 """OPT in JAX, as pure functions of (config, params, inputs, cache).
 
-Reads side by side with ``tf_opt.py``: same order, same names. ``params`` is what
+Reads side by side with ``tf/model.py``: same order, same names. ``params`` is what
 :func:`.weights.params_from_weights` makes; the computation runs in its dtype, norms and
-softmax in float32. The Flax classes over these functions are in ``flax_classes.py``.
+softmax in float32. The Flax classes over these functions are in ``flax/classes.py``.
 
     B rows   S new tokens   T keys attended to   N = B·S   L layers   H heads
     D head size   E = H·D   V vocabulary   W width of the token embedding
@@ -18,16 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..config import POSITION_OFFSET, OPTConfig
+from ..layer_context import Cache, LayerContext, Store
 from ..weights import PackedWeight
 
 NORM_EPSILON = 1e-5
 IGNORED_LABEL = -100
-
-Cache = Any
-"""What a layer keeps between calls; only the ``store`` that made it looks inside."""
-Store = Callable[[Cache, Any, Any], tuple[Any, Any, Cache]]
-"""``store(past, k, v)`` with new k, v [B,H,S,D]: keys and values to attend to
-[B,H,T,D], and the layer's cache after it."""
 
 
 def linear(x, weight, bias=None):
@@ -171,13 +166,22 @@ def attend(config: OPTConfig, q, keys, values, bias, *, head_mask=None, rng=None
     return jnp.einsum("bhst,bhtd->bhsd", kept, values), probs
 
 
-def attention(config: OPTConfig, p, x, B, bias, past, store: Store, head_mask, rng):
+def attention(context: LayerContext, p, x, past: Cache):
     """Self-attention of ``x`` [N,E]: output [N,E], cache after it, probabilities."""
-    q, k, v = project_qkv(config, p, x, B)
-    keys, values, present = store(past, k, v)
-    context, probs = attend(config, q, keys, values, bias, head_mask=head_mask, rng=rng)
-    context = context.transpose(0, 2, 1, 3).reshape(-1, config.hidden_size)
-    return linear(context, **p["out_proj"]), present, probs
+    config = context.config
+    q, k, v = project_qkv(config, p, x, context.batch_size)
+    keys, values, present = context.store(past, k, v)
+    y, probs = attend(
+        config,
+        q,
+        keys,
+        values,
+        context.bias,
+        head_mask=context.head_mask,
+        rng=context.rng,
+    )
+    y = y.transpose(0, 2, 1, 3).reshape(-1, config.hidden_size)
+    return linear(y, **p["out_proj"]), present, probs
 
 
 # --- layer --------------------------------------------------------------------------
@@ -188,11 +192,12 @@ def feed_forward(config: OPTConfig, p, x):
     return linear(activation(config, linear(x, **p["fc1"])), **p["fc2"])
 
 
-def layer(config: OPTConfig, p, x, B, bias, past, store: Store, head_mask, rng):
+def layer(context: LayerContext, p, x, past: Cache):
     """One layer on ``x`` [N,E]: its output, the cache after it, probabilities."""
+    config, rng = context.config, context.rng
     pre = config.do_layer_norm_before
     y = layer_norm(x, **p["self_attn_layer_norm"]) if pre else x
-    y, present, probs = attention(config, p, y, B, bias, past, store, head_mask, rng)
+    y, present, probs = attention(context, p, y, past)
     h = x + dropout(y, config.dropout, rng, 1)
     if not pre:
         h = layer_norm(h, **p["self_attn_layer_norm"])
@@ -209,9 +214,6 @@ def layer(config: OPTConfig, p, x, B, bias, past, store: Store, head_mask, rng):
     return h, present, probs
 
 
-RNG_SITES = 4  # numbers of one layer's random draws: see `dropout` and `layer`
-
-
 # --- decoder ------------------------------------------------------------------------
 
 
@@ -224,24 +226,15 @@ class Decoded(NamedTuple):
     attentions: tuple[Any, ...] | None  # L of [B,H,S,T]
 
 
-def run_layers(config: OPTConfig, layers, x, B, bias, past, store, head_mask, rng):
+def run_layers(context: LayerContext, layers, x, past: Sequence[Cache] | None):
     """``layers`` one after the other: yields what :func:`layer` gave, L times."""
     for i, p in enumerate(layers):
-        x, present, probs = layer(
-            config,
-            p,
-            x,
-            B,
-            bias,
-            past[i] if past is not None else None,
-            store,
-            head_mask[i] if head_mask is not None else None,
-            fold_in(rng, RNG_SITES * i) if rng is not None else None,
-        )
+        old = past[i] if past is not None else None
+        x, present, probs = layer(context.of_layer(i, fold_in), p, x, old)
         yield x, present, probs
 
 
-def scan_layers(config: OPTConfig, layers, x, B, bias, past, store, head_mask, rng):
+def scan_layers(context: LayerContext, layers, x, past: Sequence[Cache] | None):
     """As :func:`run_layers`, as one ``lax.scan`` that rematerialises each layer.
 
     The backward pass keeps the layers' inputs alone and computes the rest again.
@@ -252,18 +245,17 @@ def scan_layers(config: OPTConfig, layers, x, B, bias, past, store, head_mask, r
 
     @jax.checkpoint
     def body(x, given):
-        p, old, heads, i = given
-        key = fold_in(rng, RNG_SITES * i) if rng is not None else None
-        out = layer(config, p, x, B, bias, old, store, heads, key)
+        p, old, head_mask, i = given
+        out = layer(context.of_layer(i, fold_in, head_mask), p, x, old)
         return out[0], out
 
     old = stack(past) if past is not None else None
-    steps = (stack(layers), old, head_mask, jnp.arange(len(layers)))
+    steps = (stack(layers), old, context.head_mask, jnp.arange(len(layers)))
     _, stacked = jax.lax.scan(body, x, steps)
     return [jax.tree.map(lambda y, i=i: y[i], stacked) for i in range(len(layers))]
 
 
-def end(config: OPTConfig, params, x):
+def final_projection(config: OPTConfig, params, x):
     """What the last layer gave [N,E] → hidden states [N,W]."""
     if config.has_final_norm:
         x = layer_norm(x, **params["final_layer_norm"])
@@ -284,33 +276,29 @@ def decoder(
     rng=None,
     output_hidden_states: bool = False,
     output_attentions: bool = False,
-    remat: bool = False,
+    run: Callable[..., Any] = run_layers,
 ) -> Decoded:
-    """All layers and the end of the stack.
+    """All layers, which ``run`` goes through, and the final norm and projection.
 
     ``hidden`` [B,S,E] comes from :func:`embed`, ``mask`` [B,1,S,T] boolean from
     :func:`causal_mask` (None: everyone attends to everything). ``past`` and ``store``
-    are the cache policy; ``head_mask`` [L,H]; ``rng`` switches dropout on; ``remat``
-    saves memory in training, see :func:`scan_layers`.
+    are the cache policy; ``head_mask`` [L,H]; ``rng`` switches dropout on.
     """
     B, S, E = hidden.shape
     bias = None
     if mask is not None:  # finite, so that rows that are fully masked stay so
         bias = jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)
     x = hidden.reshape(B * S, E)
-    run = scan_layers if remat else run_layers
     cache, hidden_states, attentions = [], [], []  # the last two if asked for
-    layers = params["layers"]
-    for y, present, probs in run(
-        config, layers, x, B, bias, past, store, head_mask, rng
-    ):
+    context = LayerContext(config, B, bias, store, head_mask, rng)
+    for y, present, probs in run(context, params["layers"], x, past):
         cache.append(present)
         if output_hidden_states:
             hidden_states.append(x.reshape(B, S, E))
         if output_attentions:
             attentions.append(probs)
         x = y
-    last = end(config, params, x).reshape(B, S, config.embed_dim)
+    last = final_projection(config, params, x).reshape(B, S, config.embed_dim)
     return Decoded(
         last,
         cache,

@@ -106,7 +106,7 @@ class OPTModule(nn.Module):
             rng=None if deterministic else self.make_rng("dropout"),
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
-            remat=self.remat,
+            run=flax_opt.scan_layers if self.remat else flax_opt.run_layers,
         )
         if cached:
             layers.value, index.value = decoded.cache, start + S

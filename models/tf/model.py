@@ -1,8 +1,8 @@
 """OPT in TensorFlow, as pure functions of (config, params, inputs, cache).
 
-Reads side by side with ``flax_opt.py``: same order, same names. ``params`` is what
+Reads side by side with ``flax/model.py``: same order, same names. ``params`` is what
 :func:`.weights.params_from_weights` makes; the computation runs in its dtype, norms and
-softmax in float32. The Keras classes over these functions are in ``tf_classes.py``.
+softmax in float32. The Keras classes over these functions are in ``tf/classes.py``.
 
     B rows   S new tokens   T keys attended to   N = B·S   L layers   H heads
     D head size   E = H·D   V vocabulary   W width of the token embedding
@@ -16,35 +16,30 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from ..config import POSITION_OFFSET, OPTConfig
+from ..layer_context import Cache, LayerContext, Store
 from ..weights import PackedWeight
 
 NORM_EPSILON = 1e-5
 IGNORED_LABEL = -100
 
-Cache = Any
-"""What a layer keeps between calls; only the ``store`` that made it looks inside."""
-Store = Callable[[Cache, Any, Any], tuple[Any, Any, Cache]]
-"""``store(past, k, v)`` with new k, v [B,H,S,D]: keys and values to attend to
-[B,H,T,D], and the layer's cache after it."""
 
-
-def widened(*tensors):
+def upcast_on_cpu(*tensors):
     """16-bit tensors as float32, for a product whose result is cast back.
 
-    TensorFlow's processor kernels make such copies, too, but cut bfloat16 sums off
+    TensorFlow's CPU kernels (2.21) make such copies too, but truncate bfloat16 sums
     instead of rounding them, which doubles the error, and would round before the bias
-    is added. GPUs round once and are faster with 16 bits: there nothing changes.
+    is added. GPUs round once and are faster with 16 bits: nothing changes there.
     """
     narrow = tensors[0].dtype in (tf.bfloat16, tf.float16)
     if not narrow or tf.config.list_physical_devices("GPU"):
         return tensors
-    with tf.control_dependencies(tensors[:1]):  # else a graph converts all at once
+    with tf.control_dependencies(tensors[:1]):  # else all are converted at the start
         return [tf.cast(tensor, tf.float32) for tensor in tensors]
 
 
 def matmul(x, y, transpose_b: bool = False):
-    """``tf.matmul``, in float32 where :func:`widened` says so."""
-    return tf.cast(tf.matmul(*widened(x, y), transpose_b=transpose_b), x.dtype)
+    """``tf.matmul``, in float32 where :func:`upcast_on_cpu` says so."""
+    return tf.cast(tf.matmul(*upcast_on_cpu(x, y), transpose_b=transpose_b), x.dtype)
 
 
 def linear(x, weight, bias=None):
@@ -54,8 +49,8 @@ def linear(x, weight, bias=None):
         return y if bias is None else tf.nn.bias_add(y, bias)
     if bias is None:
         return matmul(x, weight, transpose_b=True)
-    wide_x, weight, bias = widened(x, weight, bias)
-    y = tf.nn.bias_add(tf.matmul(wide_x, weight, transpose_b=True), bias)
+    x_up, weight, bias = upcast_on_cpu(x, weight, bias)
+    y = tf.nn.bias_add(tf.matmul(x_up, weight, transpose_b=True), bias)
     return tf.cast(y, x.dtype)
 
 
@@ -197,13 +192,22 @@ def attend(config: OPTConfig, q, keys, values, bias, *, head_mask=None, rng=None
     return matmul(kept, values), probs
 
 
-def attention(config: OPTConfig, p, x, B, bias, past, store: Store, head_mask, rng):
+def attention(context: LayerContext, p, x, past: Cache):
     """Self-attention of ``x`` [N,E]: output [N,E], cache after it, probabilities."""
-    q, k, v = project_qkv(config, p, x, B)
-    keys, values, present = store(past, k, v)
-    context, probs = attend(config, q, keys, values, bias, head_mask=head_mask, rng=rng)
-    context = tf.reshape(tf.transpose(context, [0, 2, 1, 3]), [-1, config.hidden_size])
-    return linear(context, **p["out_proj"]), present, probs
+    config = context.config
+    q, k, v = project_qkv(config, p, x, context.batch_size)
+    keys, values, present = context.store(past, k, v)
+    y, probs = attend(
+        config,
+        q,
+        keys,
+        values,
+        context.bias,
+        head_mask=context.head_mask,
+        rng=context.rng,
+    )
+    y = tf.reshape(tf.transpose(y, [0, 2, 1, 3]), [-1, config.hidden_size])
+    return linear(y, **p["out_proj"]), present, probs
 
 
 # --- layer --------------------------------------------------------------------------
@@ -214,11 +218,12 @@ def feed_forward(config: OPTConfig, p, x):
     return linear(activation(config, linear(x, **p["fc1"])), **p["fc2"])
 
 
-def layer(config: OPTConfig, p, x, B, bias, past, store: Store, head_mask, rng):
+def layer(context: LayerContext, p, x, past: Cache):
     """One layer on ``x`` [N,E]: its output, the cache after it, probabilities."""
+    config, rng = context.config, context.rng
     pre = config.do_layer_norm_before
     y = layer_norm(x, **p["self_attn_layer_norm"]) if pre else x
-    y, present, probs = attention(config, p, y, B, bias, past, store, head_mask, rng)
+    y, present, probs = attention(context, p, y, past)
     h = x + dropout(y, config.dropout, rng, 1)
     if not pre:
         h = layer_norm(h, **p["self_attn_layer_norm"])
@@ -235,9 +240,6 @@ def layer(config: OPTConfig, p, x, B, bias, past, store: Store, head_mask, rng):
     return h, present, probs
 
 
-RNG_SITES = 4  # numbers of one layer's random draws: see `dropout` and `layer`
-
-
 # --- decoder ------------------------------------------------------------------------
 
 
@@ -250,24 +252,15 @@ class Decoded(NamedTuple):
     attentions: tuple[Any, ...] | None  # L of [B,H,S,T]
 
 
-def run_layers(config: OPTConfig, layers, x, B, bias, past, store, head_mask, rng):
+def run_layers(context: LayerContext, layers, x, past: Sequence[Cache] | None):
     """``layers`` one after the other: yields what :func:`layer` gave, L times."""
     for i, p in enumerate(layers):
-        x, present, probs = layer(
-            config,
-            p,
-            x,
-            B,
-            bias,
-            past[i] if past is not None else None,
-            store,
-            head_mask[i] if head_mask is not None else None,
-            fold_in(rng, RNG_SITES * i) if rng is not None else None,
-        )
+        old = past[i] if past is not None else None
+        x, present, probs = layer(context.of_layer(i, fold_in), p, x, old)
         yield x, present, probs
 
 
-def end(config: OPTConfig, params, x):
+def final_projection(config: OPTConfig, params, x):
     """What the last layer gave [N,E] → hidden states [N,W]."""
     if config.has_final_norm:
         x = layer_norm(x, **params["final_layer_norm"])
@@ -290,7 +283,7 @@ def decoder(
     output_attentions: bool = False,
     run: Callable[..., Any] = run_layers,
 ) -> Decoded:
-    """All layers, which ``run`` goes through, and the end of the stack.
+    """All layers, which ``run`` goes through, and the final norm and projection.
 
     ``hidden`` [B,S,E] comes from :func:`embed`, ``mask`` [B,1,S,T] boolean from
     :func:`causal_mask` (None: everyone attends to everything). ``past`` and ``store``
@@ -303,17 +296,15 @@ def decoder(
         bias = tf.where(mask, 0.0, tf.float32.min)
     x = tf.reshape(hidden, [B * S, E])
     cache, hidden_states, attentions = [], [], []  # the last two if asked for
-    layers = params["layers"]
-    for y, present, probs in run(
-        config, layers, x, B, bias, past, store, head_mask, rng
-    ):
+    context = LayerContext(config, B, bias, store, head_mask, rng)
+    for y, present, probs in run(context, params["layers"], x, past):
         cache.append(present)
         if output_hidden_states:
             hidden_states.append(tf.reshape(x, [B, S, E]))
         if output_attentions:
             attentions.append(probs)
         x = y
-    last = tf.reshape(end(config, params, x), [B, S, config.embed_dim])
+    last = tf.reshape(final_projection(config, params, x), [B, S, config.embed_dim])
     return Decoded(
         last,
         cache,

@@ -12,7 +12,7 @@ from optserve.models.config import OPTConfig
 from optserve.models.examples import finetune
 from optserve.models.tokenizer import Tokenizer
 
-from .kinds import small_config, write_checkpoint
+from ..kinds import small_config, write_checkpoint
 
 
 def test_both_frameworks_learn_the_same(tmp_path):
@@ -30,7 +30,7 @@ def test_both_frameworks_learn_the_same(tmp_path):
 
 def test_the_shipped_checkpoint_learns_another_kind_of_text():
     """Its held-out loss falls from step to step alike, dropout's noise aside."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     checkpoint = root / "models" / "tiny_shakespeare"
     tokenizer = Tokenizer.from_directory(checkpoint)
     text = (root / "LICENSE").read_text(encoding="utf-8")
