@@ -6,9 +6,8 @@
     for token in generated: print(detokenizer.add([token]), end="")
     print(detokenizer.finish())
 
-Needs no package beyond numpy for what OPT's checkpoints have (``byte_pairs``). Other
-pipelines with byte-level tokens (Galactica's cuts digits apart) run in the
-``tokenizers`` package.
+The ``tokenizers`` package does the work; here are the files that OPT's checkpoints
+have, the bytes of a token, and errors that say what is wrong with a file.
 """
 
 from __future__ import annotations
@@ -16,18 +15,19 @@ from __future__ import annotations
 import codecs
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-
-from .byte_pairs import MAX_ID, BytePairs, OtherPipeline, byte_alphabet
+import tokenizers
 
 END, PAD = "</s>", "<pad>"
 MAX_FILE = 64 << 20
 """Bytes of one tokenizer file that are read; OPT's largest has 2 million."""
+MAX_ID = 2**31
 
 
 class TokenizerError(ValueError):
@@ -43,11 +43,14 @@ class Tokenizer:
     def __init__(self, document: dict[str, Any]) -> None:
         """From the parsed content of a ``tokenizer.json``."""
         self._document = document | {"truncation": None, "padding": None}
-        self._core = _pipeline(self._document)
-        self._vocabulary = {c: i for i, c in self._core.added.items()}
-        self._vocabulary |= self._core.vocabulary
+        self._core = _load(self._document)
+        self._vocabulary = self._core.get_vocab(with_added_tokens=True)
+        self._added = self._core.get_added_tokens_decoder()
+        self._special = frozenset(i for i, t in self._added.items() if t.special)
         self.eos_token_id = self._required(END)
-        prefix = self._core.prefix
+        prefix = self.prefix
+        if max([*self._vocabulary.values(), *prefix]) >= MAX_ID:
+            raise TokenizerError("the tokenizer has ids beyond 31 bits")
         self.bos_token_id = prefix[0] if prefix else self.eos_token_id
         self.pad_token_id = self._required(PAD)
 
@@ -68,7 +71,7 @@ class Tokenizer:
         if add_bos is False:
             return cls(document | {"post_processor": None})
         tokenizer = cls(document)
-        if tokenizer._core.prefix:
+        if tokenizer.prefix:
             return tokenizer
         template = _end_first(tokenizer.eos_token_id)
         return cls(document | {"post_processor": template})
@@ -80,6 +83,8 @@ class Tokenizer:
         What is put before a prompt is what the JSON's post-processor says.
         """
         source = "the tokenizer's JSON"
+        if len(data) > MAX_FILE:
+            raise TokenizerError(f"{source} has more than {MAX_FILE} bytes")
         text = data if isinstance(data, str) else _utf8(data, source)
         return cls(_parse_text(text, source))
 
@@ -93,14 +98,20 @@ class Tokenizer:
         return len(self._vocabulary)
 
     @property
+    def prefix(self) -> list[int]:
+        """Ids that are put before a text."""
+        return self._core.encode("").ids
+
+    @property
     def special_token_ids(self) -> frozenset[int]:
         """Ids that :meth:`decode` skips on request."""
-        return self._core.special
+        return self._special
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids, ``</s>`` first."""
         _check_text(text)
-        return self._core.encode(text, add_special_tokens=add_special_tokens)
+        with _refusing("the tokenizer can't encode this text"):
+            return self._core.encode(text, add_special_tokens=add_special_tokens).ids
 
     def encode_batch(
         self,
@@ -124,7 +135,7 @@ class Tokenizer:
         return ids, mask
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-        """The text of the ids; bytes that are no UTF-8 become U+FFFD.
+        """The text of the ids; bytes that are not UTF-8 become U+FFFD.
 
         Ids outside the vocabulary (the model's table is larger) have no text.
         """
@@ -134,7 +145,7 @@ class Tokenizer:
     def token_bytes(self, token_id: int, skip_special_tokens: bool = True) -> bytes:
         """What one token stands for; a character's bytes may span several tokens."""
         token_id = int(token_id)
-        if skip_special_tokens and token_id in self._core.special:
+        if skip_special_tokens and token_id in self._special:
             return b""
         return self._bytes.get(token_id, b"")
 
@@ -151,9 +162,9 @@ class Tokenizer:
             i: bytes(alphabet[c] for c in token)
             if all(c in alphabet for c in token)
             else token.encode()
-            for token, i in self._core.vocabulary.items()
+            for token, i in self._core.get_vocab(with_added_tokens=False).items()
         }
-        return table | {i: text.encode() for i, text in self._core.added.items()}
+        return table | {i: t.content.encode() for i, t in self._added.items()}
 
 
 class Detokenizer:
@@ -180,49 +191,38 @@ class Detokenizer:
         return self._decoder.decode(b"", final=True)
 
 
-class _Library:
-    """Another pipeline, run by the ``tokenizers`` package; as ``BytePairs`` is used."""
-
-    def __init__(self, document: dict[str, Any], reason: str) -> None:
-        try:
-            import tokenizers
-        except ModuleNotFoundError:
-            raise TokenizerError(
-                f"this tokenizer is not OPT's ({reason}) and needs the tokenizers "
-                "package: pip install 'optserve[tokenizers]'"
-            ) from None
-        # The package raises plain Exceptions; a wrong post-processor is noticed by its
-        # first use only, and pyo3's PanicException is not even one of those.
-        try:
-            self._core = tokenizers.Tokenizer.from_str(json.dumps(document))
-            self.prefix: list[int] = self._core.encode("").ids
-            self.vocabulary = self._core.get_vocab(with_added_tokens=False)
-            added = self._core.get_added_tokens_decoder()
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:
-            fault = f"the tokenizer is not usable: {_brief(error)}"
-            raise TokenizerError(fault) from None
-        decoder = document.get("decoder")
-        if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
-            raise TokenizerError("a tokenizer with a ByteLevel decoder was expected")
-        self.added = {i: token.content for i, token in added.items()}
-        self.special = frozenset(i for i, token in added.items() if token.special)
-        if max([*self.vocabulary.values(), *self.prefix], default=0) >= MAX_ID:
-            raise TokenizerError("the tokenizer has ids beyond 31 bits")
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        return self._core.encode(text, add_special_tokens=add_special_tokens).ids
+def _load(document: dict[str, Any]) -> tokenizers.Tokenizer:
+    with _refusing("the tokenizer is not usable"):
+        core = tokenizers.Tokenizer.from_str(json.dumps(document))
+        core.encode("")  # a wrong post-processor is noticed by its first use only
+    decoder = document.get("decoder")
+    if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
+        raise TokenizerError("the tokenizer's decoder should be of the type ByteLevel")
+    return core
 
 
-def _pipeline(document: dict[str, Any]) -> BytePairs | _Library:
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """What the library raises as a :class:`TokenizerError`.
+
+    It raises plain Exceptions for files that it can't use; where its Rust code panics
+    it is pyo3's PanicException, which is no Exception.
+    """
     try:
-        return BytePairs(document)
-    except OtherPipeline as other:
-        return _Library(document, str(other))
-    except ValueError as error:
-        fault = f"the tokenizer is not usable: {_brief(error)}"
-        raise TokenizerError(fault) from None
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise TokenizerError(f"{what}: {_brief(error)}") from None
+
+
+def byte_alphabet() -> list[str]:
+    """GPT-2's printable characters for the 256 bytes: printable bytes are themselves,
+    the others follow from U+0100 on (``bytes_to_unicode`` in OpenAI's ``encoder.py``).
+    """
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(b if b in printable else next(others)) for b in range(256)]
 
 
 def _document_from_vocabulary(directory: Path) -> dict[str, Any]:
@@ -294,7 +294,7 @@ def _end_first(end: int) -> dict[str, Any]:
 
 def _read(path: Path) -> str:
     if path.stat().st_size > MAX_FILE:
-        raise TokenizerError(f"{path} has more than {MAX_FILE} bytes, no tokenizer's")
+        raise TokenizerError(f"{path} has more than {MAX_FILE} bytes")
     return _utf8(path.read_bytes(), str(path))
 
 
@@ -327,7 +327,7 @@ def _check_text(text: str) -> None:
     except UnicodeEncodeError as error:
         raise TokenizerError(
             f"the text has half of a surrogate pair at position {error.start}, which "
-            "no UTF-8 text can have"
+            "UTF-8 text can't have"
         ) from None
 
 

@@ -16,7 +16,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[1]
-LIMIT = 120e6  # bytes
+LIMIT = 160e6  # bytes
 SIZES = """
 import json
 from importlib.metadata import distributions
@@ -53,7 +53,7 @@ def test_the_base_install_is_small(base):
     for name, size in sorted(sizes.items(), key=lambda item: -item[1]):
         print(f"{size / 1e6:8.1f} MB  {name}")
     print(f"{sum(sizes.values()) / 1e6:8.1f} MB  in all")
-    assert not {"tensorflow", "jax", "tokenizers"} & sizes.keys()
+    assert not {"tensorflow", "jax"} & sizes.keys()
     assert sum(sizes.values()) <= LIMIT
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,12 +104,18 @@ def test_ids_beyond_the_vocabulary_have_no_text():
         ({"vocab.json": b"[1]", "merges.txt": b""}, "JSON object"),
         (
             {"vocab.json": b'{"</s>": "b", "<pad>": 0}', "merges.txt": b""},
-            "map tokens to ids",
+            "not usable: .*invalid type",
         ),
         ({"vocab.json": b"[" * 100000, "merges.txt": b""}, "not valid JSON"),
         ({"vocab.json": SMALL, "merges.txt": b"a b c"}, "not a pair"),
-        ({"vocab.json": SMALL, "merges.txt": b"a b"}, "merge 0 needs 'ab'"),
-        ({"vocab.json": SMALL, "merges.txt": b"a a"}, "merge 0 needs 'aa'"),
+        (
+            {"vocab.json": SMALL, "merges.txt": b"a b"},
+            "`b` out of vocabulary",
+        ),
+        (
+            {"vocab.json": SMALL, "merges.txt": b"a a"},
+            "`aa` out of vocabulary",
+        ),
     ],
 )
 def test_broken_files_are_named(tmp_path: Path, files: dict[str, bytes], fault: str):
@@ -131,3 +139,96 @@ def test_a_json_that_cannot_encode_is_refused():
 def test_half_a_surrogate_pair_is_refused():
     with pytest.raises(TokenizerError, match="surrogate"):
         SHARED.encode("a\ud800")
+
+
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=5)),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+PLACES = [
+    *(("added_tokens",), ("added_tokens", 0), ("added_tokens", 0, "content")),
+    *(("pre_tokenizer",), ("post_processor",), ("post_processor", "single")),
+    *(("post_processor", "special_tokens"), ("post_processor", "single", 0)),
+    *(("post_processor", "special_tokens", "</s>", "ids"), ("decoder",), ("model",)),
+    *(("model", "vocab"), ("model", "vocab", "a"), ("model", "merges")),
+    *(("model", "merges", 0), ("normalizer",), ("added_tokens", 0, "id")),
+]
+
+
+def small() -> dict[str, Any]:
+    """A document with a vocabulary without most bytes, and merges that compete."""
+    shared = json.loads(SHARED.to_json())
+    letters = ["a", "b", "c", "Ġ", "ab", "bc", "abc"]
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *letters]
+    model = {"vocab": {token: i for i, token in enumerate(tokens)}}
+    model |= {"merges": ["b c", "a b", "a bc"]}
+    return shared | {"model": shared["model"] | model}
+
+
+SMALL_DOCUMENT = small()
+
+
+@given(st.sampled_from(PLACES), JSON)
+def test_a_damaged_document_is_refused_or_works(path, value):
+    document = copy.deepcopy(SMALL_DOCUMENT)
+    *parents, last = path
+    place = document
+    for key in parents:
+        place = place[key]
+    place[last] = value
+    try:
+        tokenizer = Tokenizer.from_json(json.dumps(document))
+        ids = tokenizer.encode("abc")
+    except TokenizerError:
+        return
+    assert tokenizer.decode(ids) is not None
+
+
+PANICKING = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+LIBRARY_FAULTS = {
+    "a panic of the library": {"normalizer": PANICKING},
+    "a nested list": {"normalizer": json.loads("[" * 500 + "]" * 500)},
+    "a pattern that is none": {
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"Regex": "("},
+            "behavior": "Isolated",
+            "invert": False,
+        }
+    },
+    "a decoder for other tokens": {"decoder": {"type": "WordPiece"}},
+}
+
+
+@pytest.mark.parametrize("fault", LIBRARY_FAULTS)
+def test_whatever_the_library_raises_is_our_error(fault):
+    document = SMALL_DOCUMENT | LIBRARY_FAULTS[fault]
+    with pytest.raises(TokenizerError):
+        Tokenizer.from_json(json.dumps(document)).encode("abc")
+
+
+def test_a_panic_at_the_text_is_our_error(monkeypatch):
+    class PanicException(BaseException):
+        """As pyo3 has it."""
+
+    class Core:
+        def encode(self, text, add_special_tokens=True):
+            raise PanicException("called `Option::unwrap()` on a `None` value")
+
+    tokenizer = Tokenizer.from_json(json.dumps(SMALL_DOCUMENT))
+    monkeypatch.setattr(tokenizer, "_core", Core())
+    with pytest.raises(TokenizerError, match="can't encode this text: called"):
+        tokenizer.encode("abc")
+
+
+def test_a_huge_file_is_refused_before_it_is_parsed(monkeypatch, tmp_path):
+    monkeypatch.setattr("optserve.models.tokenizer.MAX_FILE", 1000)
+    (tmp_path / "tokenizer.json").write_bytes(b"[" * 1001)
+    with pytest.raises(TokenizerError, match="more than 1000 bytes"):
+        Tokenizer.from_directory(tmp_path)
+    with pytest.raises(TokenizerError, match="more than 1000 bytes"):
+        Tokenizer.from_json(b"[" * 1001)
