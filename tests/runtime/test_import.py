@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-HEAVY = ("tensorflow", "jax", "flax", "torch", "rich", "tokenizers", "opentelemetry")
+HEAVY = ("tensorflow", "jax", "flax", "torch", "rich", "opentelemetry")
 SCRIPT = f"""
 import json, sys, time
 import optserve.runtime
