@@ -98,7 +98,7 @@ def export_verified(
     """
     check_version(out, version)
     if options.target == "tflite":
-        from .verify.edge import require_litert
+        from .verify.tflite_runner import require_litert
 
         require_litert()
     source = resolve(checkpoint, revision=revision)

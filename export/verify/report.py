@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .plan import Plan, Question
-from .subject import Answer
+from .answers import Answer
+from .plan import Plan, TestCase
 from .tolerances import MEAN_SHARE
 
 _BLOCK = 1 << 20  # numbers
@@ -19,7 +19,7 @@ _BLOCK = 1 << 20  # numbers
 
 @dataclass
 class Output:
-    """One output of one signature, over all questions.
+    """One output of one signature, over all test cases.
 
     ``source`` is the type that the source's weights were rounded to before they were
     compared with, empty where the other side is an export. ``agreement`` is the share
@@ -29,7 +29,7 @@ class Output:
 
     signature: str
     output: str
-    questions: int
+    cases: int
     max_error: float
     mean_error: float
     tolerance: float | None
@@ -48,7 +48,7 @@ class Output:
 
 @dataclass
 class Report:
-    """What a verification found; ``ok`` is the verdict."""
+    """What a verification came to; ``ok`` is the verdict."""
 
     export: str
     digest: str
@@ -82,9 +82,9 @@ class Report:
 
     def seen(self, plan: Plan, observed: list[Answer | None]) -> None:
         """Keep what tells one behaviour from another: mean scores, greedy tokens."""
-        for question, answer in zip(plan.questions, observed, strict=True):
-            label = f"{question.signature} {question}"
-            if answer and question.signature == "score":
+        for case, answer in zip(plan.cases, observed, strict=True):
+            label = f"{case.signature} {case}"
+            if answer and case.signature == "score":
                 values = np.concatenate([row["logprobs"] for row in answer])
                 if values.size:
                     self.scores[label] = round(float(values.mean()), 6)
@@ -109,15 +109,15 @@ def measure(
 
     ``allowed`` and ``source`` go into each :class:`Output`.
     """
-    found: dict[tuple[str, str], list[_Error]] = defaultdict(list)
-    for question, got, wanted in zip(plan.questions, observed, expected, strict=True):
-        if got is None or wanted is None:
+    errors_of: dict[tuple[str, str], list[_Error]] = defaultdict(list)
+    for case, ours, theirs in zip(plan.cases, observed, expected, strict=True):
+        if ours is None or theirs is None:
             continue
-        for mine, theirs in zip(got, wanted, strict=True):
-            for name, error in _errors(mine, theirs).items():
-                error.question = question
-                found[question.signature, name].append(error)
-    outputs = [_output(*key, errors, allowed) for key, errors in found.items()]
+        for got, should_be in zip(ours, theirs, strict=True):
+            for name, error in _errors(got, should_be).items():
+                error.case = case
+                errors_of[case.signature, name].append(error)
+    outputs = [_output(*key, errors, allowed) for key, errors in errors_of.items()]
     return [replace(output, source=source) for output in outputs]
 
 
@@ -127,25 +127,25 @@ class _Error:
     mean: float
     agreement: float | None = None
     judged: bool = True
-    question: Question | None = None
+    case: TestCase | None = None
 
 
 def _errors(
-    got: dict[str, np.ndarray], wanted: dict[str, np.ndarray]
+    got: dict[str, np.ndarray], expected: dict[str, np.ndarray]
 ) -> dict[str, _Error]:
     errors = {}
     common = None  # tokens that two exports generated alike, before the first other one
     if "tokens" in got:
-        if "regret" in wanted:
-            errors["tokens"] = _regret(wanted["regret"], wanted["logits"])
+        if "regret" in expected:
+            errors["tokens"] = _regret(expected["regret"], expected["logits"])
         else:
-            common = _common(got["tokens"], wanted["tokens"])
-            longest = max(len(got["tokens"]), len(wanted["tokens"]))
+            common = _common(got["tokens"], expected["tokens"])
+            longest = max(len(got["tokens"]), len(expected["tokens"]))
             errors["tokens"] = _Error(0.0, 0.0, common / longest, judged=False)
-    for name in got.keys() & wanted.keys() - {"tokens"}:
-        mine, theirs = got[name], wanted[name]
+    for name in got.keys() & expected.keys() - {"tokens"}:
+        mine, theirs = got[name], expected[name]
         if common is not None:
-            # Rows of the cache are of the tokens fed, log-probabilities of those made.
+            # Rows of the cache are of tokens fed, log-probabilities of those generated.
             fed = len(mine) - len(got["tokens"]) + common
             keep = common if name == "logprobs" else max(fed, 0)
             mine, theirs = mine[:keep], theirs[:keep]
@@ -154,12 +154,12 @@ def _errors(
     return dict(sorted(errors.items()))
 
 
-def _difference(name: str, got: np.ndarray, wanted: np.ndarray) -> _Error:
-    if got.shape != wanted.shape:
+def _difference(name: str, got: np.ndarray, expected: np.ndarray) -> _Error:
+    if got.shape != expected.shape:
         return _Error(float("inf"), float("inf"))
-    scale = max(_rms(wanted), 1.0 if name == "logprobs" else 1e-6)
+    scale = max(_rms(expected), 1.0 if name == "logprobs" else 1e-6)
     largest = total = 0.0
-    for mine, theirs in zip(_blocks(got), _blocks(wanted), strict=True):
+    for mine, theirs in zip(_blocks(got), _blocks(expected), strict=True):
         difference = np.abs(mine - theirs) / scale
         if not np.isfinite(difference).all():
             return _Error(float("inf"), float("inf"))
@@ -167,8 +167,8 @@ def _difference(name: str, got: np.ndarray, wanted: np.ndarray) -> _Error:
         total += float(difference.sum())
     agreement = None
     if name == "logits":
-        agreement = float(np.mean(got.argmax(-1) == wanted.argmax(-1)))
-    return _Error(largest, total / wanted.size, agreement)
+        agreement = float(np.mean(got.argmax(-1) == expected.argmax(-1)))
+    return _Error(largest, total / expected.size, agreement)
 
 
 def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
@@ -201,12 +201,12 @@ def _output(name: str, output: str, errors: list[_Error], allowed: float) -> Out
     return Output(
         signature=name,
         output=output,
-        questions=len({error.question for error in errors}),
+        cases=len({error.case for error in errors}),
         max_error=worst.largest,
         mean_error=float(np.mean([error.mean for error in errors])),
         tolerance=allowed if worst.judged else None,
         agreement=float(np.mean(shares)) if shares else None,
-        worst=str(worst.question),
+        worst=str(worst.case),
     )
 
 

@@ -24,7 +24,7 @@ def exact(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def savedmodel_rounding(config: OPTConfig, dtype: str) -> Rounding:
-    """What a SavedModel with weights of ``dtype`` holds: see ``packing.py``."""
+    """What a SavedModel with weights of ``dtype`` holds (``export/weights``)."""
     if dtype == "float32":
         return exact
 
@@ -41,7 +41,7 @@ def savedmodel_rounding(config: OPTConfig, dtype: str) -> Rounding:
 
 
 def tflite_rounding(dtype: str) -> Rounding:
-    """What a TFLite file with weights of ``dtype`` holds: see ``tflite_weights.py``."""
+    """What a TFLite file with weights of ``dtype`` holds (``tflite/weights``)."""
     if dtype == "float32":
         return exact
     return partial(_rounded_for_tflite, dtype)

@@ -12,7 +12,7 @@ import pytest
 from optserve.runtime.errors import OptserveError
 from optserve.runtime.server import EmbeddedServer
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "pre_ln"
+GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "pre_ln"
 
 
 def optserve(*arguments: object, cwd: Path) -> str:

@@ -1,4 +1,4 @@
-"""A TFLite file under question: run by LiteRT, as on a device."""
+"""Runs a TFLite file's signatures by LiteRT, as on a device."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ import numpy as np
 
 from ...runtime.contract import Manifest
 from ..errors import ExportError
-from .plan import Plan, Question, Row, affordable
-from .subject import Answer, brief
+from .answers import Answer, brief
+from .plan import Plan, Row, TestCase, affordable_length
 
 _NOISE = 100.0
 
 
-def make_edge_plan(manifest: Manifest, *others: Manifest, max_length: int | None):
-    """Questions for a file's ``decode`` and ``prefill_{S}``: one row, fixed sizes.
+def make_tflite_plan(manifest: Manifest, *others: Manifest, max_length: int | None):
+    """Test cases for a file's ``decode`` and ``prefill_{S}``: one row, fixed sizes.
 
     Shortest and odd prompts, full buckets, an empty cache, and one that is full.
     """
     everyone = (manifest, *others)
     limit = min(min(m.cache_buckets[0] + 1, m.max_positions) for m in everyone)
-    limit = min(limit, max_length or affordable(manifest))
+    limit = min(limit, max_length or affordable_length(manifest))
     buckets = [
         S for S in manifest.prompt_buckets if all(S in m.prompt_buckets for m in others)
     ]
-    asked = [("decode", 1, past, 1) for past in (0, 5, limit - 1)]
+    shapes = [("decode", 1, past, 1) for past in (0, 5, limit - 1)]
     for S in buckets:
         name, most = f"prefill_{S}", min(S, limit)
-        asked += [(name, S, 0, new) for new in (1, 7, S - 1, S)]
-        asked += [(name, S, 5, 4), (name, S, limit - min(3, most), min(3, most))]
-    questions = [
-        Question(name, (Row(0, past, new),), S, manifest.cache_buckets[0])
-        for name, S, past, new in asked
+        shapes += [(name, S, 0, new) for new in (1, 7, S - 1, S)]
+        shapes += [(name, S, 5, 4), (name, S, limit - min(3, most), min(3, most))]
+    cases = [
+        TestCase(name, (Row(0, past, new),), S, manifest.cache_buckets[0])
+        for name, S, past, new in shapes
         if past >= 0 and 1 <= new <= S and past + new <= limit
     ]
     return Plan(
-        questions=tuple(dict.fromkeys(questions)),
+        cases=tuple(dict.fromkeys(cases)),
         vocab_size=min(m.vocab_size for m in everyone),
         prompt_buckets=tuple(buckets),
         cache_buckets=tuple(manifest.cache_buckets),
@@ -45,7 +45,7 @@ def make_edge_plan(manifest: Manifest, *others: Manifest, max_length: int | None
     )
 
 
-class EdgeModel:
+class TFLiteRunner:
     """A ``.tflite`` file of this package. ``problems`` is what is wrong beyond numbers.
 
     Raises:
@@ -64,37 +64,37 @@ class EdgeModel:
         self._check_manifest()
         self._runtime = Interpreter(model_path=str(file))
 
-    def observe(self, plan: Plan) -> list[Answer | None]:
-        """Ask every question of the plan; None for one without an answer."""
+    def run(self, plan: Plan) -> list[Answer | None]:
+        """The answer to every test case of the plan; None where there is none."""
         present = self._runtime.get_signature_list()
-        wanted = ["decode", *(f"prefill_{S}" for S in self._manifest.prompt_buckets)]
+        promised = ["decode", *(f"prefill_{S}" for S in self._manifest.prompt_buckets)]
         self.problems += [
             f"signature {name} is in the manifest alone"
-            for name in wanted
+            for name in promised
             if name not in present
         ]
         try:
-            self._cache_stream(plan)
+            self._cache_sequence(plan)
         except (RuntimeError, ValueError, KeyError) as error:
             self.problems.append(f"caching a sequence: {brief(error)}")
-            return [None] * len(plan.questions)
-        return [self._ask(plan, question) for question in plan.questions]
+            return [None] * len(plan.cases)
+        return [self._run_case(plan, case) for case in plan.cases]
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Let go of the model."""
         del self._runtime
 
-    def _ask(self, plan: Plan, question: Question) -> Answer | None:
-        (row,) = question.rows
+    def _run_case(self, plan: Plan, case: TestCase) -> Answer | None:
+        (row,) = case.rows
         try:
-            made = self._call(question.signature, plan.tokens(row), row.past)
+            answer = self._call(case.signature, plan.new_tokens(row), row.past)
         except (RuntimeError, ValueError, KeyError) as error:
-            self.problems.append(f"{question.signature} {question}: {brief(error)}")
+            self.problems.append(f"{case.signature} {case}: {brief(error)}")
             return None
-        return [made]
+        return [answer]
 
     def _call(self, name: str, ids: np.ndarray, past: int) -> dict[str, np.ndarray]:
-        """Logits [V] and the new rows of the cache, behind ``past`` of the prefix."""
+        """Logits [V] and the new rows of the cache, after ``past`` of the prefix."""
         run = self._runtime.get_signature_runner(name)
         padded = np.zeros((1, _size(name)), np.int32)
         padded[0, : len(ids)] = ids
@@ -108,20 +108,19 @@ class EdgeModel:
                 cache = np.full(shape, _NOISE, np.float32)
                 cache[0, :, :past] = self._prefix[:past, i, which].swapaxes(0, 1)
                 inputs[f"{kind}_{i}"] = cache
-        made = run(**inputs)
-        logits, rows = made["logits"], made["new_cache"]
-        wanted = [(1, self._manifest.vocab_size), (*padded.shape, *layout.row_shape)]
-        if [logits.shape, rows.shape] != wanted:
+        outputs = run(**inputs)
+        logits, rows = outputs["logits"], outputs["new_cache"]
+        expected = [(1, self._manifest.vocab_size), (*padded.shape, *layout.row_shape)]
+        if [logits.shape, rows.shape] != expected:
             raise ValueError(
                 f"logits {logits.shape} and new_cache {rows.shape}, expected "
-                f"{wanted[0]} and {wanted[1]}"
+                f"{expected[0]} and {expected[1]}"
             )
         return {"logits": logits[0], "new_cache": rows[0, : len(ids)]}
 
-    def _cache_stream(self, plan: Plan) -> None:
-        """Cache the stream as far as any question needs it, in the largest pieces."""
-        need = max(row.past for q in plan.questions for row in q.rows)
-        tokens = plan.streams[0][:need]
+    def _cache_sequence(self, plan: Plan) -> None:
+        """Cache a sequence as far as any test case needs it, in the largest chunks."""
+        tokens = plan.token_sequences[0][: plan.longest_past(0)]
         size = max(plan.prompt_buckets, default=1)
         name = f"prefill_{size}" if plan.prompt_buckets else "decode"
         while (begin := len(self._prefix)) < len(tokens):

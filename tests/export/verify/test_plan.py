@@ -1,4 +1,4 @@
-"""Questions to an export, cache encodings, and the measuring of answers."""
+"""Test cases for an export, cache encodings, and the measuring of answers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import pytest
 from optserve.export.commands.verify import drift, read_baseline
 from optserve.export.errors import ExportError
 from optserve.export.verify.cache import unpack
-from optserve.export.verify.plan import Plan, Question, Row, fit, make_plan
-from optserve.export.verify.reference import Text
+from optserve.export.verify.packed_sequences import PackedSequences
+from optserve.export.verify.plan import Plan, Row, TestCase, fit, make_plan
 from optserve.export.verify.report import Report, measure
-from optserve.export.verify.subject import _in_turn, _limits
+from optserve.export.verify.runner import interleaved
+from optserve.export.verify.sampling import greedy_limits
 from optserve.export.verify.tolerances import tolerance
 from optserve.runtime.contract import CacheLayout, Manifest
 
@@ -43,11 +44,11 @@ def manifest(**more) -> Manifest:
     return Manifest(**{**values, **more})
 
 
-def by_signature(plan: Plan) -> dict[str, list[Question]]:
-    found: dict[str, list[Question]] = {}
-    for question in plan.questions:
-        found.setdefault(question.signature, []).append(question)
-    return found
+def by_signature(plan: Plan) -> dict[str, list[TestCase]]:
+    cases: dict[str, list[TestCase]] = {}
+    for case in plan.cases:
+        cases.setdefault(case.signature, []).append(case)
+    return cases
 
 
 @pytest.mark.parametrize(
@@ -59,26 +60,26 @@ def by_signature(plan: Plan) -> dict[str, list[Question]]:
         manifest(prompt_buckets=[8], cache_buckets=[16], max_positions=24),
     ],
 )
-def test_questions_fit_model_and_buckets(made_of):
+def test_cases_fit_model_and_buckets(made_of):
     plan = make_plan(made_of)
-    assert {q.signature for q in plan.questions} == set(ALL)
-    for question in plan.questions:
-        if question.signature in ("describe", "tokenizer"):
+    assert {q.signature for q in plan.cases} == set(ALL)
+    for case in plan.cases:
+        if case.signature in ("describe", "tokenizer"):
             continue
-        longest = max(row.new for row in question.rows)
-        assert 1 <= longest <= question.size
-        cached = question.slots is not None
+        longest = max(row.new for row in case.rows)
+        assert 1 <= longest <= case.size
+        cached = case.slots is not None
         sizes = [*made_of.prompt_buckets, 1] if cached else made_of.prompt_buckets
-        assert not made_of.prompt_buckets or question.size in sizes
+        assert not made_of.prompt_buckets or case.size in sizes
         assert (
             not cached
             or not made_of.cache_buckets
-            or (question.slots in made_of.cache_buckets)
+            or (case.slots in made_of.cache_buckets)
         )
-        made = 4 if question.signature == "generate_4" else 0
-        for row in question.rows:
+        made = 4 if case.signature == "generate_4" else 0
+        for row in case.rows:
             assert row.past + row.new + made <= made_of.max_positions
-            assert not cached or row.past <= question.slots
+            assert not cached or row.past <= case.slots
 
 
 def test_the_shapes_where_errors_hide():
@@ -112,12 +113,12 @@ def test_edges_of_what_a_graph_rounds_up_to():
     assert all(q.size == max(r.new for r in q.rows) for q in asked["decode"])
 
 
-def test_streams_are_the_same_for_everyone():
+def test_token_sequences_are_the_same_for_everyone():
     first, second = make_plan(manifest()), make_plan(manifest(framework="jax"))
-    for a, b in zip(first.streams, second.streams, strict=True):
+    for a, b in zip(first.token_sequences, second.token_sequences, strict=True):
         np.testing.assert_array_equal(a, b)
     short = make_plan(manifest(), max_length=40)
-    assert max(len(s) for s in short.streams) <= 40
+    assert max(len(s) for s in short.token_sequences) <= 40
 
 
 def test_a_large_model_is_tried_with_a_shorter_cache():
@@ -148,18 +149,18 @@ def test_the_largest_model_is_tried_with_every_signature_past_the_first_size():
 
 
 def test_sequences_that_another_begins_with_are_read_with_it():
-    stream, other = np.arange(9, dtype=np.int32), np.arange(3, dtype=np.int32) + 1
-    text = Text.of([stream[:4], other, stream, stream[:4], other[:1]])
-    assert len(text.tokens) == 12
-    for sequence in (stream, stream[:4], other, other[:1]):
-        at = text.find(sequence)
-        np.testing.assert_array_equal(text.tokens[at], sequence)
-        np.testing.assert_array_equal(text.positions[at], np.arange(len(sequence)))
+    long, other = np.arange(9, dtype=np.int32), np.arange(3, dtype=np.int32) + 1
+    packed = PackedSequences.of([long[:4], other, long, long[:4], other[:1]])
+    assert len(packed.tokens) == 12
+    for sequence in (long, long[:4], other, other[:1]):
+        at = packed.find(sequence)
+        np.testing.assert_array_equal(packed.tokens[at], sequence)
+        np.testing.assert_array_equal(packed.positions[at], np.arange(len(sequence)))
     whole = np.zeros((12, 12), bool)
-    for at in (text.find(stream), text.find(other)):
+    for at in (packed.find(long), packed.find(other)):
         size = at.stop - at.start
         whole[at, at] = np.tri(size, dtype=bool)
-    pieces = [text.mask(slice(begin, begin + 5)) for begin in (0, 5, 10)]
+    pieces = [packed.mask(slice(begin, begin + 5)) for begin in (0, 5, 10)]
     for begin, piece in zip((0, 5, 10), pieces, strict=True):
         expected = whole[begin : begin + 5, : begin + 5]
         np.testing.assert_array_equal(piece, expected)
@@ -168,8 +169,8 @@ def test_sequences_that_another_begins_with_are_read_with_it():
 def test_only_common_signatures_are_compared():
     other = manifest(signatures=["prefill", "score"], max_positions=64)
     plan = make_plan(manifest(), other)
-    assert {q.signature for q in plan.questions} == {"prefill", "score"}
-    assert all(r.past + r.new <= 64 for q in plan.questions for r in q.rows)
+    assert {q.signature for q in plan.cases} == {"prefill", "score"}
+    assert all(r.past + r.new <= 64 for q in plan.cases for r in q.rows)
 
 
 def test_fit():
@@ -197,8 +198,8 @@ def test_unpack(dtype):
     np.testing.assert_allclose(unpack(packed, layout), wanted, rtol=1e-6)
 
 
-QUESTION = Question("prefill", (Row(0, 0, 2),), 2)
-PLAN = Plan((QUESTION,), 100, (), ())
+CASE = TestCase("prefill", (Row(0, 0, 2),), 2)
+PLAN = Plan((CASE,), 100, (), ())
 
 
 def errors_of(got: dict, wanted: dict, allowed: float = 0.1):
@@ -275,27 +276,29 @@ def test_a_baseline_must_be_a_report(tmp_path, text):
 
 def test_the_usual_batch_is_of_few_rows():
     """Few enough for products that read the weights as they are."""
-    for question in make_plan(manifest(max_positions=2048)).questions:
-        if len(question.rows) > 1:
-            assert len(question.rows) * question.size < 16
-            if question.size > 1:
-                assert len({row.new for row in question.rows}) == len(question.rows)
+    for case in make_plan(manifest(max_positions=2048)).cases:
+        if len(case.rows) > 1:
+            assert len(case.rows) * case.size < 16
+            if case.size > 1:
+                assert len({row.new for row in case.rows}) == len(case.rows)
 
 
 def test_a_generation_goes_on_to_its_end_from_one_token_and_in_a_batch():
-    assert _limits([Row(0, 0, 1)], 32).tolist() == [32]
-    assert _limits([Row(0, 0, 1), Row(1, 5, 4), Row(2, 2, 1)], 32).tolist() == [
-        *(32, 16, 8)
-    ]
-    assert _limits([Row(0, 0, 7)], 32).tolist() == [4]
-    assert _limits([Row(0, 128, 1)], 2).tolist() == [2]
-    assert _limits([Row(0, 0, 1)] * 3, 1).tolist() == [1, 1, 1]
+    def limits(tokens_per_call: int, *rows: Row) -> list[int]:
+        case = TestCase(f"generate_{tokens_per_call}", rows, size=7, slots=128)
+        return greedy_limits(case).tolist()
+
+    assert limits(32, Row(0, 0, 1)) == [32]
+    assert limits(32, Row(0, 0, 1), Row(1, 5, 4), Row(2, 2, 1)) == [32, 16, 8]
+    assert limits(32, Row(0, 0, 7)) == [4]
+    assert limits(2, Row(0, 128, 1)) == [2]
+    assert limits(1, *[Row(0, 0, 1)] * 3) == [1, 1, 1]
 
 
 def test_signatures_take_turns():
-    asked = make_plan(manifest()).questions
-    order = _in_turn(asked)
+    asked = make_plan(manifest()).cases
+    order = interleaved(asked)
     assert len(order) == len(asked) and set(order) == set(asked)
     assert len({q.signature for q in order[: len(ALL)]}) == len(ALL)
-    for name, questions in by_signature(make_plan(manifest())).items():
-        assert [q for q in order if q.signature == name] == questions
+    for name, cases in by_signature(make_plan(manifest())).items():
+        assert [q for q in order if q.signature == name] == cases

@@ -12,13 +12,13 @@ from optserve.export.errors import ExportError
 from optserve.export.options import ExportOptions
 from optserve.export.tflite import weights as tflite_weights
 from optserve.export.tflite.exporter import export_tflite
-from optserve.export.verify import compare_exports, edge, verify_export
+from optserve.export.verify import compare_exports, tflite_runner, verify_export
 from optserve.runtime.cli import main
 from optserve.runtime.model_dir import read_manifest
 
 from tests.export.exports import exported_for_edge
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "pre_ln"
+GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "pre_ln"
 SIZES = {"prompt_buckets": [16], "cache_size": 24}
 
 
@@ -38,12 +38,14 @@ def test_a_right_file_passes(folders, weights):
     for source in {"float32", weights}:
         for name in ("decode", "prefill_16"):
             assert {(name, o, source) for o in ("logits", "new_cache")} <= judged
-    assert min(o.questions for o in report.outputs) >= 3
+    assert min(o.cases for o in report.outputs) >= 3
 
 
 def test_a_cache_is_tried_empty_and_full(folders):
-    plan = edge.make_edge_plan(read_manifest(folders["float32"]), max_length=None)
-    asked = {(q.signature, r.past, r.new) for q in plan.questions for r in q.rows}
+    plan = tflite_runner.make_tflite_plan(
+        read_manifest(folders["float32"]), max_length=None
+    )
+    asked = {(c.signature, r.past, r.new) for c in plan.cases for r in c.rows}
     assert {("decode", 0, 1), ("decode", 24, 1)} <= asked
     assert {("prefill_16", 0, 1), ("prefill_16", 0, 7), ("prefill_16", 0, 16)} <= asked
     assert ("prefill_16", 22, 3) in asked

@@ -15,20 +15,21 @@ from ...models.checkpoints import open_weights
 from ...models.config import OPTConfig
 from ...models.weights import check_weights, params_from_weights, weight_shapes
 from ...runtime.contract import tokens_per_call
+from .answers import Answer
+from .packed_sequences import PackedSequences
 from .plan import Plan, Row
 from .rounding import Rounding, exact
-from .subject import Answer
 
-_PIECE = 1024
-"""Most tokens read at once, which attention's memory grows with: all weights are read
-again for each piece."""
+_MOST_TOKENS = 1024
+"""Read at once, which attention's memory grows with: all weights are read again for
+each chunk."""
 
 _HEAD_ROWS = 8192
 """Of the largest matrix, which is read and rounded in parts."""
 
 
 class SourceModel:
-    """A checkpoint that answers a plan's questions.
+    """A checkpoint that answers a plan's test cases.
 
     ``framework`` is the one that computes: if both are installed not the export's own,
     so that a mistake of one library, or of our code for it, has no twin here. It
@@ -53,37 +54,37 @@ class SourceModel:
         )
 
     def answer(self, plan: Plan, observed: list[Answer | None]) -> list[Answer | None]:
-        """What each question should have got; None where nothing was observed.
+        """What each test case should have got; None where nothing was observed.
 
         A generation is judged token by token, each given the export's own tokens before
         it: ``regret`` is how far its logit is below the best one's.
         """
         answers: list[Any] = [got and [{} for _ in got] for got in observed]
-        asked = [
+        rows = [
             (i, b, row, _sequence(plan, row, got[b].get("tokens")))
-            for i, (question, got) in enumerate(
-                zip(plan.questions, observed, strict=True)
-            )
-            if got and question.signature not in ("describe", "tokenizer")
-            for b, row in enumerate(question.rows)
+            for i, (case, got) in enumerate(zip(plan.cases, observed, strict=True))
+            if got and case.signature not in ("describe", "tokenizer")
+            for b, row in enumerate(case.rows)
         ]
-        if not asked:
+        if not rows:
             return answers
-        text = Text.of([tokens for *_, tokens in asked])
-        hidden, layers = self.run(text)
+        packed = PackedSequences.of([tokens for *_, tokens in rows])
+        hidden, layers = self.run(packed)
         logits = self.logits(hidden)
-        for i, b, row, tokens in asked:
-            at = text.find(tokens)
+        for i, b, row, tokens in rows:
+            at = packed.find(tokens)
             read = _Read(
                 tokens,
                 hidden[at],
                 logits[at],
                 [(k[:, at], v[:, at]) for k, v in layers],
             )
-            answers[i][b] = _expected(plan.questions[i].signature, row, read)
+            answers[i][b] = _expected(plan.cases[i].signature, row, read)
         return answers
 
-    def run(self, text: Text) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    def run(
+        self, packed: PackedSequences
+    ) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
         """Hidden states [T,W] and, for each layer, keys and values [H,T,D]."""
         names = params_from_weights(self.config, {name: name for name in self.weights})
         params = {
@@ -93,13 +94,13 @@ class SourceModel:
         }
         params["layers"] = _Layers(names["layers"], self._load)
         hidden, cache = [], None
-        for begin in range(0, len(text.tokens), _PIECE):
-            piece = slice(begin, begin + _PIECE)
+        for begin in range(0, len(packed.tokens), _MOST_TOKENS):
+            chunk = slice(begin, begin + _MOST_TOKENS)
             decoded = self._math.decoder(
                 self.config,
                 params,
-                self._embedded(params, text.tokens[piece], text.positions[piece]),
-                self._array(text.mask(piece)[None, None]),
+                self._embedded(params, packed.tokens[chunk], packed.positions[chunk]),
+                self._array(packed.mask(chunk)[None, None]),
                 past=cache,
                 store=self._store,
             )
@@ -168,59 +169,9 @@ def _loaded(names: Any, load: Callable[[str], Any]) -> Any:
 
 
 @dataclass(frozen=True)
-class Text:
-    """Sequences behind one another, as one row that is read at once.
-
-    No token sees another sequence's. ``tokens``, ``positions`` within its sequence and
-    ``owner``, the sequence's number, are int32 [T].
-    """
-
-    tokens: np.ndarray
-    positions: np.ndarray
-    owner: np.ndarray
-    begins: dict[bytes, int]
-
-    @classmethod
-    def of(cls, sequences: list[np.ndarray]) -> Text:
-        """Of sequences int32 [t]; what another one begins with is read with that."""
-        kept: list[np.ndarray] = []
-        begins: dict[bytes, int] = {}
-        end = 0
-        for sequence in sorted(sequences, key=len, reverse=True):
-            key = sequence.tobytes()
-            if key in begins:
-                continue
-            whole = next((k for k in kept if k.tobytes().startswith(key)), None)
-            if whole is not None:
-                begins[key] = begins[whole.tobytes()]
-                continue
-            kept.append(sequence)
-            begins[key] = end
-            end += len(sequence)
-        lengths = [len(sequence) for sequence in kept]
-        return cls(
-            tokens=np.concatenate(kept),
-            positions=np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
-            owner=np.repeat(np.arange(len(kept), dtype=np.int32), lengths),
-            begins=begins,
-        )
-
-    def find(self, sequence: np.ndarray) -> slice:
-        """Where one of the sequences stands."""
-        begin = self.begins[sequence.tobytes()]
-        return slice(begin, begin + len(sequence))
-
-    def mask(self, piece: slice) -> np.ndarray:
-        """Which tokens up to a piece's end its own ones see: boolean [S,T]."""
-        slots = np.arange(len(self.tokens))[: piece.stop]
-        own = self.owner[piece, None] == self.owner[None, : piece.stop]
-        return own & (slots <= slots[piece, None])
-
-
-@dataclass(frozen=True)
 class _Read:
-    """What the model made of one sequence: hidden states [T,W], logits [T,V] and, for
-    each layer, keys and values [H,T,D]."""
+    """What the model computed for one sequence: hidden states [T,W], logits [T,V] and,
+    for each layer, keys and values [H,T,D]."""
 
     tokens: np.ndarray
     hidden: np.ndarray
@@ -248,21 +199,21 @@ def _expected(name: str, row: Row, read: _Read) -> dict[str, np.ndarray]:
             )
         }
     if tokens_per_call(name):
-        made, logits = tokens[end:], logits[end - 1 : len(tokens) - 1]
-        chosen = np.take_along_axis(logits, made[:, None], 1)[:, 0]
+        generated, logits = tokens[end:], logits[end - 1 : len(tokens) - 1]
+        chosen = np.take_along_axis(logits, generated[:, None], 1)[:, 0]
         return {
             "regret": logits.max(-1) - chosen,
             "logits": logits,
-            "logprobs": chosen_logprobs(logits, made),
+            "logprobs": chosen_logprobs(logits, generated),
             "new_cache": read.cache(begin, len(tokens) - 1),
         }
     return {"logits": logits[end - 1], "new_cache": read.cache(begin, end)}
 
 
-def _sequence(plan: Plan, row: Row, made: np.ndarray | None) -> np.ndarray:
-    """The tokens that answer a row: of its stream, and what it generated."""
-    given = plan.streams[row.stream][: row.past + row.new]
-    return given if made is None else np.concatenate([given, made])
+def _sequence(plan: Plan, row: Row, generated: np.ndarray | None) -> np.ndarray:
+    """The tokens that answer a row: those it was given, and what it generated."""
+    given = plan.token_sequences[row.token_sequence][: row.past + row.new]
+    return given if generated is None else np.concatenate([given, generated])
 
 
 _BLOCK = 64  # tokens

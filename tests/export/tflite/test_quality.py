@@ -15,7 +15,7 @@ from optserve.runtime.codec import RowBlocks
 from optserve.runtime.transports.base import Call
 from optserve.runtime.transports.litert import LiteRTTransport
 
-TINY = Path(__file__).parents[2] / "models" / "tiny_shakespeare"
+TINY = Path(__file__).parents[3] / "models" / "tiny_shakespeare"
 WINDOW = 192  # tokens, `</s>` included
 WINDOWS = 8
 

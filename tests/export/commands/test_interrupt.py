@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from optserve.runtime.model_dir import changed_files, read_manifest, version_folders
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "pre_ln"
+GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "pre_ln"
 KILLS = 10
 
 

@@ -16,7 +16,7 @@ from optserve.models.checkpoints import open_weights
 from optserve.models.config import OPTConfig
 from optserve.runtime.contract import WEIGHT_DTYPES
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+GOLDEN = Path(__file__).parents[2] / "data" / "golden"
 FC1 = "decoder.layers.fc1.weight"
 QKV = "decoder.layers.self_attn.qkv_proj.weight"
 
