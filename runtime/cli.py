@@ -70,9 +70,12 @@ def error_sentence(error: Exception) -> str:
     """One line for a person: our own errors as they are, others with their type."""
     text = " ".join(str(error).split())
     if isinstance(error, ModuleNotFoundError) and error.name:
-        extra = {"jax": "export", "flax": "export", "ai_edge_litert": "edge"}.get(
-            error.name.split(".")[0], "serve"
-        )
+        extra = {
+            "jax": "export",
+            "flax": "export",
+            "yaml": "export",
+            "ai_edge_litert": "edge",
+        }.get(error.name.split(".")[0], "serve")
         return f"{error.name} is not installed: pip install 'optserve[{extra}]'"
     if type(error).__module__.startswith("optserve."):
         return text

@@ -12,11 +12,13 @@ import os
 from pathlib import Path
 
 from ...runtime.contract import Manifest
-from . import serving, yaml
+from . import serving
 from .compose import compose_file
-from .kubernetes import kserve_object, kubernetes_objects
+from .kserve import kserve_object
+from .kubernetes import kubernetes_objects
 from .options import DeployOptions, batches, needs_xla
 from .readme import readme
+from .yaml_text import yaml_text
 
 __all__ = ["DeployOptions", "deployment_files", "needs_xla", "write_deployment"]
 
@@ -30,9 +32,9 @@ def deployment_files(manifest: Manifest, options: DeployOptions) -> dict[str, st
         serving.MODELS_CONFIG: serving.models_config(options, base_path),
         serving.MONITORING_FILE: serving.monitoring_config(),
         serving.TLS_SCRIPT: serving.tls_script(options),
-        "compose.yaml": yaml.dump(compose_file(manifest, options)),
-        "kubernetes.yaml": yaml.dump_all(kubernetes_objects(manifest, options)),
-        "kserve.yaml": yaml.dump(kserve_object(manifest, options)),
+        "compose.yaml": yaml_text(compose_file(manifest, options)),
+        "kubernetes.yaml": yaml_text(*kubernetes_objects(manifest, options)),
+        "kserve.yaml": yaml_text(kserve_object(manifest, options)),
         "README.md": readme(manifest, options),
     }
     if batches(manifest, options):

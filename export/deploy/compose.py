@@ -6,10 +6,8 @@ from typing import Any
 
 from ...runtime.contract import Manifest
 from . import serving
-from .kubernetes import memory_mib
 from .options import DeployOptions
-
-CONFIG_DIR = "/etc/serving"
+from .resources import CONFIG_DIR, TLS_DIR, memory_mib
 
 
 def compose_file(manifest: Manifest, options: DeployOptions) -> dict[str, Any]:
@@ -19,7 +17,7 @@ def compose_file(manifest: Manifest, options: DeployOptions) -> dict[str, Any]:
     Ports are bound to this machine alone: behind them is no authentication.
     """
     flags = serving.server_flags(
-        manifest, options, config_dir=CONFIG_DIR, tls_dir="/etc/serving-tls"
+        manifest, options, config_dir=CONFIG_DIR, tls_dir=TLS_DIR
     )
     volumes = [
         f"${{MODEL_DIR:-..}}:/models/{options.name}:ro",
@@ -28,7 +26,7 @@ def compose_file(manifest: Manifest, options: DeployOptions) -> dict[str, Any]:
     ]
     if options.tls != "none":
         # No default: the file holds a private key and lives outside this folder.
-        volumes.append("${TLS_DIR:?folder of ssl.config}:/etc/serving-tls:ro")
+        volumes.append(f"${{TLS_DIR:?folder of ssl.config}}:{TLS_DIR}:ro")
     return {
         "name": options.name,
         "services": {

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from ...runtime.contract import Manifest
+from ...runtime.model_dir import VERSION_LIMIT
 from ..errors import ExportError
 
 TLS_MODES = ("none", "server", "mutual")
@@ -70,8 +71,10 @@ class DeployOptions:
                 f"storage is pvc://CLAIM/PATH, gs://… or s3://…; got {self.storage!r}"
             )
         for version in self.versions:
-            if version < 0:
-                raise ExportError(f"a version is 0 or more; got {version}")
+            if not 0 <= version <= VERSION_LIMIT:
+                raise ExportError(
+                    f"a version is from 0 to {VERSION_LIMIT}; got {version}"
+                )
         if self.canary == self.stable:
             raise ExportError(f"version {self.stable} cannot be its own canary")
         if not 1 <= self.replicas <= self.max_replicas:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from ...runtime.contract import Manifest
 from ..footprint import weights_bytes
 from . import serving
-from .kubernetes import memory_mib
 from .options import DeployOptions, batches, needs_xla
+from .resources import CONFIG_DIR, TLS_DIR, memory_mib
 
 
 def readme(manifest: Manifest, options: DeployOptions) -> str:
     """What each file is for, and every flag with its reason."""
     flags = serving.server_flags(
-        manifest, options, config_dir="/etc/serving", tls_dir="/etc/serving-tls"
+        manifest, options, config_dir=CONFIG_DIR, tls_dir=TLS_DIR
     )
     table = "\n".join(f"| `{flag}` | {flag.why} |" for flag in flags)
     weights = weights_bytes(manifest.config, manifest.weights_dtype) / 2**20
