@@ -13,6 +13,7 @@ in pages of 4 KiB the processor waits for their addresses: a virtual machine rea
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -47,6 +48,21 @@ def keep_freed_memory() -> bool:
         _M_TRIM_THRESHOLD: 2**31 - 1,
     }
     return all(mallopt(option, value) for option, value in wanted.items())
+
+
+def release_freed_memory() -> None:
+    """Return what has been freed to the system, where the C library keeps it."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # glibc's
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds now; 0 where the system doesn't say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextmanager

@@ -57,6 +57,10 @@ class AlignedBuffers:
         weakref.finalize(array, self._give_back, buffer).atexit = False
         return array
 
+    def clear(self) -> None:
+        """Let go of the buffers that are not in use."""
+        self._free.clear()
+
     def _take(self, size: int) -> np.ndarray | None:
         fitting = [
             (buffer.nbytes, key)

@@ -7,6 +7,9 @@ after ``session_bundle_config.proto`` and ``ssl_config.proto``.
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -124,7 +127,7 @@ def _policy(proto: Any) -> VersionPolicy:
 
 def _parse_file(path: str, message: Any) -> None:
     try:
-        text_format.Parse(Path(path).read_text("utf-8"), message)
+        text_format.Parse(_text_of(path), message)
     except text_format.ParseError as error:
         # the parser quotes the text it stopped at, which may be a private key
         place = str(error).split(":")[:2]
@@ -133,8 +136,19 @@ def _parse_file(path: str, message: Any) -> None:
             f"{path}: not a {message.DESCRIPTOR.name} in protobuf text format{where}"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ValueError(f"cannot read {path}: {reason}") from None
+
+
+def _text_of(path: str) -> str:
+    """A pipe would be waited for, maybe for ever; one of the shell's own has a writer.
+
+    That is what ``<(command)`` hands over, as ``/dev/fd/N``.
+    """
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or path.startswith("/dev/fd/")):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return Path(path).read_text("utf-8")
 
 
 def _message_class(name: str) -> Any:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-
-import grpc
 
 from ..errors import OptserveError
-from ..transports.grpc_channel import LONG_MESSAGES
 from .address import Address
 from .batching import Batcher
-from .loading import load
+from .grpc_front import GrpcFront, Limits
+from .loading import VersionLoader
 from .manager import ModelManager
+from .memory_watch import MemoryWatch
 from .predict import run_directly
-from .servable import Servable
 from .services import Services
 from .settings import (
     BatchingParameters,
@@ -25,8 +22,6 @@ from .settings import (
     TlsOptions,
     VersionPolicy,
 )
-
-_CALL_THREADS = 64
 
 
 class EmbeddedServer:
@@ -46,9 +41,13 @@ class EmbeddedServer:
         session: TensorFlow's threads and XLA.
         poll_seconds: how often to look for new version folders.
         wait_for_model: wait until each model has a version, rather than fail.
+        allow_reload: let callers change what is served (HandleReloadConfigRequest).
+            Only where strangers can't call: at a loopback address, a Unix socket, or
+            with client certificates.
 
     Raises:
-        OptserveError: a model can't be loaded, or the address can't be had.
+        OptserveError: a model can't be loaded, the address can't be had, or
+            ``allow_reload`` where strangers can call.
     """
 
     def __init__(
@@ -67,37 +66,45 @@ class EmbeddedServer:
         session: SessionOptions | None = None,
         poll_seconds: float = 2.0,
         wait_for_model: bool = False,
+        allow_reload: bool = False,
     ) -> None:
         if (base_path is None) == (models is None):
             raise ValueError("give either base_path or models")
+        if not 0 < poll_seconds <= threading.TIMEOUT_MAX:
+            raise ValueError(f"poll_seconds must be above 0, got {poll_seconds}")
         if base_path is not None:
             policy = versions or VersionPolicy()
             models = {name: ModelOptions(os.fspath(base_path), policy)}
         assert models is not None
-        options = session or SessionOptions()
+        self._address = Address(host, port, socket)
+        verified = tls is not None and tls.client_verify
+        if allow_reload and not (self._address.is_local or verified):
+            raise OptserveError(
+                "reloading may be allowed at a loopback address, at a Unix socket or "
+                f"with client certificates, not at {self._address.target}: whoever can "
+                "call could load any model of this machine"
+            )
         run = run_directly if batching is None else Batcher(batching)
-
-        def load_version(folder: Path) -> Servable:
-            return load(folder, options, run)
-
-        address = Address(host, port, socket)
-        address.check()
-        self.manager = ModelManager(models, load_version, poll_seconds=poll_seconds)
+        stopping = threading.Event()
+        load = VersionLoader(session or SessionOptions(), run, stopping)
+        self.manager = ModelManager(
+            models, load, poll_seconds=poll_seconds, stopping=stopping
+        )
+        services = Services(
+            self.manager, run, tensor_content=tensor_content, allow_reload=allow_reload
+        )
+        self._front = GrpcFront(services.methods(), Limits())
+        self._memory = MemoryWatch(self._front.workers, stopping)
         try:
+            self._address.claim()
             self.manager.start(wait=wait_for_model)
             self._require_models()
-            services = Services(self.manager, run, tensor_content=tensor_content)
-            self._server = grpc.server(
-                ThreadPoolExecutor(_CALL_THREADS, "optserve-call"),
-                handlers=services.handlers(),
-                options=[*LONG_MESSAGES.items(), ("grpc.so_reuseport", 0)],
-            )
-            address.bind(self._server, tls)
+            self._front.start(self._address, tls)
         except BaseException:
-            self.manager.stop()
+            self.manager.stop(seconds=1.0)
+            self._address.release()
             raise
-        self._address = address
-        self._server.start()
+        self._memory.start()
 
     @property
     def target(self) -> str:
@@ -112,17 +119,22 @@ class EmbeddedServer:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until the server has stopped; False if ``timeout`` came first."""
-        return not self._server.wait_for_termination(timeout)
+        return self._front.wait(timeout)
 
-    def stop(self, grace: float | None = 5.0) -> None:
+    def stop(self, grace: float | None = 5.0) -> bool:
         """Refuse new calls, give those under way ``grace`` seconds, free all.
 
         Calls cut off then still end in TensorFlow, which can't be interrupted, before
         the models are freed. Stopping twice does no harm.
+
+        Returns:
+            False if a new version was still loading; its memory is freed when
+            TensorFlow has done with it.
         """
-        self._server.stop(grace).wait()
-        self.manager.stop()
+        self._front.stop(grace)
+        ended = self.manager.stop()
         self._address.release()
+        return ended
 
     def models(self) -> dict[str, dict[str, list]]:
         """What serves now: for each model its ``versions`` and ``signatures``.

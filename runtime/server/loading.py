@@ -2,113 +2,96 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
+import os
+import stat
+import threading
+from dataclasses import dataclass
 from pathlib import Path
 
-import tensorflow as tf
-from google.protobuf.message import DecodeError
-from tensorflow_serving.apis import prediction_log_pb2
-
-from ..codec.predict import decode_predict_request
-from ..errors import MalformedMessage
+from ..contract import Manifest
 from ..memory import on_huge_pages
 from ..model_dir import (
     MANIFEST_PATH,
     WARMUP_PATH,
-    WARMUP_RECORDS_LIMIT,
     ModelDirError,
     changed_files,
     read_manifest,
 )
-from .predict import Runner, predict
+from .predict import Runner
+from .progress import Progress
+from .request_limits import RequestLimits
 from .servable import Servable
-from .serving_error import ServingError, failed_precondition, invalid_argument
+from .serving_error import failed_precondition
 from .settings import SessionOptions
+from .warmup import warm_up
 
-log = logging.getLogger("optserve.server")
+
+@dataclass(frozen=True)
+class VersionLoader:
+    """Makes a servable of a version's folder, checked and warm.
+
+    ``stopping`` set gives up at the next step; a request of the warm-up is one.
+    """
+
+    options: SessionOptions
+    run: Runner
+    stopping: threading.Event
+
+    def __call__(self, model: str, version: int, folder: Path) -> Servable:
+        """Load one version; says on the log what it is doing and how long it took.
+
+        Raises:
+            ServingError: tampered files, no SavedModel, or a warm-up request that
+                fails; whatever else a broken version makes TensorFlow raise.
+        """
+        progress = Progress(model, version, self.stopping)
+        with progress.step("files checked"):
+            manifest = checked_manifest(folder)
+        limits = None if manifest is None else RequestLimits(manifest)
+        with on_huge_pages():  # weights, and what the first calls pack of them
+            with progress.step("graph and weights loaded"):
+                servable = Servable(
+                    str(folder),
+                    self.options,
+                    exported=manifest is not None,
+                    limits=limits,
+                )
+            try:
+                warm_up(servable, folder / WARMUP_PATH, self.run, progress)
+            except BaseException:
+                servable.close()
+                raise
+        return servable
 
 
-def load(folder: Path, options: SessionOptions, run: Runner) -> Servable:
-    """The version in ``folder``, checked and warm.
+def checked_manifest(folder: Path) -> Manifest | None:
+    """The version's manifest, its files compared with the digests; None without one.
 
     Raises:
-        ServingError: tampered files, no SavedModel, or a warm-up request that fails.
+        ServingError: FAILED_PRECONDITION names the file that is missing, changed, or
+            not a file that could be read to its end.
     """
-    verify_files(folder)
-    exported = (folder / MANIFEST_PATH).is_file()
-    with on_huge_pages():  # weights, and what the first calls pack of them
-        servable = Servable(str(folder), options, exported=exported)
-        try:
-            count = warm_up(servable, folder / WARMUP_PATH, run)
-        except ServingError:
-            servable.close()
-            raise
-    if count:
-        log.info("%s: %d warm-up requests replayed", folder, count)
-    return servable
-
-
-def verify_files(folder: Path) -> None:
-    """Compare the files with the digests in the manifest, if there is one.
-
-    Raises:
-        ServingError: FAILED_PRECONDITION names the file that is missing or changed.
-    """
+    _check_kinds(folder)
     if not (folder / MANIFEST_PATH).is_file():
-        return
+        return None
     try:
-        problems = changed_files(folder, read_manifest(folder), exact=False)
+        manifest = read_manifest(folder)
+        problems = changed_files(folder, manifest, exact=False)
     except (ModelDirError, OSError) as error:
         raise failed_precondition(str(error)) from None
     if problems:
         raise failed_precondition(
             f"{folder}: {problems[0]}; copy or export the model again"
         )
+    return manifest
 
 
-def warm_up(servable: Servable, path: Path, run: Runner) -> int:
-    """Replay the Predict records of a warm-up file; returns how many there were.
-
-    Raises:
-        ServingError: not a TFRecord file of PredictionLog, over 1000 records, or a
-            request that the model refuses.
-    """
-    count = 0
-    for record in _records(path):
-        count += 1
-        if count > WARMUP_RECORDS_LIMIT:
-            raise invalid_argument(
-                "Number of warmup records exceeds the maximum "
-                f"({WARMUP_RECORDS_LIMIT}) at {path}"
-            )
-        try:
-            entry = prediction_log_pb2.PredictionLog.FromString(record)
-            if entry.WhichOneof("log_type") != "predict_log":
-                continue
-            request = decode_predict_request(
-                entry.predict_log.request.SerializeToString()
-            )
-        except (DecodeError, MalformedMessage) as error:
-            raise invalid_argument(
-                f"Failed to parse warmup record {count} of {path}: {error}"
-            ) from None
-        try:
-            predict(servable, request, run)
-        except ServingError as error:
-            raise ServingError(
-                error.code, f"warm-up record {count} of {path}: {error.details}"
-            ) from None
-    return count
-
-
-def _records(path: Path) -> Iterator[bytes]:
-    if not path.is_file():
-        return
-    try:
-        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-            yield bytes(record)
-    except tf.errors.DataLossError as error:
-        raise invalid_argument(
-            f"{path} is not in TFRecord format: {error.message}"
-        ) from None
+def _check_kinds(folder: Path) -> None:
+    """Refuse pipes and devices: reading one may never end."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(root, name)
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise failed_precondition(
+                    f"{path} is not a regular file: copy or export the model again"
+                )

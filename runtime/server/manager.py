@@ -27,49 +27,66 @@ from .settings import ModelOptions
 
 log = logging.getLogger("optserve.server")
 
-Loader = Callable[[Path], Servable]
-"""Version folder to a servable that is warm; raises ``ServingError``."""
+Loader = Callable[[str, int, Path], Servable]
+"""Model name, version and its folder to a servable that is warm."""
+
+THREAD_NAME = "optserve-versions"
 
 
 class ModelManager:
     """Serves the newest versions of each model; polls for new ones."""
 
     def __init__(
-        self, models: Mapping[str, ModelOptions], load: Loader, *, poll_seconds: float
+        self,
+        models: Mapping[str, ModelOptions],
+        load: Loader,
+        *,
+        poll_seconds: float,
+        stopping: threading.Event,
     ) -> None:
+        """``load`` may raise anything; ``stopping`` tells it to give up."""
         self._load = load
         self._poll_seconds = poll_seconds
         self._options = dict(models)
         self._versions: dict[str, dict[int, Version]] = {}
         self._labels: dict[str, Mapping[str, int]] = {}
         self._reconcile = threading.Lock()  # one load or unload at a time
-        self._stopping = threading.Event()
+        self._stopping = stopping
+        self._looked = threading.Event()
+        self._failure: Exception | None = None
         self._poller = threading.Thread(
-            target=self._poll, name="optserve-versions", daemon=True
+            target=self._poll, name=THREAD_NAME, daemon=True
         )
 
     def start(self, *, wait: bool) -> None:
         """Load what is there now, then go on looking in the background.
 
-        Args:
-            wait: look again until every model has a version that serves.
-        """
-        self.refresh()
-        while wait and not all(self.available(name) for name in self._options):
-            time.sleep(self._poll_seconds)
-            self.refresh()
-        self._labels = {n: o.labels for n, o in self._options.items() if o.labels}
-        self._poller.start()
+        All loading is done by a thread of its own: TensorFlow can't be interrupted, and
+        whoever waits here can.
 
-    def stop(self) -> None:
-        """Stop looking, and end every version when its calls are done."""
+        Args:
+            wait: until every model has a version that serves.
+        """
+        self._poller.start()
+        self._looked.wait()
+        if self._failure is not None:
+            raise self._failure
+        while wait and not all(self.available(name) for name in self._options):
+            if self._stopping.wait(self._poll_seconds):
+                return
+        self._labels = {n: o.labels for n, o in self._options.items() if o.labels}
+
+    def stop(self, *, seconds: float = 5.0) -> bool:
+        """Stop looking, and end every version when its calls are done.
+
+        Returns:
+            False if a version was still loading after ``seconds``; it ends when
+            TensorFlow has done with it.
+        """
         self._stopping.set()
         if self._poller.is_alive():
-            self._poller.join()
-        with self._reconcile:
-            for versions in self._versions.values():
-                for version in versions.values():
-                    version.unload()
+            self._poller.join(seconds)
+        return not self._poller.is_alive()
 
     def refresh(self) -> None:
         """Compare the folders with what is in memory, load and end accordingly."""
@@ -179,11 +196,20 @@ class ModelManager:
         return known[available[0]]
 
     def _poll(self) -> None:
+        try:
+            self.refresh()
+        except Exception as error:  # a mistake of ours: `start` raises it
+            self._failure = error
+        self._looked.set()
         while not self._stopping.wait(self._poll_seconds):
             try:
                 self.refresh()
             except Exception:
                 log.exception("looking for new versions failed")
+        with self._reconcile:
+            for versions in self._versions.values():
+                for version in versions.values():
+                    version.unload()
 
     def _refresh_model(self, name: str, options: ModelOptions) -> None:
         try:
@@ -209,15 +235,28 @@ class ModelManager:
             return
         version = Version(number, State.LOADING, fingerprint=mark)
         self._versions[name] = {**known, number: version}
+        begin = time.monotonic()
+        about = {"model": name, "version": number}
+        log.info(
+            "version %d of model %s: loading %s", number, name, folder, extra=about
+        )
         try:
-            version.servable = self._load(folder)
-        except ServingError as error:
-            version.error = error
-            version.state = State.END
-            log.error("version %d of model %s: %s", number, name, error)
+            version.servable = self._load(name, number, folder)
+        except Exception as error:  # whatever a broken version makes TensorFlow raise
+            version.fail(error)
+            log.error(
+                "version %d of model %s: %s",
+                *(number, name, version.error),
+                extra=about,
+            )
         else:
             version.state = State.AVAILABLE
-            log.info("version %d of model %s serves", number, name)
+            seconds = round(time.monotonic() - begin, 3)
+            log.info(
+                "version %d of model %s serves after %.1f s",
+                *(number, name, seconds),
+                extra=about | {"seconds": seconds},
+            )
 
     def _end(self, name: str, keep: tuple[int, ...] | list[int]) -> None:
         for version in self.versions(name):

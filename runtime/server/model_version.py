@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .servable import Servable
-from .serving_error import ServingError
+from .serving_error import ServingError, as_serving_error
 
 
 class State(enum.IntEnum):
@@ -50,6 +51,11 @@ class Version:
                     self._calls -= 1
                     self._idle.notify_all()
 
+    def fail(self, error: Exception) -> None:
+        """End before it ever served; ``error`` says why."""
+        self.error = as_serving_error(error)
+        self.state = State.END
+
     def unload(self) -> None:
         """Refuse new calls, wait for those under way, free the memory."""
         with self._idle:
@@ -58,17 +64,21 @@ class Version:
             self.state = State.UNLOADING
             self._idle.wait_for(lambda: not self._calls)
             servable, self.servable = self.servable, None
-        if servable is not None:
-            servable.close()
-        self.state = State.END
+        try:
+            if servable is not None:
+                servable.close()
+        finally:
+            self.state = State.END
 
 
 def fingerprint(folder: Path) -> frozenset[tuple[str, int, int]]:
     """Changes with any file, so that a version that was still being copied, or has
-    been repaired, is tried again."""
-    found = set()
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            entry = path.stat()
-            found.add((str(path), entry.st_size, entry.st_mtime_ns))
-    return frozenset(found)
+    been repaired, is tried again. What can't be read has none."""
+    entries = set()
+    for root, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            path = os.path.join(root, name)
+            with contextlib.suppress(OSError):
+                entry = os.stat(path)
+                entries.add((path, entry.st_size, entry.st_mtime_ns))
+    return frozenset(entries)

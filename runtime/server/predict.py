@@ -1,4 +1,4 @@
-"""Predict: the checks in the genuine server's order, then the run."""
+"""Predict: the checks in TensorFlow Serving's order, then the run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from ..codec.predict import PredictRequest
 from ..contract import MESSAGE_LIMIT
+from .request_limits import STRING_SIGNATURES
 from .servable import Servable, Signature
 from .serving_error import failed_precondition, internal, invalid_argument
 
@@ -34,6 +35,10 @@ def predict(
     aliases = choose_outputs(signature, request.outputs)
     signature.check_dtypes(request.inputs)
     _check_size(request.inputs)
+    if servable.limits is not None:
+        servable.limits.check(signature.name, request.inputs, request.outputs)
+        if signature.name in STRING_SIGNATURES:
+            run = run_directly  # merged rows would each hold the whole text
     arrays = run(servable, signature, request.inputs, aliases)
     return signature.name, dict(zip(aliases, arrays, strict=True))
 
@@ -65,15 +70,15 @@ def find_signature(signatures: Mapping[str, Signature], name: str) -> Signature:
 
 def check_input_names(signature: Signature, given: Iterable[str]) -> None:
     """Raise INVALID_ARGUMENT unless exactly the signature's inputs are given."""
-    sent, wanted = set(given), set(signature.inputs)
-    if len(sent) != len(wanted):
+    sent, required = set(given), set(signature.inputs)
+    if len(sent) != len(required):
         raise invalid_argument(
-            f"input size does not match signature: {len(sent)}!={len(wanted)} "
-            f"len({_braced(sent)}) != len({_braced(wanted)}). "
-            f"Sent extra: {_braced(sent - wanted)}. "
-            f"Missing but required: {_braced(wanted - sent)}."
+            f"input size does not match signature: {len(sent)}!={len(required)} "
+            f"len({_braced(sent)}) != len({_braced(required)}). "
+            f"Sent extra: {_braced(sent - required)}. "
+            f"Missing but required: {_braced(required - sent)}."
         )
-    for alias in sorted(wanted - sent):
+    for alias in sorted(required - sent):
         raise invalid_argument(
             f"Signature input alias: {alias}(feed name: {signature.inputs[alias][0]}) "
             "not found in request and no default value provided. Inputs expected to "
@@ -81,17 +86,17 @@ def check_input_names(signature: Signature, given: Iterable[str]) -> None:
         )
 
 
-def choose_outputs(signature: Signature, wanted: Sequence[str]) -> list[str]:
-    """The output aliases to fetch: those wanted, or all."""
-    for position, alias in enumerate(wanted):
+def choose_outputs(signature: Signature, requested: Sequence[str]) -> list[str]:
+    """The output aliases to fetch: those requested, or all."""
+    for position, alias in enumerate(requested):
         if alias not in signature.outputs:
             raise invalid_argument(
                 f"output tensor alias not found in signature: {alias} Outputs "
                 f"expected to be in the set {_braced(signature.outputs)}."
             )
-        if alias in wanted[:position]:
+        if alias in requested[:position]:
             raise invalid_argument(f"duplicate output tensor alias: {alias}")
-    return list(wanted) or list(signature.outputs)
+    return list(requested) or list(signature.outputs)
 
 
 def _check_size(inputs: Mapping[str, np.ndarray]) -> None:

@@ -17,6 +17,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, rewriter_config_pb2
 
 from .aligned_buffers import BUFFERS
+from .request_limits import RequestLimits
 from .serving_error import ServingError, from_tensorflow, internal, invalid_argument
 from .settings import SessionOptions
 from .xla_signatures import xla_signatures
@@ -65,14 +66,27 @@ class Servable:
     """A SavedModel version in memory. ``run`` may be called from many threads."""
 
     def __init__(
-        self, path: str, options: SessionOptions, *, exported: bool = False
+        self,
+        path: str,
+        options: SessionOptions,
+        *,
+        exported: bool = False,
+        limits: RequestLimits | None = None,
     ) -> None:
-        """Load the SavedModel at ``path``; raises ``ServingError`` if it can't be.
+        """Load a SavedModel.
 
-        An ``exported`` one is ours: its weights are variables, so that looking for
-        constants to fold finds nothing, and looking a second time for anything else.
-        Both take half of the time that a large graph needs to become ready.
+        Args:
+            path: its folder.
+            options: TensorFlow's threads and XLA.
+            exported: it is ours. Its weights are variables, so that looking for
+                constants to fold finds nothing, and looking a second time for anything
+                else. Both take half of the time that a large graph needs to load.
+            limits: what its requests may be, for ``predict.predict`` to check.
+
+        Raises:
+            ServingError: it can't be loaded.
         """
+        self.limits = limits
         config = config_pb2.ConfigProto(
             intra_op_parallelism_threads=options.intra_op_threads,
             inter_op_parallelism_threads=options.inter_op_threads,

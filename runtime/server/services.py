@@ -24,6 +24,7 @@ from ..codec.predict import (
 )
 from ..errors import InvalidRequest, MalformedMessage
 from .config_files import models_from_config
+from .grpc_front import Method
 from .manager import ModelManager
 from .model_version import Version
 from .predict import Runner, predict
@@ -36,35 +37,36 @@ class Services:
     """Answers calls with the models that a manager holds."""
 
     def __init__(
-        self, manager: ModelManager, run: Runner, *, tensor_content: bool
+        self,
+        manager: ModelManager,
+        run: Runner,
+        *,
+        tensor_content: bool,
+        allow_reload: bool,
     ) -> None:
         self._manager = manager
         self._run = run
         self._tensor_content = tensor_content
+        self._allow_reload = allow_reload
 
-    def handlers(self) -> list[grpc.GenericRpcHandler]:
-        """What a gRPC server registers."""
-        prediction = {
-            "Predict": _raw(self.predict),
-            "GetModelMetadata": _official(
-                self.metadata, get_model_metadata_pb2.GetModelMetadataRequest
-            ),
+    def methods(self) -> dict[str, dict[str, Method]]:
+        """What the gRPC server answers, by service and method."""
+        return {
+            "tensorflow.serving.PredictionService": {
+                "Predict": self.predict,
+                "GetModelMetadata": _official(
+                    self.metadata, get_model_metadata_pb2.GetModelMetadataRequest
+                ),
+            },
+            "tensorflow.serving.ModelService": {
+                "GetModelStatus": _official(
+                    self.status, get_model_status_pb2.GetModelStatusRequest
+                ),
+                "HandleReloadConfigRequest": _official(
+                    self.reload, model_management_pb2.ReloadConfigRequest
+                ),
+            },
         }
-        model = {
-            "GetModelStatus": _official(
-                self.status, get_model_status_pb2.GetModelStatusRequest
-            ),
-            "HandleReloadConfigRequest": _official(
-                self.reload, model_management_pb2.ReloadConfigRequest
-            ),
-        }
-        return [
-            grpc.method_handlers_generic_handler(f"tensorflow.serving.{name}", methods)
-            for name, methods in (
-                ("PredictionService", prediction),
-                ("ModelService", model),
-            )
-        ]
 
     def predict(self, data: bytes) -> bytes:
         """PredictRequest bytes to PredictResponse bytes; raises ``ServingError``."""
@@ -138,7 +140,13 @@ class Services:
     def reload(
         self, request: model_management_pb2.ReloadConfigRequest
     ) -> model_management_pb2.ReloadConfigResponse:
-        """Serve other models, or other versions of them."""
+        """Serve other models, or other versions of them, where that is allowed."""
+        if not self._allow_reload:
+            raise ServingError(
+                grpc.StatusCode.PERMISSION_DENIED,
+                "HandleReloadConfigRequest is off: start the server with "
+                "--allow-reload to let callers change what it serves",
+            )
         if request.config.WhichOneof("config") != "model_config_list":
             raise invalid_argument(
                 "ServerModelConfig type not supported by HandleReloadConfigRequest."
@@ -164,25 +172,9 @@ def _describe(version: Version, proto: Any) -> None:
         proto.status.error_message = version.error.details
 
 
-def _raw(method: Callable[[bytes], bytes]) -> grpc.RpcMethodHandler:
-    def handle(data: bytes, context: grpc.ServicerContext) -> bytes:
-        try:
-            return method(data)
-        except ServingError as error:
-            context.abort(error.code, error.details)
-        except MemoryError:
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "out of memory")
-        except Exception as error:
-            text = " ".join(str(error).split())
-            context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {text}")
-        raise AssertionError("abort raises")
-
-    return grpc.unary_unary_rpc_method_handler(handle)
-
-
 def _official(
     method: Callable[[Any], Message], request_class: Callable[[], Message]
-) -> grpc.RpcMethodHandler:
+) -> Method:
     def on_bytes(data: bytes) -> bytes:
         request = request_class()
         try:
@@ -191,4 +183,4 @@ def _official(
             raise internal("") from None
         return method(request).SerializeToString()
 
-    return _raw(on_bytes)
+    return on_bytes

@@ -41,6 +41,21 @@ def internal(details: str) -> ServingError:
     return ServingError(grpc.StatusCode.INTERNAL, details)
 
 
+def stopping() -> ServingError:
+    """The server ends, and what it was preparing with it."""
+    return ServingError(grpc.StatusCode.CANCELLED, "the server is stopping")
+
+
+def as_serving_error(error: Exception) -> ServingError:
+    """The refusal that stands for any exception; ours as they are."""
+    if isinstance(error, ServingError):
+        return error
+    if isinstance(error, MemoryError):
+        return ServingError(grpc.StatusCode.RESOURCE_EXHAUSTED, "out of memory")
+    text = " ".join(str(error).split())
+    return internal(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
+
 def from_tensorflow(error: Exception) -> ServingError:
     """The refusal that matches a ``tf.errors.OpError``; INTERNAL for any other."""
     code = _BY_NUMBER.get(getattr(error, "error_code", None) or -1)

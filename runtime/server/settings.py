@@ -1,10 +1,13 @@
-"""The server's options, as small frozen dataclasses."""
+"""What a server is told: models, batching, TensorFlow's threads, TLS."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+_MOST_THREADS = 1024  # TensorFlow ends the process when it can't have them
+_LONGEST_BATCH_WAIT = 3_600_000_000  # microseconds
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class BatchingParameters:
-    """Merging of concurrent requests, TensorFlow Serving's names and defaults.
+    """Dynamic batching of concurrent requests, TensorFlow Serving's names and defaults.
 
     A batch closes when it holds ``max_batch_size`` rows, or when a thread is free and
     its first request has waited ``batch_timeout_micros``.
@@ -80,8 +83,11 @@ class BatchingParameters:
                 raise ValueError(
                     f"{name} must be at least 1, got {getattr(self, name)}"
                 )
-        if self.batch_timeout_micros < 0:
-            raise ValueError("batch_timeout_micros must not be negative")
+        if not 0 <= self.batch_timeout_micros <= _LONGEST_BATCH_WAIT:
+            raise ValueError(
+                f"batch_timeout_micros must be from 0 to {_LONGEST_BATCH_WAIT} (an "
+                f"hour), got {self.batch_timeout_micros}"
+            )
         sizes = self.allowed_batch_sizes
         if sizes and (
             list(sizes) != sorted(set(sizes)) or sizes[-1] != self.max_batch_size
@@ -107,6 +113,14 @@ class SessionOptions:
     intra_op_threads: int = 0
     inter_op_threads: int = 1
     xla_cpu_compilation_enabled: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("intra_op_threads", "inter_op_threads"):
+            if not 0 <= getattr(self, name) <= _MOST_THREADS:
+                raise ValueError(
+                    f"{name} must be from 0 (one for each core) to {_MOST_THREADS}, "
+                    f"got {getattr(self, name)}"
+                )
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives import serialization
 from optserve.runtime.errors import OptserveError
-from optserve.runtime.server import EmbeddedServer
+from optserve.runtime.server import EmbeddedServer, SessionOptions, TlsOptions
+from optserve.runtime.server.address import Address
 from optserve.runtime.server.config_files import (
     read_batching_file,
     read_models_file,
     read_tls_file,
 )
+from optserve.runtime.server.tls import server_credentials
+from optserve.runtime.server.unix_socket import UnixSocket
 
 from .calls import Caller
 
@@ -32,6 +37,54 @@ def test_unix_socket_replaces_one_left_over(rec_path, tmp_path):
     assert not path.exists()
 
 
+def test_a_socket_has_one_server(rec_path, tmp_path):
+    path = tmp_path / "server.sock"
+    first, second = UnixSocket(str(path)), UnixSocket(str(path))
+    first.claim()  # it loads its model, and doesn't listen yet
+    with pytest.raises(OptserveError, match="another process listens"):
+        second.claim()
+    first.release()
+    assert not list(tmp_path.iterdir())
+    second.claim()
+    second.release()
+
+
+def test_a_socket_that_is_not_answered_is_not_taken_away(tmp_path):
+    path = tmp_path / "server.sock"
+    with socket.socket(socket.AF_UNIX) as busy:
+        busy.bind(str(path))
+        busy.listen(0)  # and accepts nobody: the queue is full at once
+        waiting = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+        for one in waiting:
+            one.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                one.connect(str(path))
+        with pytest.raises(OptserveError, match="another process listens"):
+            UnixSocket(str(path)).claim()
+        for one in waiting:
+            one.close()
+    datagrams = tmp_path / "datagrams"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(str(datagrams))
+        with pytest.raises(OptserveError, match="another process listens"):
+            UnixSocket(str(datagrams)).claim()
+    assert path.exists() and datagrams.exists()
+
+
+def test_a_server_that_ends_removes_its_own_socket_only(rec_path, tmp_path):
+    path = tmp_path / "server.sock"
+    ours = UnixSocket(str(path))
+    ours.claim()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        ours.note_bound()
+        path.unlink()
+        with socket.socket(socket.AF_UNIX) as others:
+            others.bind(str(path))
+            ours.release()
+            assert path.exists()
+
+
 def test_addresses_that_cannot_be_had(rec_path, tmp_path, typed_server):
     port = int(typed_server.target.rpartition(":")[2])
     with pytest.raises(OptserveError, match="Address already in use; choose another"):
@@ -43,6 +96,8 @@ def test_addresses_that_cannot_be_had(rec_path, tmp_path, typed_server):
         ({"socket": tmp_path / ("x" * 200)}, "longer than"),
         ({"port": 70000}, "not between 0 and 65535"),
         ({"host": "192.0.2.1", "port": 8500}, "should be an address of this machine"),
+        ({"host": ""}, "the host is empty"),
+        ({"host": "é" * 70, "port": 8500}, "is not a host"),
     ):
         with pytest.raises(OptserveError, match=words):
             EmbeddedServer(rec_path, **options)
@@ -69,7 +124,60 @@ def test_tls_with_client_certificates(rec_path, tmp_path, certificates):
             assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-def test_batching_file_in_the_genuine_format(tmp_path):
+def test_certificates_that_cannot_work_are_refused_before_anyone_calls(certificates):
+    ca, (key, cert), (other_key, _) = certificates
+    assert server_credentials(TlsOptions(key, cert, ca, True)) is not None
+    for tls, words in (
+        (TlsOptions(other_key, cert), "server_key is not the private key of"),
+        (TlsOptions(key, cert, client_verify=True), "there is no custom_ca"),
+        (TlsOptions(key, cert, b"nonsense", True), "custom_ca holds no PEM"),
+        (TlsOptions(b"nonsense", cert), "server_key is not PEM"),
+        (TlsOptions(key, b"nonsense"), "server_cert is not PEM"),
+        (TlsOptions(key, cert.replace(b"M", b"N")), "cannot be used"),
+        (TlsOptions(encrypted(key), cert), "cannot be used"),
+    ):
+        with pytest.raises(OptserveError, match=words) as error:
+            server_credentials(tls)
+        assert "PRIVATE" not in str(error.value) and "\n" not in str(error.value)
+
+
+def encrypted(key: bytes) -> bytes:
+    return serialization.load_pem_private_key(key, None).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"secret"),
+    )
+
+
+LOCAL = [("127.0.0.1", None), ("127.3.2.1", None), ("::1", None), ("localhost", None)]
+LOCAL += [("0.0.0.0", "/a/socket")]
+REMOTE = ["0.0.0.0", "::", "10.1.2.3", "models.example", "127.evil.example", ""]
+
+
+def test_local_addresses():
+    assert all(Address(host, 1, path).is_local for host, path in LOCAL)
+    assert not any(Address(host, 1, None).is_local for host in REMOTE)
+
+
+def test_reloading_needs_a_place_that_strangers_cannot_call(rec_path, certificates):
+    ca, (key, cert), _ = certificates
+    everywhere = {"host": "0.0.0.0", "allow_reload": True}
+    for tls in (None, TlsOptions(key, cert, ca)):
+        with pytest.raises(OptserveError, match="whoever can call could load any"):
+            EmbeddedServer(rec_path, tls=tls, **everywhere)
+    verified = TlsOptions(key, cert, ca, client_verify=True)
+    EmbeddedServer(rec_path, tls=verified, **everywhere).stop()
+
+
+def test_thread_counts_that_would_end_the_process():
+    for threads in (-3, 10**9):
+        with pytest.raises(ValueError, match="must be from 0"):
+            SessionOptions(intra_op_threads=threads)
+        with pytest.raises(ValueError, match="must be from 0"):
+            SessionOptions(inter_op_threads=threads)
+
+
+def test_batching_file_in_the_tensorflow_servings_format(tmp_path):
     path = tmp_path / "batching.config"
     path.write_text(
         "max_batch_size { value: 8 }\nbatch_timeout_micros { value: 500 }\n"
@@ -90,6 +198,7 @@ def test_batching_file_in_the_genuine_format(tmp_path):
     [
         (read_batching_file, "max_batch_size: 8", "not a BatchingParameters"),
         (read_batching_file, "max_batch_size { value: 0 }", "must be at least 1"),
+        (read_batching_file, f"batch_timeout_micros {{ value: {2**62} }}", "an hour"),
         (read_batching_file, "allowed_batch_sizes: 3", "end with max_batch_size"),
         (read_tls_file, 'server_key: "SECRET', "not a SSLConfig"),
         (read_tls_file, 'server_key: "SECRET"', "must both be given"),

@@ -123,7 +123,10 @@ def test_labels_and_several_models(exported):
 
 
 def test_reload_config(exported):
-    with serving(exported) as caller, Caller(caller.target, "new") as new:
+    with (
+        serving(exported, allow_reload=True) as caller,
+        Caller(caller.target, "new") as new,
+    ):
         request = model_management_pb2.ReloadConfigRequest()
         config = request.config.model_config_list.config.add()
         config.name, config.base_path = "new", str(exported)
@@ -139,6 +142,15 @@ def test_reload_config(exported):
         request.Clear()
         with refused("INVALID_ARGUMENT", "ModelConfigList"):
             caller.service.HandleReloadConfigRequest(request, timeout=30)
+
+
+def test_reloading_is_off_unless_allowed(exported):
+    with serving(exported) as caller:
+        request = model_management_pb2.ReloadConfigRequest()
+        request.config.model_config_list.SetInParent()  # no model: all would end
+        with refused("PERMISSION_DENIED", "start the server with --allow-reload"):
+            caller.service.HandleReloadConfigRequest(request, timeout=30)
+        assert caller.predict(x=X)["version"] == 3
 
 
 def test_corrupt_version_leaves_the_serving_one_alone(base, exported):

@@ -82,3 +82,13 @@ def save_heavy(path: str | os.PathLike[str], size: int = 1024) -> Path:
 
     tf.saved_model.save(module, os.fspath(path), signatures={"heavy": heavy})
     return Path(path)
+
+
+def save_endless(path: str | os.PathLike[str]) -> Path:
+    """``endless``: counts to a billion, one step at a time."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int32, "n")])
+    def endless(n):
+        return {"n": tf.while_loop(lambda i: i < 10**9, lambda i: (i + 1,), [n[0]])[0]}
+
+    return save(path, endless=endless)

@@ -1,0 +1,213 @@
+"""The gRPC side of the server: messages are received on one event loop.
+
+A call takes one of the worker threads only when its message is there as a whole, so
+calls that are sent slowly, or half sent and left open, cost a coroutine each and hold
+up nobody. A message that doesn't arrive in time ends its call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+
+from ..transports.grpc_channel import LONG_MESSAGES
+from .address import Address
+from .compression import inflated
+from .serving_error import ServingError, as_serving_error
+from .settings import TlsOptions
+
+Method = Callable[[bytes], bytes]
+"""Request bytes to reply bytes; raises ``ServingError``."""
+
+_OPTIONS = {
+    **LONG_MESSAGES,
+    "grpc.so_reuseport": 0,
+    "grpc.per_message_decompression": 0,  # see compression.py
+    "grpc.max_concurrent_streams": 4096,  # of one connection
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much the server takes on at a time.
+
+    Attributes:
+        threads: calls that run at the same time.
+        waiting: calls received as a whole that may wait for a thread.
+        held_bytes: what the requests of running and waiting calls may have together.
+        receive_seconds: time that a message has to arrive.
+    """
+
+    threads: int = 64
+    waiting: int = 1024
+    held_bytes: int = 4 << 30
+    receive_seconds: float = 120.0
+
+
+class Workers:
+    """A bounded pool of threads; what it can't take is refused, not queued."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._pool = ThreadPoolExecutor(limits.threads, "optserve-call")
+        self._lock = threading.Lock()
+        self._calls = self._bytes = self._largest = 0
+
+    def submit(self, method: Method, data: bytes) -> Future[bytes]:
+        """Start ``method`` in a thread as soon as one is free.
+
+        Raises:
+            ServingError: RESOURCE_EXHAUSTED, in TensorFlow Serving's words, which
+                clients take for overload.
+        """
+        limits, size = self._limits, len(data)
+        with self._lock:
+            calls, held = self._calls + 1, self._bytes + size
+            too_many = calls > limits.threads + limits.waiting
+            if too_many or (held > limits.held_bytes and self._calls):
+                raise ServingError(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED, "Server Threadpool Exhausted"
+                )
+            self._calls, self._bytes = calls, held
+        future = self._pool.submit(self._call, method, data)
+        future.add_done_callback(lambda _: self._release(size))
+        return future
+
+    def largest_message(self) -> int:
+        """Bytes of the largest message of those running now or ended since asked."""
+        with self._lock:
+            largest, self._largest = self._largest, 0
+            return max(largest, self._bytes)
+
+    def close(self) -> None:
+        """Take no more calls; those under way end by themselves."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _call(self, method: Method, data: bytes) -> bytes:
+        reply = method(message := inflated(data))
+        with self._lock:
+            self._largest = max(self._largest, len(message), len(reply))
+        return reply
+
+    def _release(self, size: int) -> None:
+        with self._lock:
+            self._calls -= 1
+            self._bytes -= size
+
+
+class GrpcFront:
+    """A gRPC server for unary methods that work on bytes."""
+
+    def __init__(
+        self, methods: Mapping[str, Mapping[str, Method]], limits: Limits
+    ) -> None:
+        """Methods by service and name."""
+        self._limits = limits
+        self.workers = Workers(limits)
+        self._handlers = [
+            grpc.method_handlers_generic_handler(
+                service, {name: self._handler(method) for name, method in group.items()}
+            )
+            for service, group in methods.items()
+        ]
+        self._loop = asyncio.new_event_loop()
+        self._stopped = threading.Event()
+        self._stopping = threading.Lock()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="optserve-grpc", daemon=True
+        )
+        self._server: Any = None
+
+    def start(self, address: Address, tls: TlsOptions | None) -> None:
+        """Open the port and answer calls.
+
+        Raises:
+            OptserveError: the address can't be had, or the certificates are wrong.
+        """
+        self._thread.start()
+        try:
+            self._on_loop(self._start(address, tls))
+        except BaseException:
+            self._end()
+            raise
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until the server has stopped; False if ``timeout`` came first."""
+        return self._stopped.wait(timeout)
+
+    def stop(self, grace: float | None) -> None:
+        """Refuse new calls and give those under way ``grace`` seconds."""
+        with self._stopping:
+            if not self._stopped.is_set():
+                self._on_loop(self._server.stop(grace))
+                self._end()
+
+    def _end(self) -> None:
+        self.workers.close()
+        self._on_loop(_cancel_the_rest())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._stopped.set()
+
+    def _on_loop(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _start(self, address: Address, tls: TlsOptions | None) -> None:
+        self._server = grpc.aio.server(
+            handlers=self._handlers, options=list(_OPTIONS.items())
+        )
+        address.bind(self._server, tls)
+        await self._server.start()
+
+    def _handler(self, method: Method) -> grpc.RpcMethodHandler:
+        # On the wire a unary call is a stream of one message. Registered as a stream,
+        # the handler starts before the message and can give up on it.
+        async def handle(_: Any, context: grpc.aio.ServicerContext) -> bytes:
+            return await self._answer(method, context)
+
+        return grpc.stream_unary_rpc_method_handler(handle)
+
+    async def _answer(self, method: Method, context: grpc.aio.ServicerContext) -> bytes:
+        data = await self._receive(context)
+        try:
+            return await asyncio.wrap_future(self.workers.submit(method, data))
+        except Exception as error:
+            refusal = as_serving_error(error)
+        return await _abort(context, refusal.code, refusal.details)
+
+    async def _receive(self, context: grpc.aio.ServicerContext) -> bytes:
+        seconds = self._limits.receive_seconds
+        try:
+            data = await asyncio.wait_for(context.read(), seconds)
+        except asyncio.TimeoutError:
+            await _abort(
+                context,
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                f"the request did not arrive as a whole within {seconds:g} seconds",
+            )
+        if not isinstance(data, bytes):  # grpc.aio.EOF
+            await _abort(context, grpc.StatusCode.INTERNAL, "the call has no message")
+        return data
+
+
+async def _cancel_the_rest() -> None:
+    """End what still waits for a message or a thread."""
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
+
+
+async def _abort(
+    context: grpc.aio.ServicerContext, code: grpc.StatusCode, details: str
+) -> NoReturn:
+    await context.abort(code, details)
+    raise AssertionError("abort raises")

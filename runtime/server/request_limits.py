@@ -1,0 +1,157 @@
+"""What an export's requests may be: their shapes, before anything is allocated.
+
+A few bytes can name half a billion tokens, since a tensor's last value stands for all
+that follow. The graph checks ids and lengths, but only when the tensors are there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ..contract import (
+    MESSAGE_LIMIT,
+    CacheLayout,
+    Dim,
+    Manifest,
+    SignatureSpec,
+    signature,
+    tokens_per_call,
+)
+from .serving_error import invalid_argument
+
+_ROWS = 32  # of an export that names no batch sizes, when all positions are used
+_MOST_ROWS = 1024  # of such an export
+_STRING_ROWS = 8  # of `describe` and `tokenizer`, which repeat one text for each row
+
+STRING_SIGNATURES = ("describe", "tokenizer")
+
+
+class RequestLimits:
+    """The largest sizes of each dimension letter (``contract/signatures.py``).
+
+    S, C and W: the model's positions. K: its vocabulary. B: the export's largest batch
+    size, at least 32. B·S and B·C: that many rows of all positions.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        layout = manifest.cache_layout
+        positions = manifest.max_positions
+        slots = max(positions, *manifest.cache_buckets[-1:], 0)
+        rows = max(_ROWS, *manifest.batch_sizes[-1:], 0)
+        most_rows = rows if manifest.batch_sizes else _MOST_ROWS
+        self._sizes = {
+            "B": most_rows,
+            "S": positions,
+            "C": slots,
+            "W": slots,
+            "K": manifest.vocab_size,
+        }
+        self._tokens = rows * slots
+        self._signatures = {
+            name: spec
+            for name in manifest.signatures
+            if (spec := _known(name, manifest, layout)) is not None
+        }
+
+    def check(
+        self,
+        name: str,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Sequence[str] = (),
+    ) -> None:
+        """Compare a request for signature ``name`` with what the export was made for.
+
+        Signatures that the contract doesn't know pass.
+
+        Raises:
+            ServingError: INVALID_ARGUMENT shapes that don't fit the contract, sizes
+                beyond the limits, or outputs too large for a reply.
+        """
+        spec = self._signatures.get(name)
+        if spec is None:
+            return
+        sizes = _sizes(spec, inputs)
+        limits = dict(self._sizes)
+        if name in STRING_SIGNATURES:
+            limits["B"] = _STRING_ROWS
+        for letter, size in sizes.items():
+            if size > limits[letter]:
+                raise invalid_argument(
+                    f"signature {name} takes at most {letter} = {limits[letter]}, "
+                    f"got {size} ({_MEANING[letter]})"
+                )
+        for letter in ("S", "C"):
+            tokens = sizes.get("B", 1) * sizes.get(letter, 0)
+            if tokens > self._tokens:
+                raise invalid_argument(
+                    f"signature {name} takes at most B x {letter} = {self._tokens}, "
+                    f"got {tokens}: send fewer rows at a time"
+                )
+        _check_reply(spec, sizes, outputs)
+
+
+_MEANING = {
+    "B": "rows; send fewer at a time",
+    "S": "new tokens of a row",
+    "C": "cache slots of a row",
+    "W": "tokens of history of a row",
+    "K": "stop ids of a row",
+}
+
+
+def _known(name: str, manifest: Manifest, layout: CacheLayout) -> SignatureSpec | None:
+    try:
+        hidden = int(manifest.config["hidden_size"])
+        return signature(
+            name, layout, vocab_size=manifest.vocab_size, hidden_size=hidden
+        )
+    except KeyError:
+        return None
+
+
+def _sizes(spec: SignatureSpec, inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """The size of each letter, the same in all inputs."""
+    sizes: dict[str, int] = {}
+    for tensor in spec.inputs:
+        shape = inputs[tensor.name].shape
+        fits = len(shape) == len(tensor.shape) and all(
+            size == (dim if isinstance(dim, int) else sizes.setdefault(dim, size))
+            for dim, size in zip(tensor.shape, shape, strict=True)
+        )
+        if not fits:
+            expected = [
+                f"{dim} = {sizes[dim]}" if dim in sizes else dim for dim in tensor.shape
+            ]
+            raise invalid_argument(
+                f"input {tensor.name} of signature {spec.name} has shape "
+                f"{list(shape)}, expected [{', '.join(map(str, expected))}]"
+            )
+    return sizes
+
+
+def _check_reply(
+    spec: SignatureSpec, sizes: Mapping[str, int], outputs: Sequence[str]
+) -> None:
+    total = 0
+    for tensor in spec.outputs:
+        if (outputs and tensor.name not in outputs) or tensor.dtype == "string":
+            continue
+        dims = [_evaluated(spec, dim, sizes) for dim in tensor.shape]
+        total += math.prod(dims) * tensor.numpy_dtype().itemsize
+    if total > MESSAGE_LIMIT:
+        raise invalid_argument(
+            f"the reply of signature {spec.name} would have {total} bytes, at most "
+            f"{MESSAGE_LIMIT} are possible: send fewer rows or tokens at a time"
+        )
+
+
+def _evaluated(spec: SignatureSpec, dim: Dim, sizes: Mapping[str, int]) -> int:
+    """A size, a letter's, or the contract's one sum, ``S+N-1``."""
+    if isinstance(dim, int):
+        return dim
+    if dim in sizes:
+        return sizes[dim]
+    return sizes["S"] + (tokens_per_call(spec.name) or 1) - 1

@@ -1,0 +1,175 @@
+"""Calls that are half sent, slow, or too many hold up nobody."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from optserve.runtime.errors import OptserveError
+from optserve.runtime.server.address import Address
+from optserve.runtime.server.grpc_front import GrpcFront, Limits, Workers
+from optserve.runtime.server.serving_error import ServingError
+
+METHOD = "/a.Service/Method"
+
+
+@contextlib.contextmanager
+def serving(method, limits: Limits | None = None):
+    """The target of a server with one method."""
+    front = GrpcFront({"a.Service": {"Method": method}}, limits or Limits())
+    address = Address("127.0.0.1", 0, None)
+    front.start(address, None)
+    try:
+        yield address.target
+    finally:
+        front.stop(0)
+
+
+@contextlib.contextmanager
+def half_sent(target: str, count: int):
+    """So many calls that have begun and send no message, on a few connections."""
+    end = threading.Event()
+
+    def nothing_yet():
+        end.wait()
+        yield from ()
+
+    channels = [grpc.insecure_channel(target) for _ in range(4)]
+    calls = []
+    for i in range(count):
+        call = channels[i % 4].stream_unary(METHOD)
+        calls.append(call.future(nothing_yet(), metadata=[("number", str(i))]))
+    try:
+        yield calls
+    finally:
+        for call in calls:
+            call.cancel()
+        end.set()
+        for channel in channels:
+            channel.close()
+
+
+def test_a_thousand_half_sent_calls_leave_a_quick_caller_quick():
+    with (
+        serving(bytes.upper, Limits(threads=2)) as target,
+        half_sent(target, 1000) as slow,
+        grpc.insecure_channel(target) as channel,
+    ):
+        quick = channel.unary_unary(METHOD)
+        for _ in range(20):
+            assert quick(b"quick", timeout=10, wait_for_ready=True) == b"QUICK"
+        assert not any(call.done() for call in slow)
+
+
+def test_a_message_that_does_not_come_ends_its_call():
+    limits = Limits(receive_seconds=0.2)
+    with serving(bytes.upper, limits) as target, half_sent(target, 10) as slow:
+        for call in slow:
+            error = call.exception(timeout=10)
+            assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert "did not arrive as a whole within 0.2 s" in error.details()
+
+
+def test_a_call_without_a_message_is_refused():
+    with serving(bytes.upper) as target, grpc.insecure_channel(target) as channel:
+        with pytest.raises(grpc.RpcError) as refusal:
+            channel.stream_unary(METHOD)(iter(()), timeout=10)
+        assert refusal.value.code() is grpc.StatusCode.INTERNAL
+        assert channel.unary_unary(METHOD)(b"x", timeout=10) == b"X"
+
+
+class Blocked:
+    """A method that runs until it is let go."""
+
+    def __init__(self) -> None:
+        self.started, self.go = threading.Semaphore(0), threading.Event()
+        self.calls = 0
+
+    def __call__(self, data: bytes) -> bytes:
+        self.calls += 1
+        self.started.release()
+        assert self.go.wait(20)
+        return data
+
+
+def test_more_calls_than_can_wait_are_refused_as_overload():
+    method = Blocked()
+    with (
+        serving(method, Limits(threads=1, waiting=2)) as target,
+        grpc.insecure_channel(target) as channel,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        call = channel.unary_unary(METHOD)
+        first = pool.submit(call, b"1", timeout=20)
+        assert method.started.acquire(timeout=10)
+        others = [pool.submit(call, b"2", timeout=20) for _ in range(3)]
+        refused = next(f for f in iterate_done(others))
+        assert refused.exception().code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert refused.exception().details() == "Server Threadpool Exhausted"
+        method.go.set()
+        assert first.result(10) == b"1"
+        assert sum(f.exception(10) is None for f in others) == 2
+
+
+def iterate_done(futures):
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        yield from (f for f in futures if f.done())
+        time.sleep(0.01)
+
+
+def test_a_call_given_up_while_it_waits_never_runs():
+    method = Blocked()
+    with (
+        serving(method, Limits(threads=1)) as target,
+        grpc.insecure_channel(target) as channel,
+    ):
+        call = channel.unary_unary(METHOD)
+        first = call.future(b"1", timeout=20)
+        assert method.started.acquire(timeout=10)
+        with pytest.raises(grpc.RpcError):
+            call(b"2", timeout=0.1)
+        time.sleep(0.2)  # its end reaches the server
+        method.go.set()
+        assert first.result(10) == b"1" and call(b"3", timeout=10) == b"3"
+        assert method.calls == 2
+
+
+def test_bytes_held_are_bounded():
+    method = Blocked()
+    workers = Workers(Limits(threads=2, held_bytes=100))
+    first = workers.submit(method, b"x" * 300)  # one may be larger than the bound
+    assert method.started.acquire(timeout=10)
+    with pytest.raises(ServingError, match="Exhausted"):
+        workers.submit(method, b"x")
+    assert workers.largest_message() == 300
+    method.go.set()
+    assert first.result(10) == b"x" * 300
+    assert workers.submit(method, b"y").result(10) == b"y"
+    assert workers.largest_message() == 300 and workers.largest_message() == 0
+    workers.close()
+
+
+def test_an_address_that_cannot_be_had_leaves_no_thread():
+    before = threading.active_count()
+    front = GrpcFront({}, Limits())
+    with pytest.raises(OptserveError, match="cannot listen"):
+        front.start(Address("192.0.2.1", 8500, None), None)
+    assert threading.active_count() == before
+
+
+def test_stopping_ends_calls_that_are_half_sent():
+    front = GrpcFront({"a.Service": {"Method": bytes.upper}}, Limits())
+    address = Address("127.0.0.1", 0, None)
+    front.start(address, None)
+    with half_sent(address.target, 20) as slow:
+        grpc.channel_ready_future(grpc.insecure_channel(address.target)).result(10)
+        begin = time.monotonic()
+        front.stop(0.1)
+        assert time.monotonic() - begin < 5 and front.wait(0)
+        assert all(call.exception(10) is not None for call in slow)
+    front.stop(0)
