@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from . import __version__
+from .errors import OptserveError
+from .log_lines import log_lines
 from .memory import keep_freed_memory
+from .printable import sentence
 
 COMMANDS = {
     "export": ("optserve.export.commands.export", "checkpoint to SavedModel or TFLite"),
@@ -27,7 +32,19 @@ COMMANDS = {
     "describe": ("optserve.runtime.commands.describe", "what a served model is"),
 }
 
+_log = logging.getLogger("optserve.cli")
 _SUMMARY = "OPT language models as served graphs: export, serve, generate."
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose refusals are one sentence, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise _UsageError(f"{message}; see {self.prog} --help")
+
+
+class _UsageError(OptserveError):
+    """The command line itself is wrong."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,12 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("OPTSERVE_TRACEBACK"):
             raise
-        print(f"optserve: {error_sentence(error)}", file=sys.stderr)
-        return 1
+        with log_lines(as_json="--json-log" in arguments):
+            _log.error("%s", error_sentence(error))
+        return 2 if isinstance(error, _UsageError) else 1
 
 
 def _dispatch(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="optserve", description=_SUMMARY)
+    parser = _Parser(prog="optserve", description=_SUMMARY)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = arguments[0] if arguments and arguments[0] in COMMANDS else None
@@ -63,12 +81,16 @@ def _dispatch(arguments: list[str]) -> int:
     assert module is not None  # argparse refused every other name
     if module.__name__.startswith(__package__ or ""):  # it sends or serves caches
         keep_freed_memory()
-    return module.run(args)
+    with log_lines(as_json=getattr(args, "json_log", False)):
+        return module.run(args)
 
 
 def error_sentence(error: Exception) -> str:
     """One line for a person: our own errors as they are, others with their type."""
-    text = " ".join(str(error).split())
+    return sentence(_described(error))
+
+
+def _described(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         extra = {
             "jax": "export",
@@ -78,12 +100,12 @@ def error_sentence(error: Exception) -> str:
         }.get(error.name.split(".")[0], "serve")
         return f"{error.name} is not installed: pip install 'optserve[{extra}]'"
     if type(error).__module__.startswith("optserve."):
-        return text
+        return str(error)
     if isinstance(error, OSError):
-        reason = error.strerror or text  # without the number
+        reason = error.strerror or str(error)  # without the number
         return f"{error.filename}: {reason}" if error.filename else reason
     return (
-        f"internal error, {type(error).__name__}: {text} "
+        f"internal error, {type(error).__name__}: {error} "
         "(set OPTSERVE_TRACEBACK=1 for the traceback)"
     )
 

@@ -1,21 +1,82 @@
-"""Options that the client's commands share, and how they become objects."""
+"""Options that the commands share, and how they become objects."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import math
+import stat
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..client import Client
 from ..errors import InvalidRequest
 from ..options import Beams, Constraints, GenerationKeywords
+from ..printable import printable
 from ..sampling import Sampling
-from ..transports.resolve import is_tflite
+from .local_targets import is_local
 
-if TYPE_CHECKING:
-    from ..server import EmbeddedServer
+_INT32 = 2**31 - 1
+_SMALLEST, _LARGEST = 1e-37, 1e38  # that float32 holds with all its digits
+_LONGEST = 1e9  # seconds; some 30 years
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """An argument's type: a whole number from ``low`` to ``high``."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:  # also for thousands of digits
+            value = None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number from {low} to {high}, got {_short(text)}"
+            )
+        return value
+
+    return read
+
+
+def number(low: float, high: float = math.inf) -> Callable[[str], float]:
+    """An argument's type: a finite number from ``low`` to ``high``."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and low <= value <= high):
+            between = f"from {low:g} to {high:g}" if math.isfinite(high) else ""
+            if not between:
+                between = "" if math.isinf(low) else f"of {low:g} or more"
+            raise argparse.ArgumentTypeError(
+                f"expected a number {between}".rstrip() + f", got {_short(text)}"
+            )
+        return value
+
+    return read
+
+
+def float32(text: str) -> float:
+    """An argument's type: 0 or more, as the graphs take it."""
+    value = number(0)(text)
+    if value and not _SMALLEST <= value <= _LARGEST:
+        raise argparse.ArgumentTypeError(
+            f"expected a number of 0, or from {_SMALLEST:g} to {_LARGEST:g}, "
+            f"got {_short(text)}"
+        )
+    return value
+
+
+def _short(text: str) -> str:
+    return ascii(text if len(text) <= 40 else f"{text[:40]}…")
+
+
+seconds = number(0.001, _LONGEST)
+"""An argument's type: a time to wait."""
 
 
 def add_connection(parser: argparse.ArgumentParser) -> None:
@@ -29,47 +90,92 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
         help="server: HOST:PORT, unix:PATH or dns:///NAME:PORT; repeat for replicas",
     )
     which.add_argument(
-        "--model",
-        metavar="OUT",
-        help="an export's folder, served for the time of this command",
+        "--model", metavar="OUT", help="an export's folder, run in this process"
     )
     add = group.add_argument
     add("--name", default="opt", help="the model's name on the server (opt)")
     add("--label", default="", help="version label on the server (the newest version)")
     add("--tokenizer", metavar="DIR", help="tokenizer, where the export holds none")
-    add("--wait", type=float, metavar="S", help="wait for the model to become ready")
-    add("--max-rows", type=int, metavar="B", help="most rows of one call")
-    add("--threads", type=int, metavar="T", help="of a .tflite model (up to 4)")
+    add("--wait", type=seconds, metavar="S", help="wait for the model to become ready")
+    add("--max-rows", type=whole(1, _INT32), metavar="B", help="most rows of one call")
+    add(
+        "--threads",
+        type=whole(1, 1024),
+        metavar="T",
+        help="of a model in this process (the runtime's own choice)",
+    )
+    add("--tls", action="store_true", help="encrypt, and trust the usual authorities")
     add("--tls-ca", metavar="PEM", help="encrypt, and trust these certificates")
-    add("--tls-cert", metavar="PEM", help="the client's certificate (mTLS)")
+    add("--tls-cert", metavar="PEM", help="encrypt; the client's certificate (mTLS)")
     add("--tls-key", metavar="PEM", help="and its key")
-    add("--tls-server-name", metavar="NAME", help="name in the server's certificate")
+    add(
+        "--tls-server-name",
+        metavar="NAME",
+        help="encrypt; the name in the server's certificate",
+    )
     add(
         "--token-file",
         metavar="FILE",
         help="send its content as a bearer token (read again for each call)",
+    )
+    add(
+        "--insecure-token",
+        action="store_true",
+        help="send the token without encryption to other machines, too",
     )
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
     """How to generate."""
     add = parser.add_argument_group("generation").add_argument
-    add("--max-new-tokens", type=int, default=64, metavar="N", help="at most (64)")
-    add("--temperature", type=float, default=0.0, help="0 is greedy (0)")
-    add("--top-k", type=int, default=0, metavar="K", help="of the K likeliest (0: all)")
-    add("--top-p", type=float, default=1.0, metavar="P", help="of the likeliest P (1)")
-    add("--repetition-penalty", type=float, default=1.0, metavar="R", help="1: none")
-    add("--seed", type=int, help="makes sampling repeatable")
+    add(
+        "--max-new-tokens",
+        type=whole(1, _INT32),
+        default=64,
+        metavar="N",
+        help="at most (64)",
+    )
+    add("--temperature", type=float32, default=0.0, help="0 is greedy (0)")
+    add(
+        "--top-k",
+        type=whole(0, _INT32),
+        default=0,
+        metavar="K",
+        help="of the K likeliest (0: all)",
+    )
+    add(
+        "--top-p",
+        type=number(0, 1),
+        default=1.0,
+        metavar="P",
+        help="of the likeliest P (1)",
+    )
+    add(
+        "--repetition-penalty",
+        type=float32,
+        default=1.0,
+        metavar="R",
+        help="1: none",
+    )
+    add(
+        "--seed",
+        type=whole(-(2**63), 2**64 - 1),
+        metavar="N",
+        help="makes sampling repeatable",
+    )
     add("--stop", action="append", default=[], metavar="TEXT", help="end at this text")
     add(
         "--stop-token-id",
         action="append",
-        type=int,
+        type=whole(-1, _INT32),
         metavar="ID",
         help="end at this token instead of the model's end token; -1 for at none",
     )
-    add("--min-new-tokens", type=int, default=0, metavar="N", help="no end before")
-    add("--no-repeat-ngram", type=int, default=0, metavar="N", help="0: allowed")
+    for name, text in (
+        ("--min-new-tokens", "no end before"),
+        ("--no-repeat-ngram", "no N tokens twice (0: allowed)"),
+    ):
+        add(name, type=whole(0, _INT32), default=0, metavar="N", help=text)
     add("--bad-word", action="append", default=[], metavar="TEXT", help="never say")
     add(
         "--logit-bias",
@@ -83,41 +189,35 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="drop the beginning of a prompt that is too long",
     )
-    add("--timeout", type=float, metavar="S", help="seconds for each generation")
+    add("--timeout", type=seconds, metavar="S", help="seconds for each generation")
 
 
 @contextmanager
 def opened_client(args: argparse.Namespace) -> Iterator[Client]:
-    """A client for the parsed options; with ``--model`` also the server behind it."""
-    common = {
-        "model": args.name,
-        "tokenizer": args.tokenizer,
-        "max_rows": args.max_rows,
-    }
+    """A client for the parsed options: of servers, or of a model in this process."""
+    options: dict[str, Any] = {"tokenizer": args.tokenizer, "max_rows": args.max_rows}
     if args.target:
-        options = _connection(args)
-        options |= {"wait": args.wait, "label": args.label}
-        with Client(args.target, **common, **options) as client:
-            yield client
-        return
-    if args.label:
-        raise InvalidRequest("--label needs --target: labels are a server's")
-    path = Path(args.model)
-    if is_tflite(path):
-        with Client(path, threads=args.threads, **common) as client:
-            yield client
-        return
-    with (
-        _embedded(path, args.name) as server,
-        Client(server.target, **common) as client,
-    ):
+        _refuse(args, ("threads",), "needs --model: a server has threads of its own")
+        options |= {"model": args.name, "label": args.label, "wait": args.wait}
+        options |= _connection(args)
+    else:
+        _refuse(args, _SERVER_ONLY, "needs --target: --model runs in this process")
+        options["threads"] = args.threads
+    with Client(args.target or Path(args.model), **options) as client:
         yield client
 
 
-def _embedded(path: Path, name: str) -> EmbeddedServer:
-    from ..server import EmbeddedServer
+_SERVER_ONLY = (
+    *("label", "wait", "tls", "tls_ca", "tls_cert", "tls_key", "tls_server_name"),
+    *("token_file", "insecure_token"),
+)
 
-    return EmbeddedServer(path, name=name)
+
+def _refuse(args: argparse.Namespace, names: tuple[str, ...], reason: str) -> None:
+    for name in names:
+        if getattr(args, name):
+            option = f"--{name.replace('_', '-')}"
+            raise InvalidRequest(f"{option} {reason}")
 
 
 def generation_keywords(args: argparse.Namespace) -> GenerationKeywords:
@@ -161,22 +261,47 @@ def beams_of(args: argparse.Namespace) -> Beams | None:
 
 def _connection(args: argparse.Namespace) -> dict[str, Any]:
     options: dict[str, Any] = {}
-    if args.tls_ca or args.tls_cert or args.tls_key:
+    files = (args.tls_ca, args.tls_cert, args.tls_key)
+    encrypted = args.tls or args.tls_server_name or any(files)
+    if encrypted:
         from ..transports.connection import Tls
 
+        roots, chain, key = (None if file is None else Path(file) for file in files)
         options["tls"] = Tls(
-            roots=_file(args.tls_ca),
-            certificate_chain=_file(args.tls_cert),
-            private_key=_file(args.tls_key),
+            roots=roots,
+            certificate_chain=chain,
+            private_key=key,
             server_name=args.tls_server_name,
         )
     if args.token_file:
-        path = Path(args.token_file)
-        path.read_bytes()  # tells at once where it can't be read
-        options["metadata"] = lambda: [
-            ("authorization", "Bearer " + path.read_text().strip())
-        ]
+        if not (encrypted or args.insecure_token):
+            _require_local(args.target)
+        options["metadata"] = _bearer_token(Path(args.token_file))
     return options
+
+
+def _bearer_token(path: Path) -> Callable[[], list[tuple[str, str]]]:
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise InvalidRequest(
+            f"the token file {path} must be a regular file: it is read for each call"
+        )
+    path.read_bytes()  # tells at once where it can't be read
+    return lambda: [("authorization", "Bearer " + path.read_text().strip())]
+
+
+def _require_local(targets: list[str]) -> None:
+    """Refuse to send a secret in the clear to where others may read it."""
+    for target in targets:
+        if not is_local(target):
+            raise InvalidRequest(
+                f"the token would go to {target} without encryption: add --tls (or "
+                "another --tls option), or --insecure-token if nobody can listen there"
+            )
+
+
+def say(text: str, *, end: str = "") -> None:
+    """Print a text that a model made; on a terminal its escapes don't act."""
+    print(printable(text) if sys.stdout.isatty() else text, end=end, flush=True)
 
 
 def utf8(data: bytes, source: str) -> str:
@@ -193,13 +318,11 @@ def utf8(data: bytes, source: str) -> str:
         ) from None
 
 
-def _file(path: str | None) -> Path | None:
-    return None if path is None else Path(path)
-
-
 def _bias(text: str) -> tuple[int, float]:
     token, _, bias = text.partition("=")
     try:
-        return int(token), float(bias)
-    except ValueError:
-        raise InvalidRequest(f"--logit-bias must be ID=NUMBER, got {text!r}") from None
+        return whole(0, _INT32)(token), float(bias)
+    except (ValueError, argparse.ArgumentTypeError):
+        raise InvalidRequest(
+            f"--logit-bias must be ID=NUMBER, got {_short(text)}"
+        ) from None

@@ -1,96 +1,39 @@
 """A batch of prompts to JSON lines, resumed where it was interrupted.
 
-A line of output is written whole or not at all, and only results count as done: what
-failed is tried again by the next run.
+Only results count as done: what failed is tried again by the next run.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
 import itertools
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, Any
+from contextlib import closing, contextmanager
+from typing import Any
 
 from ..client import Client
 from ..errors import InvalidRequest
 from ..options import GenerationOptions
-from ..results import Generation
 from .arguments import opened_client
-
-_LONGEST_LINE = 64 << 20
-
-
-@dataclass
-class Item:
-    """One prompt of a batch; ``rest`` are its line's other fields, passed on."""
-
-    id: str | int
-    prompt: Any = None
-    error: str = ""
-    rest: dict[str, Any] = field(default_factory=dict)
-
-
-class Output:
-    """JSON lines to a file (appended) or to standard output."""
-
-    def __init__(self, path: str | None) -> None:
-        self._path = path
-        self._file = None if path is None else os.open(path, _APPEND, 0o644)
-        self.done: set[str | int] = set()
-        if path is not None:
-            self.done = _finished(Path(path))
-        self.written = self.failed = 0
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Add one line."""
-        text = json.dumps(record, ensure_ascii=False) + "\n"
-        line = text.encode(errors="backslashreplace")  # half a surrogate pair: \udc80
-        if self._file is None:
-            sys.stdout.write(line.decode())
-            sys.stdout.flush()
-        else:
-            self._append(self._file, line)
-        self.written += 1
-        self.failed += "error" in record
-
-    def _append(self, file: int, line: bytes) -> None:
-        try:
-            written = os.write(file, line)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, self._path) from None
-        if written != len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
-
-    def close(self) -> None:
-        """Let go of the file."""
-        if self._file is not None:
-            os.close(self._file)
-
-
-_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+from .batch_input import Item, opened_input, read_items
+from .batch_output import Output, failure, record
 
 
 def run_batch(
     args: argparse.Namespace, options: GenerationOptions, prompts: list[str]
 ) -> int:
     """Generate for the prompts, or for the batch; 1 where some failed."""
-    given = nullcontext(Item(i, prompt) for i, prompt in enumerate(prompts))
     with (
-        opened_items(args.jsonl) if args.jsonl else given as items,
-        closing(Output(args.output)) as output,
+        _items(args, prompts) as items,
+        closing(Output(args.output, _inputs(args))) as output,
         opened_client(args) as client,
         _progress(args) as progress,
     ):
         todo = (item for item in items if item.id not in output.done)
-        for record in results(client, todo, options):
-            output.write(record)
+        for line in results(client, todo, options):
+            output.write(line)
             progress.update(output)
     if not args.quiet:
         skipped = f", {len(output.done)} already there" if output.done else ""
@@ -104,7 +47,7 @@ def run_batch(
 def results(
     client: Client, items: Iterable[Item], options: GenerationOptions
 ) -> Iterator[dict[str, Any]]:
-    """A record for each item, as they end; a bad one fails alone."""
+    """A line for each item, as they end; a bad one fails alone."""
     under_way: dict[int, Item] = {}
     failed: list[dict[str, Any]] = []
     read = itertools.count()
@@ -116,7 +59,7 @@ def results(
                     raise InvalidRequest(item.error)
                 ids = client.encode(item.prompt, options)
             except InvalidRequest as error:
-                failed.append({"id": item.id, "error": str(error), **item.rest})
+                failed.append(failure(item.id, item.rest, str(error)))
                 continue
             under_way[next(read)] = item
             yield ids
@@ -124,75 +67,26 @@ def results(
     for result in client.generate_many(prompts(), **vars(options)):
         yield from failed
         failed.clear()
-        yield _record(under_way.pop(result.index), result)
+        item = under_way.pop(result.index)
+        prompt = {"prompt": item.prompt} if isinstance(item.prompt, str) else {}
+        yield record(item.id, item.rest | prompt, result.to_dict())
     yield from failed
 
 
 @contextmanager
-def opened_items(path: str) -> Iterator[Iterator[Item]]:
-    """The items of a JSONL file, ``-`` for standard input; ids default to the line.
-
-    Raises:
-        OSError: the file can't be read.
-    """
-    with nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
-        yield _items(file)
+def _items(args: argparse.Namespace, prompts: list[str]) -> Iterator[Iterator[Item]]:
+    if not args.jsonl:
+        yield (Item(i, prompt) for i, prompt in enumerate(prompts))
+        return
+    with opened_input(args.jsonl) as file:
+        yield read_items(file)
 
 
-def _items(file: IO[bytes]) -> Iterator[Item]:
-    number = 0
-    while line := file.readline(_LONGEST_LINE):
-        number += 1
-        if line.strip():
-            yield _item(line, number)
-
-
-def _item(line: bytes, number: int) -> Item:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return Item(number, error=f"line {number} is not JSON: {error}")
-    if isinstance(record, str):
-        return Item(number, record)
-    if not isinstance(record, dict) or "prompt" not in record:
-        return Item(number, error=f'line {number} is no object with a "prompt"')
-    identity = record.pop("id", number)
-    prompt = record.pop("prompt")
-    if not isinstance(identity, str | int):
-        return Item(number, error=f"line {number}: an id is a text or a whole number")
-    if not isinstance(prompt, str | list):
-        text = f"line {number}: a prompt is a text or a list of token ids"
-        return Item(identity, error=text, rest=record)
-    return Item(identity, prompt, rest=record)
-
-
-def _record(item: Item, result: Generation) -> dict[str, Any]:
-    prompt = {"prompt": item.prompt} if isinstance(item.prompt, str) else {}
-    return {"id": item.id, **item.rest, **prompt, **result.to_dict()}
-
-
-def _finished(path: Path) -> set[str | int]:
-    """Ids that have a result; a line cut off by an interruption is removed."""
-    done: set[str | int] = set()
-    if not path.is_file():
-        return done
-    with open(path, "rb+") as file:
-        whole = 0
-        while line := file.readline():
-            if not line.endswith(b"\n"):
-                file.truncate(whole)
-                break
-            whole += len(line)
-            try:
-                record = json.loads(line)
-                if "error" not in record:
-                    done.add(record["id"])
-            except (ValueError, TypeError, KeyError):
-                raise InvalidRequest(
-                    f"{path} holds a line that is no result of this command: give "
-                    "another --output"
-                ) from None
-    return done
+def _inputs(args: argparse.Namespace) -> list[os.stat_result]:
+    """Which files the prompts come from."""
+    paths = [path for path in (args.jsonl, *args.file) if path]
+    read = [os.fstat(0) if path == "-" else os.stat(path) for path in paths]
+    return [*read, os.fstat(0)] if "-" in args.prompts else read
 
 
 class _Progress:

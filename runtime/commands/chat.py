@@ -8,11 +8,14 @@ from collections.abc import Iterator
 
 from ..conversation import Conversation
 from ..errors import InvalidRequest, PromptTooLong
+from ..options import GenerationKeywords
+from ..printable import sentence
 from .arguments import (
     add_connection,
     add_generation,
     generation_keywords,
     opened_client,
+    say,
     utf8,
 )
 
@@ -63,18 +66,20 @@ def run(args: argparse.Namespace) -> int:
             except PromptTooLong as error:
                 if not interactive:
                     raise
-                print(f"{error} (or /reset)", file=sys.stderr)
+                print(f"{sentence(error)} (or /reset)", file=sys.stderr)
             else:
                 beginning = ""
     return 0
 
 
-def _answer(talk: Conversation, said: str, most: int, keywords) -> None:
+def _answer(
+    talk: Conversation, said: str, most: int, keywords: GenerationKeywords
+) -> None:
     """One turn; Ctrl-C keeps what was said so far."""
     chunks = talk.say(said, max_new_tokens=most, **keywords)
     try:
         for chunk in chunks:
-            print(chunk.text, end="", flush=True)
+            say(chunk.text)
     except KeyboardInterrupt:
         if not sys.stdin.isatty():
             raise

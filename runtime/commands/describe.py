@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 
 from ..contract import Manifest, signature
+from ..printable import json_text, sentence
 from .arguments import add_connection, opened_client
 
 
@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     with opened_client(args) as client:
         manifest, version = client.describe(), client.model_version
     if args.json:
-        print(json.dumps({"version": version, **asdict(manifest)}, indent=1))
+        print(json_text({"version": version, **asdict(manifest)}, indent=1))
     else:
         print(_text(manifest, version))
     return 0
@@ -48,10 +48,10 @@ def _text(manifest: Manifest, version: int) -> str:
         ("made with", ", ".join(f"{k} {v}" for k, v in manifest.tool_versions.items())),
     ]
     width = max(len(name) for name, _ in lines)
-    text = [f"{name:<{width}}  {value}" for name, value in lines if value]
+    text = [f"{name:<{width}}  {sentence(value)}" for name, value in lines if value]
     text += ["", "signatures"]
     for name in manifest.signatures:
-        text.append("  " + _signature(name, manifest))
+        text.append("  " + sentence(_signature(name, manifest)))
     return "\n".join(text)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -17,8 +18,11 @@ from .arguments import (
     add_generation,
     beams_of,
     generation_keywords,
+    number,
     opened_client,
+    say,
     utf8,
+    whole,
 )
 from .batch import run_batch
 
@@ -50,12 +54,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_connection(parser)
     add_generation(parser)
     group = parser.add_argument_group("several sequences").add_argument
-    group("--samples", type=int, default=1, metavar="N", help="draw N, likeliest first")
-    group("--beams", type=int, metavar="N", help="beam search of this width")
-    group("--returned", type=int, default=1, metavar="N", help="beams given back (1)")
-    group("--length-penalty", type=float, default=1.0, metavar="P", help="of beams (1)")
+    count = whole(1, 1000)
+    group(
+        "--samples", type=count, default=1, metavar="N", help="draw N, likeliest first"
+    )
+    group("--beams", type=count, metavar="N", help="beam search of this width")
+    group("--returned", type=count, default=1, metavar="N", help="beams given back (1)")
+    group(
+        "--length-penalty",
+        type=number(-math.inf),
+        default=1.0,
+        metavar="P",
+        help="of beams (1)",
+    )
     group("--early-stopping", action="store_true", help="end at enough finished beams")
-    group("--top-logprobs", type=int, default=0, metavar="K", help="likeliest K a step")
+    group(
+        "--top-logprobs",
+        type=whole(0, 100_000),
+        default=0,
+        metavar="K",
+        help="likeliest K a step",
+    )
     group("--echo", action="store_true", help="the prompt's log-probabilities as well")
 
 
@@ -89,17 +108,17 @@ def _show(
 ) -> Generation:
     """Print a continuation as it comes, or all of them where there are several."""
     if args.with_prompt:
-        print(prompt, end="", flush=True)
+        say(prompt)
     keywords = vars(options)
     if options.beams or options.samples > 1 or options.echo:
         (result,) = client.generate([prompt], **keywords)
-        found = [result, *result.alternatives]
-        for i, one in enumerate(found):
-            print(one.text if len(found) == 1 else f"[{i + 1}] {one.text}")
+        sequences = [result, *result.alternatives]
+        for i, one in enumerate(sequences):
+            say(one.text if len(sequences) == 1 else f"[{i + 1}] {one.text}", end="\n")
         return result
     stream = client.stream(prompt, **keywords)
     for chunk in stream:
-        print(chunk.text, end="", flush=True)
+        say(chunk.text)
     print()
     return stream.generation
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
+import resource
 import signal
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import InvalidRequest
+from ..printable import json_text, sentence
+from .arguments import number, whole
 
 if TYPE_CHECKING:
     from ..server import EmbeddedServer
@@ -25,7 +28,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("path", nargs="?", metavar="OUT", help="folder of numbered model versions")
     add("--name", default="opt", help="the model's name in requests (opt)")
-    add("--port", type=int, default=8500, help="TCP port, 0 picks a free one (8500)")
+    add(
+        "--port",
+        type=whole(0, 65535),
+        default=8500,
+        help="TCP port, 0 picks a free one (8500)",
+    )
     add("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
     add("--socket", metavar="PATH", help="listen at a Unix socket instead of a port")
     add(
@@ -47,13 +55,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--ssl-config-file", metavar="FILE", help="encrypt the port (SSLConfig)")
     add(
         "--poll-seconds",
-        type=float,
+        type=number(0.01, 1e6),
         default=2.0,
+        metavar="S",
         help="look for new versions every (2)",
     )
     add("--wait", action="store_true", help="wait for a model that is not there yet")
-    add("--intra-op-threads", type=int, default=0, help="threads of an op (0: cores)")
-    add("--inter-op-threads", type=int, default=1, help="ops at a time (1)")
+    threads = whole(0, 1024)
+    add("--intra-op-threads", type=threads, default=0, help="of an op (0: cores)")
+    add("--inter-op-threads", type=threads, default=1, help="ops at a time (1)")
     add(
         "--xla-cpu-compilation-enabled",
         type=_boolean,
@@ -61,25 +71,60 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="BOOL",
         help="false refuses XLA models, as TensorFlow Serving's default does (true)",
     )
+    add(
+        "--allow-reload",
+        action="store_true",
+        help="let callers change what is served (HandleReloadConfigRequest); at "
+        "loopback, a Unix socket, or with client certificates only",
+    )
     add("--json-ready", action="store_true", help="print the ready line as JSON")
+    add("--json-log", action="store_true", help="log lines as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM (exit code 0) or Ctrl-C (130, by ``cli.main``)."""
-    logging.basicConfig(format="optserve: %(message)s", level=logging.WARNING)
     logging.getLogger("optserve.server").setLevel(logging.INFO)
     options = _options(args)
     with _ended_by_signals() as ended:
         from ..server import EmbeddedServer
 
-        with EmbeddedServer(**options) as server:
-            if not ended:
-                print(_ready_line(server, as_json=args.json_ready), flush=True)
-            while not ended and not server.wait(_LOOK_SECONDS):
-                pass
-        if ended:
-            _raise_for(ended[0])
+        _allow_many_connections()
+        before = set(threading.enumerate())
+        try:
+            with EmbeddedServer(**options) as server:
+                if not ended:
+                    print(_ready_line(server, as_json=args.json_ready), flush=True)
+                while not ended and not server.wait(_LOOK_SECONDS):
+                    pass
+            if ended:
+                _raise_for(ended[0])
+        except (SystemExit, KeyboardInterrupt):
+            _leave_if_loading(ended, set(threading.enumerate()) - before)
+            raise
     return 0
+
+
+def _allow_many_connections() -> None:
+    """As many as the system lets one process have; the default is often 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _leave_if_loading(ended: list[int], threads: set[threading.Thread]) -> None:
+    """End the process at once where a version is still loading.
+
+    TensorFlow can't be interrupted in it, and takes the process down with it if the
+    interpreter ends meanwhile.
+    """
+    from ..server.manager import THREAD_NAME
+
+    if any(thread.name == THREAD_NAME for thread in threads):
+        sys.stdout.flush()
+        if signal.SIGTERM in ended:
+            os._exit(0)
+        print("optserve: interrupted", file=sys.stderr, flush=True)
+        os._exit(130)
 
 
 @contextmanager
@@ -142,6 +187,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         "tensor_content": args.tensor_content,
         "poll_seconds": args.poll_seconds,
         "wait_for_model": args.wait,
+        "allow_reload": args.allow_reload,
         "session": SessionOptions(
             args.intra_op_threads,
             args.inter_op_threads,
@@ -186,13 +232,13 @@ def _from_files(args: argparse.Namespace) -> dict[str, Any]:
 def _ready_line(server: EmbeddedServer, *, as_json: bool) -> str:
     models = server.models()
     if as_json:
-        return json.dumps({"target": server.target, "models": models})
+        return json_text({"target": server.target, "models": models})
     parts = [
         f"{name} version {', '.join(map(str, model['versions']))}: "
         f"{' '.join(model['signatures'])}"
         for name, model in models.items()
     ]
-    return f"ready at {server.target} · " + " · ".join(parts)
+    return sentence(f"ready at {server.target} · " + " · ".join(parts))
 
 
 def _boolean(text: str) -> bool:

@@ -6,9 +6,11 @@ import io
 import json
 import os
 import sys
+from dataclasses import replace
 
 import pytest
 from optserve.runtime import Client, ServerError, cli
+from optserve.runtime.commands import arguments as command_arguments
 from optserve.runtime.transports.base import Call
 
 from tests.runtime.numpy_model import NumpyTransport
@@ -168,16 +170,14 @@ def test_beams_and_samples_show_each_sequence(transport, capsys):
     [
         ([], "give prompts"),
         (["x", "--jsonl", "y"], "give prompts"),
-        (["x", "--temperature", "-1"], "temperature must be 0"),
-        (["x", "--max-new-tokens", "0"], "max_new_tokens must be 1"),
+        (["x", "--top-p", "0"], "top_p must be in (0, 1]"),
         (["x", "--max-new-tokens", "99"], "exceed the model's 64 positions"),
         (["x", "--logit-bias", "a=b"], "--logit-bias must be ID=NUMBER"),
+        (["x", "--logit-bias", "99999999999=1"], "--logit-bias must be ID=NUMBER"),
         (["--file", "/nonexistent"], "/nonexistent: No such file"),
         (["--jsonl", "/nonexistent"], "/nonexistent: No such file"),
-        (["x", "--output", "/dev/full"], "/dev/full: No space left on device"),
         (["x", "--samples", "2"], "temperature above 0"),
-        (["x", "--beams", "0"], "a beam search's width must be 1+"),
-        (["x", "--max-rows", "0"], "max_rows must be 1 or more"),
+        (["x", "--threads", "2"], "--threads needs --model"),
     ],
 )
 def test_mistakes_get_one_sentence(transport, capsys, arguments, sentence):
@@ -187,12 +187,45 @@ def test_mistakes_get_one_sentence(transport, capsys, arguments, sentence):
     assert err.startswith("optserve: ") and err.count("\n") == 1
 
 
-def test_an_output_that_is_something_else_is_left_alone(transport, capsys, tmp_path):
-    out = tmp_path / "letter.txt"
-    out.write_text("Dear Sir,\n")
-    assert generate("x", "--output", str(out)) == 1
-    assert "no result of this command" in capsys.readouterr().err
-    assert out.read_text() == "Dear Sir,\n"
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *("--temperature -1", "--temperature nan", "--temperature inf"),
+        *("--temperature 1e-50", "--temperature 1e300"),
+        *("--repetition-penalty 1e-50", "--repetition-penalty 1e300"),
+        *("--max-new-tokens 0", "--max-new-tokens 99999999999", "--top-k -1"),
+        *("--top-k 99999999999", "--top-k 1.5", "--top-p nan", "--top-p 2"),
+        *("--repetition-penalty -1", "--repetition-penalty nan", "--seed 1e3"),
+        *("--seed 99999999999999999999999", "--stop-token-id -2"),
+        *("--stop-token-id 99999999999", "--min-new-tokens -1", "--wait nan"),
+        *("--no-repeat-ngram 99999999999", "--timeout 0", "--timeout -1"),
+        *("--timeout nan", "--timeout inf", "--timeout 1e300", "--wait 1e300"),
+        *("--wait -1", "--max-rows 0", "--max-rows 99999999999", "--threads 0"),
+        *("--samples 0", "--samples 1000000000", "--beams 0", "--beams 1000000000"),
+        *("--length-penalty nan", "--top-logprobs -1", "--returned 0"),
+        f"--top-k {'9' * 5000}",
+    ],
+)
+def test_values_at_the_edge_get_one_short_sentence(transport, capsys, flag):
+    assert generate("x", *flag.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and len(err) < 200
+    assert err.startswith(f"optserve: argument {flag.split()[0]}: expected a ")
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *("--timeout 1e9", "--temperature 1e38", "--seed -9223372036854775808"),
+        *("--top-k 2147483647", "--seed 18446744073709551615", "--wait 1e9"),
+        *("--max-rows 2147483647", "--min-new-tokens 2147483647"),
+        *("--no-repeat-ngram 2147483647", "--logit-bias 5=-inf"),
+    ],
+)
+def test_the_last_values_allowed_are_right(transport, capsys, flag):
+    flags = [*flag.split(), "--max-new-tokens", "3", "--quiet"]
+    assert generate("to be", *flags) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_describe(transport, capsys):
@@ -202,3 +235,37 @@ def test_describe(transport, capsys):
     assert "generate_8(" in out
     assert cli.main(["describe", *TARGET, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["contract_version"] == 1
+
+
+HOSTILE = "\x1b]0;owned\x07\u202e\x9b2J"
+
+
+def test_what_a_server_says_reaches_the_terminal_escaped(transport, capsys):
+    def refuse(call: Call) -> None:
+        raise ServerError(f"no: {HOSTILE}", "INTERNAL")
+
+    transport.before = refuse
+    assert generate("x") == 1
+    err = capsys.readouterr().err
+    assert "\\x1b]0;owned\\x07\\u202e\\x9b2J" in err
+    assert not set(HOSTILE) & set("\x1b\x07\u202e\x9b") & set(err)
+
+
+def test_generated_text_is_escaped_on_a_terminal_only(monkeypatch, capsys):
+    command_arguments.say("a\x1b[2Jb\n")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    command_arguments.say("a\x1b[2Jb\n")
+    assert capsys.readouterr().out == "a\x1b[2Jb\na\\x1b[2Jb\n"
+
+
+def test_describe_escapes_a_manifest(transport, capsys, monkeypatch):
+    manifest = transport.manifest
+    config = manifest.config | {"_name_or_path": HOSTILE, "note": HOSTILE}
+    monkeypatch.setattr(transport, "manifest", replace(manifest, config=config))
+    assert cli.main(["describe", *TARGET]) == 0
+    out = capsys.readouterr().out
+    assert not {"\x1b", "\x07", "\u202e", "\x9b"} & set(out)
+    assert cli.main(["describe", *TARGET, "--json"]) == 0
+    out = capsys.readouterr().out
+    assert not {"\x1b", "\x07", "\u202e", "\x9b"} & set(out)
+    assert json.loads(out)["config"]["note"] == HOSTILE

@@ -49,7 +49,7 @@ def test_a_batch_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path):
         done = records(out)
         assert 8 <= len(done) < 80
         with out.open("a") as file:
-            file.write('{"id": "p79", "tok')  # as when the machine stops
+            file.write('{"id": "p79", "te')  # as when the machine stops
         again = subprocess.run([*command, str(out)], capture_output=True, text=True)
         assert again.returncode == 0
         assert f"{80 - len(done)} done, {len(done)} already there" in again.stderr

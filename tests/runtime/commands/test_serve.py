@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 from optserve.runtime.cli import main
 from optserve.runtime.server.manager import ModelManager
 
+from tests.runtime.server import toy_models
 from tests.runtime.server.calls import Caller
+from tests.runtime.server.test_warmup import record as warmup_record
+from tests.runtime.server.test_warmup import write as write_warmup
 
 
 @pytest.fixture
@@ -56,9 +63,53 @@ def test_serves_until_told_to_stop(start, rec_path, tmp_path):
     other.send_signal(signal.SIGINT)
     assert one.wait(60) == 0
     assert other.wait(60) == 130
-    assert one.stderr.read() == "optserve: version 1 of model rec serves\n"
-    assert other.stderr.read().endswith("serves\noptserve: interrupted\n")
+    assert re.fullmatch(
+        rf"optserve: version 1 of model rec: loading {rec_path}/1\n"
+        r"optserve: version 1 of model rec serves after \d+\.\d s\n",
+        one.stderr.read(),
+    )
+    assert other.stderr.read().endswith(" s\noptserve: interrupted\n")
     assert not (tmp_path / "sock").exists()
+
+
+@pytest.fixture
+def endless(tmp_path):
+    """A model whose warm-up is one call that doesn't end, and nothing interrupts."""
+    folder = toy_models.save_endless(tmp_path / "endless" / "1")
+    (folder / "assets.extra").mkdir()
+    write_warmup(folder, [warmup_record("endless", n=np.int32([1]))])
+    return folder.parent
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)]
+)
+def test_a_signal_during_a_load_ends_it_at_once(start, endless, number, code, tmp_path):
+    process = start(str(endless), "--socket", str(tmp_path / "sock"))
+    assert "version 1 of model opt: loading" in process.stderr.readline()
+    time.sleep(1.5)  # it is in TensorFlow now
+    assert process.poll() is None
+    begin = time.monotonic()
+    process.send_signal(number)
+    assert process.wait(30) == code
+    assert time.monotonic() - begin < 5
+    left = [path.name for path in tmp_path.iterdir()]
+    assert not {"sock", "sock.lock"} & set(left)
+
+
+def test_a_log_in_json_says_what_took_how_long(start, rec_path, tmp_path):
+    socket = str(tmp_path / "sock")
+    process = start(str(rec_path), "--name", "rec", "--json-log", "--socket", socket)
+    loading, serves = (json.loads(process.stderr.readline()) for _ in range(2))
+    assert loading["message"].startswith("version 1 of model rec: loading")
+    assert (serves["model"], serves["version"], serves["level"]) == ("rec", 1, "info")
+    assert serves["seconds"] > 0
+    assert process.stdout.readline().startswith("ready at unix:")
+    failed = start(str(tmp_path / "nowhere"), "--json-log")
+    assert failed.wait(60) == 1
+    (line,) = failed.stderr.read().splitlines()
+    assert json.loads(line)["level"] == "error"
+    assert "there is no folder" in json.loads(line)["message"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -94,6 +145,7 @@ def test_a_signal_whose_exception_is_lost_still_ends_it(rec_path, number, monkey
         (["{rec}", "--batching-parameters-file", "x"], "needs --enable-batching"),
         (["{rec}", "--ssl-config-file", "{tmp}/x"], "cannot read"),
         (["{rec}", "--port", "{port}"], "Address already in use"),
+        (["{rec}", "--host", "0.0.0.0", "--allow-reload"], "whoever can call"),
     ],
 )
 def test_one_sentence(arguments, words, rec_path, tmp_path, typed_server, capsys):
@@ -103,3 +155,28 @@ def test_one_sentence(arguments, words, rec_path, tmp_path, typed_server, capsys
     printed = capsys.readouterr()
     assert words in printed.err and printed.err.count("\n") == 1
     assert printed.err.startswith("optserve: ") and not printed.out
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *("--poll-seconds -1", "--poll-seconds 0", "--poll-seconds nan"),
+        *("--poll-seconds 1e300", "--port 70000", "--port -1", "--port x"),
+        *("--intra-op-threads -3", "--intra-op-threads 999999999"),
+        *("--inter-op-threads -1", "--xla-cpu-compilation-enabled maybe"),
+    ],
+)
+def test_values_at_the_edge_get_one_short_sentence(flag, rec_path, capsys):
+    assert main(["serve", str(rec_path), *flag.split()]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"optserve: argument {flag.split()[0]}: expected ")
+    assert err.count("\n") == 1 and len(err) < 200
+
+
+def test_a_configuration_that_is_a_pipe_is_not_waited_for(rec_path, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    for flag in ("--ssl-config-file", "--batching-parameters-file --enable-batching"):
+        option, *others = flag.split()
+        given = ["serve", str(rec_path), option, str(tmp_path / "pipe"), *others]
+        assert main(given) == 1
+        assert "pipe: it is not a regular file" in capsys.readouterr().err
