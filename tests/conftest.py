@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from optserve.export.subprocesses import peak_memory, release_memory
 
 # Fixed examples, so that a run passes or fails like the one before it.
 settings.register_profile(
@@ -41,3 +45,38 @@ def pytest_configure(config):
 def data_dir() -> Path:
     """``tests/data``."""
     return DATA
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _release() -> Iterator[None]:
+    """What one file compiled and loaded is of no use to the next one."""
+    yield
+    if "jax" in sys.modules:
+        import jax
+
+        jax.clear_caches()
+    gc.collect()
+    release_memory()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Each worker tells its largest resident size."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["peak_bytes"] = peak_memory()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object) -> None:
+    """Collects them."""
+    if output := getattr(node, "workeroutput", None):
+        _peaks.append(output["peak_bytes"])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """And says them."""
+    if _peaks:
+        sizes = ", ".join(f"{peak / 1e9:.1f}" for peak in _peaks)
+        terminalreporter.write_line(f"peak memory of the workers: {sizes} GB")
+
+
+_peaks: list[int] = []

@@ -61,7 +61,7 @@ class Served:
 
 
 def served(case: str, **options: Any) -> Served:
-    """``exported``, loaded once by each worker."""
+    """``exported``, loaded; the last few stay loaded."""
     return _loaded(exported(case, **options))
 
 
@@ -106,7 +106,7 @@ def int32(*values: int) -> np.ndarray:
     return np.array(values, np.int32)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=6)  # each holds its compiled programs
 def _loaded(path: Path) -> Served:
     return Served(path)
 
