@@ -80,8 +80,10 @@ def engine(name: str, setup: Setup, checkpoint: Path) -> Engine:
     _, mode = OURS[name]
     target = "{target}" if mode == "grpc" else str(_out(name, setup))
     command = our_worker(mode, target, setup.threads)
-    server = _server(name, setup) if mode == "grpc" else None
-    return Engine(name, command, server, weights)
+    if mode != "grpc":
+        return Engine(name, command, weight_bytes=weights)
+    shown = f"{name}@tfserving" if setup.serving_binary else name
+    return Engine(shown, command, _server(name, setup), weights)
 
 
 def our_worker(mode: str, target: str, threads: int) -> list[str]:
