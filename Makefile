@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 OUT := demo-out
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test explore docs test-slow test-reference test-full-size lint format bench bench-edge clean
+.PHONY: demo test explore chaos fuzz docs test-slow test-reference test-full-size lint format bench bench-edge clean
 
 # Rebuilt whenever the requirements change.
 $(VENV)/ready: pyproject.toml tests/constraints.txt
@@ -27,11 +27,21 @@ demo: $(VENV)/ready
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile \
-	    -m "not slow and not reference and not full_size"
+	    -m "not slow and not reference and not full_size and not fuzz"
 
 # The property tests on examples of their own each time, and many more of them.
 explore: $(VENV)/ready
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile explore
+
+# Generations while replicas die, stall, change version and answer garbage.
+chaos: $(VENV)/ready
+	OPTSERVE_CHAOS_GENERATIONS=2000 timeout 1200 \
+	    $(BIN)/python -m pytest -s -m slow tests/chaos
+
+# Hostile requests, replies, manifests, configurations and command lines, counted.
+fuzz: $(VENV)/ready
+	OPTSERVE_FUZZ_CASES=5000 OPTSERVE_FUZZ_SEED=$$(date +%s) \
+	    $(BIN)/python -m pytest -s tests/fuzz
 
 # The reference of the public modules as pages, made of their docstrings.
 docs: $(VENV)/ready

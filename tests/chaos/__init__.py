@@ -1,0 +1,5 @@
+"""A bad day in production: nothing is lost, nothing comes out different.
+
+``make chaos`` runs it whole (``OPTSERVE_CHAOS_GENERATIONS``, 2,000); the suite's slow
+part runs a short one.
+"""

@@ -1,0 +1,129 @@
+"""Generations over three replicas while they die, stall, change and lie."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from optserve.runtime import AsyncClient, Client, Sampling
+
+pytest.importorskip("tensorflow")
+from tests.export.exports import exported
+
+from . import enemies
+from .replicas import HostileReplica, Replica, Versions, resident
+
+pytestmark = pytest.mark.slow
+GENERATIONS = int(os.environ.get("OPTSERVE_CHAOS_GENERATIONS", "200"))
+SEED = int(os.environ.get("OPTSERVE_CHAOS_SEED", "1"))
+PROMPTS = 50
+MODES = (None, Sampling(temperature=0.9, top_k=60, seed=3))
+OPTIONS = {"max_new_tokens": 24, "stop_token_ids": []}
+MOST_GROWTH = 64e6  # bytes, of the client, once it has done a fifth
+
+
+@pytest.fixture(scope="module")
+def versions(tmp_path_factory) -> Versions:
+    return Versions(exported("pre_ln"), tmp_path_factory.mktemp("chaos") / "opt")
+
+
+@pytest.fixture
+def replicas(versions: Versions, tmp_path: Path) -> Iterator[list[Replica]]:
+    started = [Replica(versions.out, tmp_path / f"{i}.log") for i in range(3)]
+    try:
+        for replica in started:
+            replica.wait_until_ready()
+        yield started
+    finally:
+        for replica in started:
+            replica.thaw()
+            replica.kill()
+
+
+def prompts() -> list[list[int]]:
+    rng = np.random.default_rng(5)
+    return [
+        [2, *rng.integers(4, 127, rng.integers(1, 16)).tolist()] for _ in range(PROMPTS)
+    ]
+
+
+def undisturbed(target: str) -> list[list[list[int]]]:
+    """Tokens of every mode and prompt, of one replica in peace."""
+    with Client(target) as client:
+        return [
+            [g.tokens for g in client.generate(prompts(), sampling=mode, **OPTIONS)]
+            for mode in MODES
+        ]
+
+
+def test_nothing_is_lost_and_nothing_is_different(replicas, versions):
+    expected = undisturbed(replicas[0].target)
+    done: Counter[str] = Counter()
+    with HostileReplica(SEED) as hostile:
+        targets = [*(replica.target for replica in replicas), hostile.target]
+        begin = time.monotonic()
+        asyncio.run(_bad_day(targets, replicas, versions, expected, done))
+        done["hostile answer"] = hostile.calls
+    done["second"] = int(time.monotonic() - begin)
+    print("\nchaos:", ", ".join(f"{n} {what}" for what, n in sorted(done.items())))
+    assert done["failed"] == done["different"] == 0
+    assert done["SIGKILL"] and done["SIGSTOP"] and done["half-open connection"]
+
+
+async def _bad_day(targets, replicas, versions, expected, done: Counter[str]) -> None:
+    dice = random.Random(SEED)
+    troubles = [
+        enemies.killer(replicas, dice, done),
+        enemies.freezer(replicas, dice, done),
+        enemies.publisher(versions, dice, done),
+        enemies.stormer(replicas, dice, done),
+    ]
+    async with AsyncClient(targets, max_active=16, attempt_timeout=2.0) as client:
+        running = [asyncio.create_task(trouble) for trouble in troubles]
+        try:
+            await _generate(client, expected, done)
+        finally:
+            for task in running:
+                task.cancel()
+            ended = await asyncio.gather(*running, return_exceptions=True)
+    for trouble in ended:  # one that broke is no trouble any more
+        assert isinstance(trouble, asyncio.CancelledError), trouble
+
+
+async def _generate(client: AsyncClient, expected, done: Counter[str]) -> None:
+    """Sixteen callers share the generations; each compares what it gets."""
+    work = itertools.islice(
+        itertools.cycle(itertools.product(range(len(MODES)), range(PROMPTS))),
+        GENERATIONS,
+    )
+    asked = prompts()
+    settled = 0
+
+    async def caller() -> None:
+        nonlocal settled
+        for mode, number in work:
+            try:
+                (result,) = await client.generate(
+                    [asked[number]], sampling=MODES[mode], timeout=300, **OPTIONS
+                )
+            except Exception as error:
+                print(f"\nfailed: {type(error).__name__}: {error}")
+                done["failed"] += 1
+                continue
+            done["right"] += result.tokens == expected[mode][number]
+            done["different"] += result.tokens != expected[mode][number]
+            done["call repeated"] += result.retries
+            done["rebuild"] += result.rebuilds
+            if done["right"] == GENERATIONS // 5:
+                settled = resident(os.getpid())
+
+    await asyncio.gather(*(caller() for _ in range(16)))
+    assert done["failed"] or resident(os.getpid()) < settled + MOST_GROWTH
