@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 from ..models.config import OPTConfig
 from .estimate import estimate_savedmodel
 from .footprint import GIB, parameter_count
+from .full_disk import free_bytes
 from .options import ExportOptions
 
 DISTRIBUTION = "optserve"
@@ -183,7 +183,7 @@ def check_room(
     folder: str | Path, config: Mapping[str, Any] | None = None
 ) -> Iterator[Check]:
     """Free memory and disk; against a model's needs if its config is given."""
-    memory, disk = available_memory(), _free_disk(Path(folder))
+    memory, disk = available_memory(), free_bytes(folder)
     for name, have in (("memory", memory), ("disk", disk)):
         found = "unknown" if have is None else f"{have / GIB:.1f} GiB free"
         if config is None or have is None:
@@ -312,14 +312,3 @@ def _satisfies(version: str, bounds: str) -> bool:
 def _release(version: str) -> tuple[int, ...]:
     match = re.match(r"[0-9]+(\.[0-9]+)*", version)
     return tuple(map(int, match[0].split("."))) if match else ()
-
-
-def _free_disk(folder: Path) -> int | None:
-    """Free bytes where a folder is, or will be."""
-    folder = folder.absolute()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    try:
-        return shutil.disk_usage(folder).free
-    except OSError:
-        return None

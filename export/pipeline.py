@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..models.checkpoints import resolve
+from ..models.config import OPTConfig
+from .full_disk import check_room, full_disk_explained
 from .options import ExportOptions
 from .publish import Progress, check_version, staging
 from .subprocesses import call_in_subprocess, peak_memory
-from .verify.process import verify_in_fresh_process
+from .verify.process import require_verified
 
 
 @dataclass
@@ -73,8 +75,7 @@ def export_unverified(
     Raises:
         ExportError: nothing was published.
     """
-    check_version(out, version)
-    source = resolve(checkpoint, revision=revision)
+    source = _local_checkpoint(checkpoint, out, options, version, revision)
     with staging(out, version) as staged:
         write_version(staged.folder, source, options, progress=clock)
     memory = {"export": peak_memory()}
@@ -96,12 +97,11 @@ def export_verified(
     Raises:
         ExportError: nothing was published.
     """
-    check_version(out, version)
     if options.target == "tflite":
         from .verify.tflite_runner import require_litert
 
         require_litert()
-    source = resolve(checkpoint, revision=revision)
+    source = _local_checkpoint(checkpoint, out, options, version, revision)
     with staging(out, version) as staged:
         written = call_in_subprocess(
             _write_in_subprocess,
@@ -110,13 +110,13 @@ def export_verified(
             options=options.to_dict(),
         )
         clock("verifying every signature in a process of its own")
-        report = verify_in_fresh_process(staged.folder, source)
-    report["export"] = staged.published.name  # it had no number yet
+        report = require_verified(staged.folder, source)
+    report.export = staged.published.name  # it had no number yet
     return Exported(
         staged.published,
         written["phases"] + clock.phases(),
-        {**written["memory"], "verify": report["memory"]},
-        report,
+        {**written["memory"], "verify": report.memory},
+        report.to_dict(),
     )
 
 
@@ -138,10 +138,25 @@ def write_version(
     write(folder, checkpoint, options, progress=progress)
 
 
+def _local_checkpoint(
+    checkpoint: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    options: ExportOptions,
+    version: int | None,
+    revision: str | None,
+) -> Path:
+    """The checkpoint's folder, after what can be refused before any work."""
+    check_version(out, version)
+    source = resolve(checkpoint, revision=revision)
+    check_room(out, OPTConfig.from_pretrained(source), options)
+    return source
+
+
 def _write_in_subprocess(
     folder: str, checkpoint: str, options: dict[str, Any]
 ) -> dict[str, Any]:
     clock = PhaseClock(print_to=sys.stderr)
     chosen = ExportOptions.from_dict(options)
-    write_version(Path(folder), checkpoint, chosen, progress=clock)
+    with full_disk_explained(folder):
+        write_version(Path(folder), checkpoint, chosen, progress=clock)
     return {"phases": clock.phases(), "memory": {"export": peak_memory()}}

@@ -30,6 +30,7 @@ from ..runtime.model_dir import (
     version_folders,
 )
 from .errors import ExportError
+from .full_disk import full_disk_explained
 
 _STAGING = ".staging-"
 
@@ -78,7 +79,8 @@ def staging(
         version: its number; the next free one if None.
 
     Raises:
-        ExportError: the version exists, or is not a number that a server reads.
+        ExportError: the version exists, or is not a number that a server reads, or the
+            disk is full.
     """
     out = Path(out)
     check_version(out, version)
@@ -90,7 +92,8 @@ def staging(
         lock = _lock(folder)
     staged = StagedVersion(folder)
     try:
-        yield staged
+        with full_disk_explained(out):
+            yield staged
         with _locked(out):
             staged.path = _publish(folder, out, version)
     except BaseException:
@@ -110,6 +113,24 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     path.parent.mkdir(exist_ok=True)
     listed = replace(manifest, files=folder_digests(folder))
     path.write_text(listed.to_json(), encoding="utf-8")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, all of it or nothing; what was there stays until then.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if path.exists() and not path.is_file():  # a terminal, a pipe
+        path.write_text(text, encoding="utf-8")
+        return
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def check_version(out: str | os.PathLike[str], version: int | None) -> None:

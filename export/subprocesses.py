@@ -70,9 +70,12 @@ def call_in_subprocess(
 def _why(ended: subprocess.CompletedProcess[bytes]) -> str:
     """In a few words, why a process failed that said nothing about it."""
     if ended.returncode < 0:
-        return f"killed by signal {-ended.returncode}, out of memory?"
+        return (
+            f"its process was killed by signal {-ended.returncode}: out of memory, or "
+            "a file that crashes what reads it?"
+        )
     lines = (ended.stderr or b"").decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"exit code {ended.returncode}"
+    return lines[-1] if lines else f"its process ended with {ended.returncode}"
 
 
 def peak_memory() -> int:

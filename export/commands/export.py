@@ -15,6 +15,7 @@ from pathlib import Path
 from ...runtime.contract import CACHE_DTYPES
 from ...runtime.model_dir import manifest_digest, read_manifest
 from ..deploy import FOLDER, DeployOptions, write_deployment
+from ..errors import ExportError
 from ..options import COMPILERS, FRAMEWORKS, GENERATE, TARGETS, WEIGHTS, ExportOptions
 from ..pipeline import Exported, PhaseClock, export_unverified, export_verified
 from .dry_run import dry_run
@@ -189,7 +190,13 @@ def _deploy(version: Path, options: DeployOptions) -> list[Path]:
         )
         return []
     options = replace(options, stable=int(version.name))
-    return write_deployment(read_manifest(version), folder, options)
+    try:
+        return write_deployment(read_manifest(version), folder, options)
+    except OSError as error:
+        raise ExportError(
+            f"{version} is published, but its deployment files were not written "
+            f"({error.strerror}): `optserve deploy {version.parent}` writes them"
+        ) from None
 
 
 def _sizes(text: str) -> list[int]:

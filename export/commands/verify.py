@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import sys
 from pathlib import Path
 
 from ...models.checkpoints import resolve
 from ..errors import ExportError
-from ..subprocesses import peak_memory
-from ..verify import Report, compare_exports, verify_export
+from ..publish import write_whole
+from ..verify.drift import drift, read_baseline
+from ..verify.process import compare_in_subprocess, verify_in_subprocess
 from ..verify.report import show
-
-_BASELINE_LIMIT = 64 * 1024**2
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -66,74 +65,28 @@ def run(args: argparse.Namespace) -> int:
     """Verify. Returns 0 if all is well, 1 if not."""
     from rich.console import Console
 
-    from ...models.quiet import import_tensorflow
-
     if args.max_length is not None and args.max_length < 1:
-        raise ExportError(f"--max-length is 1 or more, got {args.max_length}")
+        raise ExportError(f"--max-length should be 1 or more, got {args.max_length}")
+    if not 0 <= args.max_drift < math.inf:
+        raise ExportError(f"--max-drift should be 0 or more, got {args.max_drift}")
     baseline = None if args.baseline is None else read_baseline(args.baseline)
-    import_tensorflow()
     if args.against is not None:
-        report = compare_exports(args.export, args.against, max_length=args.max_length)
+        report = compare_in_subprocess(
+            args.export, args.against, max_length=args.max_length
+        )
     else:
         checkpoint = args.checkpoint
         if checkpoint is not None:
             checkpoint = resolve(checkpoint, revision=args.revision)
-        report = verify_export(
-            args.export, checkpoint=checkpoint, max_length=args.max_length
+        report = verify_in_subprocess(
+            args.export, checkpoint, max_length=args.max_length
         )
-    report.memory = peak_memory()
     if baseline is not None:
         report.problems += drift(report, baseline, args.max_drift)
     if args.report is not None:
-        args.report.write_text(report.to_json() + "\n", encoding="utf-8")
+        write_whole(args.report, report.to_json() + "\n")
     if args.json:
         print(report.to_json())
     else:
         show(report, Console(file=sys.stdout, highlight=False, width=120))
     return 0 if report.ok else 1
-
-
-def read_baseline(path: Path) -> dict:
-    """An earlier report.
-
-    Raises:
-        ExportError: the file is not one.
-    """
-    if path.stat().st_size > _BASELINE_LIMIT:
-        raise ExportError(f"{path} is too large for a report")
-    try:
-        found = json.loads(path.read_bytes())
-        shaped = isinstance(found["scores"], dict) and isinstance(
-            found["outputs"], list
-        )
-    except (ValueError, KeyError, TypeError):
-        shaped = False
-    if not shaped:
-        raise ExportError(f"{path} is not a report of `optserve verify --json`")
-    return found
-
-
-def drift(report: Report, baseline: dict, allowed: float) -> list[str]:
-    """Where a report is further than ``allowed`` from an earlier one.
-
-    Compared are the mean log-probabilities of the same questions, and each output's
-    mean error; questions and outputs that only one of them has are passed over.
-    """
-    found = []
-    for label, value in report.scores.items():
-        before = baseline["scores"].get(label)
-        if isinstance(before, (int, float)) and abs(value - before) > allowed:
-            found.append(f"drift: {label} scores {value:.4f}, before {before:.4f}")
-    errors = {
-        (o.get("signature"), o.get("output"), o.get("source")): o.get("mean_error")
-        for o in baseline["outputs"]
-        if isinstance(o, dict)
-    }
-    for output in report.outputs:
-        before = errors.get((output.signature, output.output, output.source))
-        if isinstance(before, (int, float)) and output.mean_error - before > allowed:
-            found.append(
-                f"drift: {output.signature} {output.output} has a mean error of "
-                f"{output.mean_error:.4f}, before {before:.4f}"
-            )
-    return found

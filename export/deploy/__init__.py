@@ -8,10 +8,10 @@ and whoever copies the model copies its configuration.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from ...runtime.contract import Manifest
+from ..publish import write_whole
 from . import serving
 from .compose import compose_file
 from .kserve import kserve_object
@@ -57,9 +57,7 @@ def write_deployment(
     directory.mkdir(parents=True, exist_ok=True)
     files = deployment_files(manifest, options or DeployOptions())
     for name, text in files.items():
-        partial = directory / f".{name}.{os.getpid()}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(directory / name)
+        write_whole(directory / name, text)
     if serving.BATCHING_FILE not in files:
         (directory / serving.BATCHING_FILE).unlink(missing_ok=True)
     return [directory / name for name in files]

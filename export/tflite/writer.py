@@ -11,6 +11,7 @@ Format: https://github.com/google-ai-edge/LiteRT/blob/main/tflite/schema/schema.
 from __future__ import annotations
 
 import struct
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -20,6 +21,7 @@ import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
 from ...runtime.contract import MESSAGE_LIMIT
+from ..errors import ExportError
 from .graph import SCALE, Argument
 
 _ALIGNMENT = 64
@@ -149,6 +151,13 @@ class _Joined:
     ) -> None:
         """Add a signature."""
         source = schema.ModelT.InitFromPackedBuf(bytearray(graph), 0)
+        if len(source.subgraphs) != 1 or len(source.signatureDefs) != 1:
+            # Without room for its temporary files the converter leaves out what it
+            # would have had from them, and says nothing.
+            raise ExportError(
+                f"the TFLite converter lost the signature {name}: is there room in "
+                f"{tempfile.gettempdir()}, where it writes?"
+            )
         (subgraph,), (signature,) = source.subgraphs, source.signatureDefs
         subgraph.name = signature.signatureKey = name.encode()
         signature.subgraphIndex = len(self._subgraphs)

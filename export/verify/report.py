@@ -92,10 +92,19 @@ class Report:
                 tokens = np.concatenate([row["tokens"] for row in answer])
                 self.greedy[label] = tokens.tolist()
 
-    def to_json(self) -> str:
-        """The whole report, with its verdict."""
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Report:
+        """From the fields as plain data."""
+        return cls(**{**data, "outputs": [Output(**o) for o in data["outputs"]]})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole report as plain data, with its verdict."""
         verdict = {"ok": self.ok, "greedy_agreement": self.agreement}
-        return json.dumps({**verdict, **asdict(self)}, indent=1, sort_keys=True)
+        return {**verdict, **asdict(self)}
+
+    def to_json(self) -> str:
+        """The same as text."""
+        return json.dumps(self.to_dict(), indent=1, sort_keys=True)
 
 
 def measure(

@@ -53,7 +53,7 @@ def test_a_process_that_dies_is_explained():
     with pytest.raises(SubprocessFailed, match="killed by signal 6"):
         call_in_subprocess(abort, quiet=True)
     end = function_of_another_process("os:_exit")
-    with pytest.raises(SubprocessFailed, match="exit code 3"):
+    with pytest.raises(SubprocessFailed, match="ended with 3"):
         call_in_subprocess(end, status=3)
     missing = function_of_another_process("json:no_such_function")
     with pytest.raises(SubprocessFailed, match="no_such_function"):

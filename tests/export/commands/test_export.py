@@ -13,7 +13,7 @@ from optserve.export.commands import export as command
 from optserve.export.errors import ExportError
 from optserve.export.estimate import estimate_savedmodel, read_config
 from optserve.export.options import ExportOptions
-from optserve.export.verify.process import verify_in_fresh_process
+from optserve.export.verify.process import require_verified
 from optserve.models.config import OPTConfig
 from optserve.models.examples.random_checkpoint import write_random_checkpoint
 from optserve.runtime.cli import main
@@ -72,7 +72,7 @@ def test_what_is_not_verified_is_not_published(
         assert read_manifest(folder).files
         raise ExportError("not verified, nothing published: decode is off")
 
-    monkeypatch.setattr(pipeline, "verify_in_fresh_process", refuse)
+    monkeypatch.setattr(pipeline, "require_verified", refuse)
     assert main(["export", str(checkpoint), str(tmp_path / "out")]) == 1
     assert "decode is off" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -81,9 +81,9 @@ def test_what_is_not_verified_is_not_published(
 def test_the_fresh_process_tells_another_checkpoint(out, tmp_path):
     other = write_random_checkpoint(tmp_path, CONFIG, seed=1)
     with pytest.raises(ExportError, match=r"not verified.*not the checkpoint's"):
-        verify_in_fresh_process(out / "1", other, max_length=8)
+        require_verified(out / "1", other, max_length=8)
     with pytest.raises(ExportError, match="did not end well"):
-        verify_in_fresh_process(tmp_path / "none", other)
+        require_verified(tmp_path / "none", other)
 
 
 def test_a_polite_end_cleans_up():

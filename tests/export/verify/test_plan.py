@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import ml_dtypes
 import numpy as np
 import pytest
-from optserve.export.commands.verify import drift, read_baseline
-from optserve.export.errors import ExportError
 from optserve.export.verify.cache import unpack
 from optserve.export.verify.packed_sequences import PackedSequences
 from optserve.export.verify.plan import Plan, Row, TestCase, fit, make_plan
-from optserve.export.verify.report import Report, measure
+from optserve.export.verify.report import measure
 from optserve.export.verify.runner import interleaved
 from optserve.export.verify.sampling import greedy_limits
 from optserve.export.verify.tolerances import tolerance
@@ -251,27 +247,6 @@ def test_tolerances_add_up_and_rounding_leaves_less():
     plain, int8 = manifest(), manifest(weights_dtype="int8")
     assert tolerance(plain) < tolerance(manifest(cache_dtype="bfloat16"))
     assert tolerance(int8) > tolerance(int8, source="int8") > tolerance(plain)
-
-
-def report(**more) -> Report:
-    return Report(export="1", digest="", made_of="", kind="", **more)
-
-
-def test_drift():
-    before = json.loads(report(scores={"a": -2.0, "gone": -1.0}).to_json())
-    assert drift(report(scores={"a": -2.01, "new": -5.0}), before, 0.05) == []
-    (sentence,) = drift(report(scores={"a": -2.2}), before, 0.05)
-    assert "-2.2" in sentence and "-2.0" in sentence
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"scores": 1, "outputs": []}'])
-def test_a_baseline_must_be_a_report(tmp_path, text):
-    path = tmp_path / "report.json"
-    path.write_text(text)
-    with pytest.raises(ExportError, match="not a report"):
-        read_baseline(path)
-    path.write_text(report().to_json())
-    assert read_baseline(path)["ok"]
 
 
 def test_the_usual_batch_is_of_few_rows():
