@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from .regular_files import read_regular_file
+
 MODEL_TYPE = "opt"
 ACTIVATIONS = ("relu", "gelu")  # "gelu" is the exact one, with erf
 POSITION_OFFSET = 2
@@ -48,6 +50,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "175b": {"num_hidden_layers": 96, "hidden_size": 12288, "num_attention_heads": 96},
 }
 """What distinguishes the published sizes; ``ffn_dim`` is 4 × ``hidden_size`` in all."""
+
+
+_LARGEST_FILE = 16 * 1024**2  # bytes
+_LARGEST_SIZE = 2**31 - 1
+_MOST_LAYERS = 10_000
+"""A hundred times as many as any published size: each has names and shapes, which are
+listed before anything is read or estimated."""
 
 
 class ConfigError(ValueError):
@@ -101,10 +110,10 @@ class OPTConfig:
         values |= dict(zip(names, args, strict=False))
         kind = values.pop("model_type", MODEL_TYPE)
         if kind != MODEL_TYPE:
-            raise ConfigError(f"model_type should be 'opt', got {kind!r}")
+            raise ConfigError(f"model_type should be 'opt', got {_shown(kind)}")
         extra = values.pop("extra", {})
         if not isinstance(extra, dict):
-            raise ConfigError(f"extra should be an object, got {extra!r}")
+            raise ConfigError(f"extra should be an object, got {_shown(extra)}")
         self.extra = {**extra}
         for name in names:
             setattr(self, name, values.pop(name, getattr(type(self), name)))
@@ -173,7 +182,20 @@ class OPTConfig:
             "max_position_embeddings",
             "word_embed_proj_dim",
         ):
-            _check(self, name, _is_int, "a positive integer", lambda x: x > 0)
+            _check(
+                self,
+                name,
+                _is_int,
+                f"a whole number from 1 to {_LARGEST_SIZE}",
+                lambda x: 0 < x <= _LARGEST_SIZE,
+            )
+        _check(
+            self,
+            "num_hidden_layers",
+            _is_int,
+            f"at most {_MOST_LAYERS}",
+            lambda x: x <= _MOST_LAYERS,
+        )
         for name in ("dropout", "attention_dropout", "layerdrop"):
             _check(self, name, _is_number, "in [0, 1)", lambda x: 0 <= x < 1)
         _check(self, "init_std", _is_number, "0 or more", lambda x: x >= 0)
@@ -191,11 +213,11 @@ class OPTConfig:
         if self.activation_function not in ACTIVATIONS:
             raise ConfigError(
                 f"activation_function should be one of {', '.join(ACTIVATIONS)}, "
-                f"got {self.activation_function!r}"
+                f"got {_shown(self.activation_function)}"
             )
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
-                f"hidden_size {self.hidden_size} is no multiple of "
+                f"hidden_size {self.hidden_size} is not a multiple of "
                 f"num_attention_heads {self.num_attention_heads}"
             )
 
@@ -253,10 +275,12 @@ class OPTConfig:
             path = resolve(pretrained_model_name_or_path, weights=False, **hub)
         file = path / "config.json" if path.is_dir() else path
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = json.loads(read_regular_file(file, limit=_LARGEST_FILE))
         except FileNotFoundError:
             raise ConfigError(f"{path} holds no config.json") from None
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be read: {error.strerror}") from None
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{file} is not valid JSON: {error}") from None
         return cls.from_dict(values, **options)
 
@@ -300,4 +324,10 @@ def _is_number(value: object) -> bool:
 def _check(config: OPTConfig, name, right_type, wanted, right=lambda value: True):
     value = getattr(config, name)
     if not right_type(value) or not right(value):
-        raise ConfigError(f"{name} should be {wanted}, got {value!r}")
+        raise ConfigError(f"{name} should be {wanted}, got {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    """A value from a file, for a message: printable and short, whatever it holds."""
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"

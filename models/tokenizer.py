@@ -24,6 +24,8 @@ from typing import Any, Literal
 import numpy as np
 import tokenizers
 
+from .regular_files import read_regular_file
+
 END, PAD = "</s>", "<pad>"
 MAX_FILE = 64 << 20
 """Bytes of one tokenizer file that are read; OPT's largest has 2 million."""
@@ -293,9 +295,11 @@ def _end_first(end: int) -> dict[str, Any]:
 
 
 def _read(path: Path) -> str:
-    if path.stat().st_size > MAX_FILE:
-        raise TokenizerError(f"{path} has more than {MAX_FILE} bytes")
-    return _utf8(path.read_bytes(), str(path))
+    try:
+        data = read_regular_file(path, limit=MAX_FILE)
+    except OSError as error:
+        raise TokenizerError(f"{path} cannot be read: {error.strerror}") from None
+    return _utf8(data, str(path))
 
 
 def _utf8(data: bytes, source: str) -> str:

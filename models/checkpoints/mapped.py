@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import mmap
 import os
-import stat
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,10 +18,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from ..regular_files import open_regular_file
 from .errors import CheckpointNotFound, CorruptFile, quoted
-
-# Without O_NONBLOCK, opening a named pipe would wait for somebody to write to it.
-_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 
 MAX_RANK = 8
 """More dimensions than any weight has; numpy's own limit is far above it."""
@@ -58,16 +55,13 @@ class MappedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._fd = os.open(path, _OPEN_FLAGS)
+            self._fd = open_regular_file(path)
         except OSError as error:
             raise CheckpointNotFound(
                 f"{path} cannot be opened: {error.strerror or error}"
             ) from None
         weakref.finalize(self, os.close, self._fd)
-        status = os.fstat(self._fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise CheckpointNotFound(f"{path} is not a regular file")
-        self.size = status.st_size
+        self.size = os.fstat(self._fd).st_size
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly ``length`` bytes; :class:`CorruptFile` when the file ends before."""

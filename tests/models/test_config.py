@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
 
 import pytest
@@ -78,9 +79,12 @@ def test_hash_follows_changes():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"hidden_size": 770}, "no multiple of num_attention_heads 12"),
-        ({"vocab_size": "50272"}, "vocab_size should be a positive integer"),
+        ({"hidden_size": 770}, "not a multiple of num_attention_heads 12"),
+        ({"vocab_size": "50272"}, "vocab_size should be a whole number from 1 to"),
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers should be at most 10000"),
+        ({"vocab_size": 10**18}, "vocab_size should be a whole number from 1 to"),
+        ({"ffn_dim": "\x1b[31m" * 99}, r"ffn_dim should be .*, got '\\x1b\[31m.*…$"),
         ({"num_hidden_layers": True}, "num_hidden_layers"),
         ({"dropout": 1.0}, r"dropout should be in \[0, 1\), got 1.0"),
         ({"layerdrop": -0.1}, "layerdrop"),
@@ -103,6 +107,23 @@ def test_broken_files(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text)
     with pytest.raises(ConfigError):
         OPTConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_not_a_regular_file_is_not_waited_for(tmp_path, make):
+    make(tmp_path / "config.json")
+    with pytest.raises(ConfigError, match="cannot be read: is not a regular file"):
+        OPTConfig.from_pretrained(tmp_path)
+
+
+def test_an_endless_file(tmp_path):
+    (tmp_path / "config.json").symlink_to("/dev/zero")
+    with pytest.raises(ConfigError, match="is not a regular file"):
+        OPTConfig.from_pretrained(tmp_path)
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(ConfigError, match="has more than 16777216 bytes"):
+        OPTConfig.from_pretrained(tmp_path / "large")
 
 
 def test_no_file(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,14 @@ def test_a_panic_at_the_text_is_our_error(monkeypatch):
     monkeypatch.setattr(tokenizer, "_core", Core())
     with pytest.raises(TokenizerError, match="can't encode this text: called"):
         tokenizer.encode("abc")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json"])
+def test_a_pipe_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    (tmp_path / "merges.txt").write_text("")
+    with pytest.raises(TokenizerError, match="has no tokenizer"):
+        Tokenizer.from_directory(tmp_path)
 
 
 def test_a_huge_file_is_refused_before_it_is_parsed(monkeypatch, tmp_path):
