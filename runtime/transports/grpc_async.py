@@ -20,7 +20,7 @@ from .connection import (
     checked_targets,
 )
 from .grpc_channel import open_channel, outcome_of
-from .operations import METHODS, Operations, Pause, Send, Steps, TargetStatus
+from .operations import METHODS, Operation, Operations, Pause, TargetStatus
 from .status_mapping import Outcome
 
 if TYPE_CHECKING:
@@ -110,18 +110,37 @@ class AsyncGrpcTransport(AsyncTransport):
             for channel in self._channels
         ]
 
-    async def _run(self, steps: Steps[T]) -> T:
+    async def _run(self, operation: Operation[T]) -> T:
+        """Carry out what the operation yields; this is where bytes reach the wire."""
         outcome: Outcome | None = None
         while True:
             try:
-                step = steps.send(outcome)
+                step = operation.send(outcome)
             except StopIteration as stop:
                 return stop.value
             if isinstance(step, Pause):
                 outcome = None
                 await self._pause(step.seconds)
-            else:
-                outcome = await self._send(step)
+                continue
+            self._open()
+            metadata = await self._metadata()
+            if self._operations.closed:  # while the function was awaited
+                raise self._operations.closed_error()
+            stub = self._stubs[step.target][step.method]
+            try:
+                data = await stub(step.payload, timeout=step.timeout, metadata=metadata)
+                outcome = Outcome("OK", data=data)
+            except (grpc.aio.AioRpcError, grpc.aio.UsageError) as error:
+                # A closed channel raises UsageError.
+                if self._operations.closed:
+                    raise self._operations.closed_error() from None
+                if not isinstance(error, grpc.aio.AioRpcError):
+                    raise
+                outcome = outcome_of(error)
+            except asyncio.CancelledError:
+                if self._operations.closed and not _being_cancelled():
+                    raise self._operations.closed_error() from None
+                raise
 
     async def _pause(self, seconds: float) -> None:
         try:
@@ -129,28 +148,6 @@ class AsyncGrpcTransport(AsyncTransport):
         except asyncio.TimeoutError:
             return
         raise self._operations.closed_error()
-
-    async def _send(self, step: Send) -> Outcome:
-        self._open()
-        metadata = await self._metadata()
-        if self._operations.closed:  # while the function was awaited
-            raise self._operations.closed_error()
-        stub = self._stubs[step.target][step.method]
-        try:
-            data = await stub(step.payload, timeout=step.timeout, metadata=metadata)
-        except grpc.aio.AioRpcError as error:
-            if self._operations.closed:
-                raise self._operations.closed_error() from None
-            return outcome_of(error)
-        except asyncio.CancelledError:
-            if self._operations.closed and not _being_cancelled():
-                raise self._operations.closed_error() from None
-            raise
-        except grpc.aio.UsageError:
-            if self._operations.closed:
-                raise self._operations.closed_error() from None
-            raise
-        return Outcome("OK", data=data)
 
     async def _metadata(self) -> tuple[tuple[str, str | bytes], ...]:
         source = self._operations.connection.metadata

@@ -1,7 +1,7 @@
 """The blocking gRPC transport; ``AsyncGrpcTransport`` is its asyncio twin.
 
 Channels carry raw bytes: the codec makes and reads the messages. All policy (which
-replica, whether again, what an error means) is in ``operations``.
+replica, whether to try again, what an error means) is in ``operations``.
 """
 
 from __future__ import annotations
@@ -22,12 +22,9 @@ from .connection import (
     checked_metadata,
     checked_targets,
 )
-from .grpc_async import AsyncGrpcTransport
 from .grpc_channel import open_channel, outcome_of
-from .operations import METHODS, Operations, Pause, Send, Steps, TargetStatus
+from .operations import METHODS, Operation, Operations, Pause, TargetStatus
 from .status_mapping import Outcome
-
-__all__ = ["AsyncGrpcTransport", "GrpcTransport"]
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -125,34 +122,31 @@ class GrpcTransport(Transport):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _run(self, steps: Steps[T]) -> T:
+    def _run(self, operation: Operation[T]) -> T:
+        """Carry out what the operation yields; this is where bytes reach the wire."""
         outcome: Outcome | None = None
         while True:
             try:
-                step = steps.send(outcome)
+                step = operation.send(outcome)
             except StopIteration as stop:
                 return stop.value
             if isinstance(step, Pause):
                 outcome = None
                 if self._closing.wait(step.seconds):
                     raise self._operations.closed_error()
-            else:
-                outcome = self._send(step)
-
-    def _send(self, step: Send) -> Outcome:
-        metadata = self._metadata()
-        stub = self._stubs[step.target][step.method]
-        try:
-            data = stub(step.payload, timeout=step.timeout, metadata=metadata)
-        except grpc.RpcError as error:
-            if self._operations.closed:
-                raise self._operations.closed_error() from None
-            return outcome_of(error)
-        except ValueError:
-            if self._operations.closed:  # how gRPC says that the channel is closed
-                raise self._operations.closed_error() from None
-            raise
-        return Outcome("OK", data=data)
+                continue
+            metadata = self._metadata()
+            stub = self._stubs[step.target][step.method]
+            try:
+                data = stub(step.payload, timeout=step.timeout, metadata=metadata)
+                outcome = Outcome("OK", data=data)
+            except (grpc.RpcError, ValueError) as error:
+                # A closed channel raises ValueError.
+                if self._operations.closed:
+                    raise self._operations.closed_error() from None
+                if not isinstance(error, grpc.RpcError):
+                    raise
+                outcome = outcome_of(error)
 
     def _metadata(self) -> tuple[tuple[str, str | bytes], ...]:
         source = self._operations.connection.metadata

@@ -53,7 +53,7 @@ def open_async_transport(
 ) -> AsyncTransport:
     """The same for asyncio; a model in this process runs in threads."""
     if _path(target) is None:
-        from .grpc_sync import AsyncGrpcTransport
+        from .grpc_async import AsyncGrpcTransport
 
         return AsyncGrpcTransport(_several(target), model=model, label=label, **options)
     from .in_threads import InThreads

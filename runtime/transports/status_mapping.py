@@ -1,6 +1,6 @@
 """What a failed attempt means: whether to try again, and the sentence for the user.
 
-Statuses are those of the genuine server and of gRPC itself; codes go by name, so that
+Statuses are those of TensorFlow Serving and of gRPC itself; codes go by name, so that
 nothing here imports grpc.
 """
 
@@ -14,6 +14,7 @@ from ..codec import ModelSpec
 from ..errors import (
     IncompatibleModel,
     InvalidRequest,
+    MalformedReply,
     OptserveError,
     ServerError,
     Unavailable,
@@ -55,7 +56,7 @@ _NO_SIGNATURE = re.compile(r'Serving signature (?:key|name) "(.*)" not found', r
 
 
 def classify(outcome: Outcome) -> Failure:
-    """The kind of a failed attempt."""
+    """The kind of a failed attempt, by its gRPC status."""
     code, details = outcome.code, outcome.details
     if code == "UNAVAILABLE":
         if _TLS.search(details):
@@ -86,6 +87,11 @@ def error_for(
         others: how many other targets there are (they have failed as well).
     """
     code, details = outcome.code, one_line(outcome.details)
+    if failure is Failure.GARBLED:
+        return MalformedReply(
+            f"{target} sent a reply that makes no sense ({details}): "
+            "check that it is a TensorFlow Serving server"
+        )
     if failure is Failure.UNTRUSTED:
         return Unavailable(
             f"no secure connection to {target}: {_reason(details)}; check that the "
@@ -143,9 +149,9 @@ def _refused(code: str, details: str, target: str, model: ModelSpec) -> Optserve
             "with --framework tf --compiler none",
             code,
         )
-    if found := _NO_SIGNATURE.search(details):
+    if match := _NO_SIGNATURE.search(details):
         return IncompatibleModel(
-            f"model {model.name!r} at {target} has no signature {found.group(1)!r}: "
+            f"model {model.name!r} at {target} has no signature {match.group(1)!r}: "
             "serve one made with `optserve export`"
         )
     if code == "UNIMPLEMENTED":

@@ -20,7 +20,8 @@ from optserve.runtime.errors import (
 )
 from optserve.runtime.transports.base import Call
 from optserve.runtime.transports.connection import Connection, Retry, Tls
-from optserve.runtime.transports.grpc_sync import AsyncGrpcTransport, GrpcTransport
+from optserve.runtime.transports.grpc_async import AsyncGrpcTransport
+from optserve.runtime.transports.grpc_sync import GrpcTransport
 
 from tests.runtime.fake_tfs import Blocking, FakeTfs, abort
 

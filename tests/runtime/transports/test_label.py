@@ -12,7 +12,7 @@ from optserve.runtime.cli import main
 from optserve.runtime.codec import decode_predict_request, decode_status_response
 from optserve.runtime.transports.base import Call
 from optserve.runtime.transports.connection import Connection
-from optserve.runtime.transports.operations import Operations, Send
+from optserve.runtime.transports.operations import Attempt, Operations
 
 PROMPT = [2, 9, 40, 17]
 OPTIONS = {"max_new_tokens": 12, "stop_token_ids": []}
@@ -23,7 +23,7 @@ def asked(label: str, version: int | None):
     """What a call with this label says on the wire."""
     operations = Operations(("a:1",), "opt", Connection(), label=label)
     send = next(operations.predict(Call("describe", {}, version=version), None))
-    assert isinstance(send, Send)
+    assert isinstance(send, Attempt)
     return decode_predict_request(send.payload).model
 
 

@@ -15,7 +15,7 @@ from optserve.runtime.errors import (
 )
 from optserve.runtime.transports.base import Call
 from optserve.runtime.transports.connection import Connection, Ejection, Retry
-from optserve.runtime.transports.operations import Operations, Pause, Send
+from optserve.runtime.transports.operations import Attempt, Operations, Pause
 from optserve.runtime.transports.replicas import Replicas
 from optserve.runtime.transports.status_mapping import Outcome
 
@@ -118,7 +118,7 @@ def play(answers, *, targets: int = 3, call=CALL, timeout=None, retry=None):
                 clock.now += step.seconds
                 outcome = None
                 continue
-            assert isinstance(step, Send)
+            assert isinstance(step, Attempt)
             tried.append(step.target)
             clock.now += 0.001
             outcome = next(script) if script else answers(step.target)
