@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 
-from ..transports.grpc_channel import LONG_MESSAGES
+from ..grpc_options import LONG_MESSAGES
 from .address import Address
 from .compression import inflated
 from .serving_error import ServingError, as_serving_error

@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 
+from ..grpc_options import LONG_MESSAGES
 from .connection import Connection
 from .status_mapping import Outcome
 
@@ -16,16 +17,6 @@ _COMPRESSION = {
     None: None,
     "gzip": grpc.Compression.Gzip,
     "deflate": grpc.Compression.Deflate,
-}
-
-# For client and server: a message is as long as its cache. The window holds a prompt's
-# cache from the first request on; while gRPC probes for one of its own, a call of a few
-# megabytes takes twice its time.
-LONG_MESSAGES: dict[str, int] = {
-    "grpc.max_send_message_length": -1,
-    "grpc.max_receive_message_length": -1,
-    "grpc.http2.bdp_probe": 0,
-    "grpc.http2.lookahead_bytes": 16 << 20,
 }
 
 
