@@ -29,7 +29,7 @@ class Counters:
     """From the request to the last new token."""
 
     def tokens_per_second(self, tokens: int) -> float:
-        """Of so many new ones: those behind the first call's; all, if that made all."""
+        """Of so many new ones: those after the first call's; all, if that gave all."""
         seconds = self.seconds - self.first_token_seconds
         if tokens <= self.first_tokens:
             return tokens / self.seconds if self.seconds > 0 else 0.0
@@ -42,7 +42,7 @@ class Chunk:
 
     ``tokens`` are the new ones and ``text`` what became printable with them; it may
     be empty, as when a character is not complete yet. ``finish_reason`` is set on the
-    last piece only. ``index`` is the prompt's place in the request.
+    last chunk only. ``index`` is the prompt's place in the request.
     """
 
     text: str
@@ -55,7 +55,7 @@ class Chunk:
     generation_tokens: int = 0
     """New tokens so far, these included."""
     generation_tps: float = 0.0
-    """New tokens a second so far, as ``Generation.tokens_per_second``."""
+    """New tokens per second so far, as ``Generation.tokens_per_second``."""
     model_version: int = 0
 
 
@@ -70,7 +70,7 @@ class Generation:
         finish_reason: "stop" (end token or stop string), "length", or "cancelled".
         stopped_by: the token id or the string that ended it, None for the others.
         prompt_tokens: number of tokens of the prompt, as fed.
-        model_version: the version that made the last token.
+        model_version: the version that gave the last token.
         top_logprobs: the likeliest tokens of each step, where asked for.
         prompt_logprobs: of each prompt token given those before it, where asked for;
             the first token has none (NaN).
@@ -118,12 +118,12 @@ class Generation:
 
     @property
     def tokens_per_second(self) -> float:
-        """New tokens a second behind the first call's; all, if that made all."""
+        """New tokens per second after the first call's; of all, if that gave all."""
         return self.counters.tokens_per_second(len(self.tokens))
 
     @property
     def token_seconds(self) -> float:
-        """Mean seconds a token at that speed."""
+        """Mean seconds per token at that speed."""
         return 1 / self.tokens_per_second if self.tokens_per_second else 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -170,7 +170,7 @@ class Score:
 
     @property
     def total(self) -> float:
-        """Log-probability of all tokens behind the first, in nats."""
+        """Log-probability of all tokens after the first, in nats."""
         return math.fsum(self.logprobs[1:])
 
     @property

@@ -77,12 +77,12 @@ def decode_status_response(data: bytes) -> list[VersionStatus]:
     Raises:
         MalformedMessage: not a GetModelStatusResponse.
     """
-    found = [
+    statuses = [
         _version_status(data, a, b)
         for number, wire_type, a, b, _ in fields(data, 0, len(data))
         if number == 1 and wire_type == LENGTH
     ]
-    return sorted(found, key=lambda status: -status.version)
+    return sorted(statuses, key=lambda status: -status.version)
 
 
 def _version_status(data: Buffer, start: int, end: int) -> VersionStatus:

@@ -45,7 +45,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class PredictRequest:
-    """A decoded request. ``outputs`` names the outputs wanted, empty for all."""
+    """A decoded request. ``outputs`` names those to fetch, empty for all."""
 
     model: ModelSpec
     inputs: dict[str, np.ndarray]
@@ -74,14 +74,14 @@ def encode_predict_request(
     """
     head = block(1, encode_model_spec(model))
     tail = b"".join(block(3, name.encode()) for name in outputs)
-    pieces, size = _tensor_map(2, inputs)
+    buffers, size = _tensor_map(2, inputs)
     total = size + len(head) + len(tail)
     if total > limit:
         raise InvalidRequest(
             f"the request would have {total} bytes, at most {limit} are possible: "
             "send fewer rows or a shorter cache"
         )
-    return b"".join([head, *pieces, tail])
+    return b"".join([head, *buffers, tail])
 
 
 def encode_predict_response(
@@ -95,7 +95,7 @@ def encode_predict_response(
     Raises:
         InvalidRequest: a dtype that can't be sent, or a reply above 2 GiB.
     """
-    pieces, size = _tensor_map(
+    buffers, size = _tensor_map(
         1, outputs, typed=not tensor_content, strings_in_content=tensor_content
     )
     tail = block(2, encode_model_spec(model))
@@ -104,7 +104,7 @@ def encode_predict_response(
             f"the reply would have {size + len(tail)} bytes, "
             f"at most {MESSAGE_LIMIT} are possible"
         )
-    return b"".join([*pieces, tail])
+    return b"".join([*buffers, tail])
 
 
 def decode_predict_request(
@@ -176,8 +176,8 @@ def _int64_value(data: Buffer, start: int, end: int, value: int) -> int:
 def _tensor_map(
     field: int, tensors: Mapping[str, Tensor], **options: bool
 ) -> tuple[list[Buffer], int]:
-    """A ``map<string, TensorProto>`` field as pieces, and their length in all."""
-    pieces: list[Buffer] = []
+    """A ``map<string, TensorProto>`` field as buffers, and their length in all."""
+    buffers: list[Buffer] = []
     total = 0
     for name, array in tensors.items():
         try:
@@ -186,15 +186,15 @@ def _tensor_map(
             raise InvalidRequest(f"tensor {name!r}: {error}") from None
         entry = block(1, name.encode()) + tag(2, LENGTH) + varint(size)
         head = tag(field, LENGTH) + varint(len(entry) + size) + entry
-        pieces += [head, *body]
+        buffers += [head, *body]
         total += len(head) + size
-    return pieces, total
+    return buffers, total
 
 
 def _parse(
     data: Buffer, spec_field: int, tensor_field: int, name_field: int | None
 ) -> tuple[ModelSpec, dict[str, RawTensor], list[str]]:
-    """The fields that both messages have; no tensor is made yet."""
+    """The fields that both messages have; no array is made yet."""
     if not isinstance(data, bytes):
         data = memoryview(data).cast("B")
     spec = bytearray()  # given in parts, their concatenation is the merged message

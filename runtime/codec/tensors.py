@@ -37,7 +37,7 @@ EXPANSION_LIMIT = 256 << 20
 """Bytes that one message's repeated trailing values may expand to by default."""
 
 _MAX_RANK = 32  # numpy 1's own limit
-_MIN_BLOCK = 1 << 14  # bytes; below it joining pieces costs more than one more copy
+_MIN_BLOCK = 1 << 14  # bytes; below it joining buffers costs more than one more copy
 _ZEROS = memoryview(bytes(1 << 16))
 _LITTLE = sys.byteorder == "little"
 
@@ -48,13 +48,13 @@ _LITTLE = sys.byteorder == "little"
 def encode_tensor(
     array: Tensor, *, typed: bool = False, strings_in_content: bool = False
 ) -> tuple[list[Buffer], int]:
-    """A TensorProto as pieces to join, and their length in all.
+    """A TensorProto as buffers to join, and their length in all.
 
-    Large pieces are views of ``array``, which must not change before they are joined.
+    Large buffers are views of ``array``, which must not change before they are joined.
 
     Args:
         array: any shape and strides; object and string arrays hold bytes or str.
-            ``RowBlocks`` are sent from their pieces (never in typed fields).
+            ``RowBlocks`` are sent block by block (never in typed fields).
         typed: use the dtype's own field, as the server does by default.
         strings_in_content: strings go to ``tensor_content``, as the server's
             ``--enable_serialization_as_tensor_content`` does.
@@ -80,23 +80,24 @@ def encode_tensor(
         field, body = dtype.field, [encode_varints(_integers(array, dtype)).data]
     else:
         field = dtype.field if typed else 4
-        body = _contiguous_pieces(_carried(array, dtype))
+        body = _contiguous_buffers(_carried(array, dtype))
     if not field:
         return [head], len(head)
-    size = sum(len(piece) for piece in body)
+    size = sum(len(buffer) for buffer in body)
     head += tag(field, LENGTH) + varint(size)
     return [head, *body], len(head) + size
 
 
 def _encode_blocks(blocks: RowBlocks) -> tuple[list[Buffer], int]:
-    """A TensorProto of pieces and zeros: still one copy, onto the wire."""
+    """A TensorProto of blocks and zeros: still one copy, onto the wire."""
     dtype = BY_NAME[blocks.dtype.name]
     body: list[Buffer] = []
-    for piece in blocks.memory():
-        if isinstance(piece, int):
-            body += [_ZEROS] * (piece // len(_ZEROS)) + [_ZEROS[: piece % len(_ZEROS)]]
-        elif piece.size:
-            body += _contiguous_pieces(_carried(piece, dtype))
+    for part in blocks.memory():
+        if isinstance(part, int):
+            whole, rest = divmod(part, len(_ZEROS))
+            body += [_ZEROS] * whole + [_ZEROS[:rest]]
+        elif part.size:
+            body += _contiguous_buffers(_carried(part, dtype))
     size = blocks.nbytes
     head = b"\x08" + varint(dtype.number) + block(2, _encode_shape(blocks.shape))
     if size:
@@ -145,10 +146,10 @@ def _integers(array: np.ndarray, dtype: DType) -> np.ndarray:
     return flat.view(np.uint16) if dtype.field == 13 else flat
 
 
-def _contiguous_pieces(array: np.ndarray) -> list[Buffer]:
+def _contiguous_buffers(array: np.ndarray) -> list[Buffer]:
     """The array's bytes as views, so that joining them is the only copy.
 
-    A cache cut out of a larger buffer is contiguous from some axis on: one piece for
+    A cache cut out of a larger buffer is contiguous from some axis on: one buffer for
     each index of the axes before it. Only finely scattered arrays are copied first.
     """
     axis = array.ndim
@@ -184,7 +185,7 @@ class Budget:
 
 
 class RawTensor:
-    """A TensorProto's fields, found but not yet made an array."""
+    """A TensorProto's fields, located but not yet an array."""
 
     def __init__(self, data: Buffer, start: int, end: int) -> None:
         self.number = 0

@@ -45,7 +45,7 @@ def block(number: int, payload: bytes) -> bytes:
 
 
 def read_varint(data: Buffer, pos: int, end: int) -> tuple[int, int]:
-    """The unsigned varint at ``pos`` and the position behind it."""
+    """The unsigned varint at ``pos`` and the position after it."""
     value = shift = 0
     for i in range(pos, min(end, pos + _MAX_VARINT)):
         byte = data[i]
@@ -85,7 +85,7 @@ def fields(data: Buffer, start: int, end: int) -> Iterator[Field]:
             raise MalformedMessage(f"malformed message: wire type {wire_type}")
         if pos > end:
             raise MalformedMessage(
-                f"malformed message: field {number} ends {pos - end} bytes behind it"
+                f"malformed message: field {number} ends {pos - end} bytes after it"
             )
         yield number, wire_type, first, pos, value
 

@@ -26,7 +26,7 @@ class ServedModel:
     """One version of a served model.
 
     ``pads_rows`` says whether a call's rows are padded to the manifest's batch sizes
-    where it is made, or later, when calls have been joined.
+    where it is planned, or later, when calls have been joined.
     """
 
     manifest: Manifest
@@ -91,7 +91,7 @@ class ServedModel:
         )
 
     def batch_size(self, rows: int) -> int:
-        """B for a call of so many rows, where it is made."""
+        """B for a call of so many rows, where it is planned."""
         return self.padded_rows(rows) if self.pads_rows else rows
 
     def padded_rows(self, rows: int) -> int:

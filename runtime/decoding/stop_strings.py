@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class IncrementalText(Protocol):
-    """What turns tokens into text piece by piece (``models.tokenizer``)."""
+    """What turns tokens into text bit by bit (``models.tokenizer``)."""
 
     def add(self, ids: Sequence[int]) -> str:
         """The text that became certain."""
@@ -35,10 +35,10 @@ class StopText:
         self._held += self._source.add([token])
         if not self._stops:
             return self._release(len(self._held))
-        found = [(self._held.find(stop), stop) for stop in self._stops]
-        found = [(at, stop) for at, stop in found if at >= 0]
-        if found:
-            at, self.matched = min(found, key=lambda pair: pair[0])
+        places = [(self._held.find(stop), stop) for stop in self._stops]
+        matches = [(at, stop) for at, stop in places if at >= 0]
+        if matches:
+            at, self.matched = min(matches, key=lambda match: match[0])
             shown, self._held = self._held[:at], ""
             return shown
         return self._release(len(self._held) - self._open())

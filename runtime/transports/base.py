@@ -23,8 +23,8 @@ class Call:
     """One call of one signature.
 
     ``inputs`` follow the contract (``runtime/contract/``); arrays need not be
-    contiguous, and a cache may come as ``RowBlocks``. ``outputs`` names the outputs
-    wanted, empty for all. ``version`` pins the model version, None takes the newest.
+    contiguous, and a cache may come as ``RowBlocks``. ``outputs`` names those to
+    fetch, empty for all. ``version`` pins the model version, None takes the newest.
     """
 
     signature: str

@@ -138,7 +138,7 @@ class Ejection:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Sizes in bytes above which nothing is sent or made.
+    """Sizes in bytes above which nothing is sent or allocated.
 
     ``message`` is for requests (protobuf itself ends at 2 GiB);
     ``expansion`` is what repeated trailing values of one reply may expand to.
@@ -218,10 +218,10 @@ def checked_targets(targets: str | Iterable[str]) -> tuple[str, ...]:
         InvalidRequest: none, or one that is not ``HOST:PORT``, ``unix:PATH`` or
             another of gRPC's own schemes.
     """
-    found = (targets,) if isinstance(targets, str) else tuple(targets)
-    if not found:
+    addresses = (targets,) if isinstance(targets, str) else tuple(targets)
+    if not addresses:
         raise InvalidRequest("no server address was given: write HOST:PORT")
-    for target in found:
+    for target in addresses:
         match = isinstance(target, str) and _HOST_PORT.fullmatch(target)
         if match and 0 < int(match.group(2)) < 65536:
             continue
@@ -231,7 +231,7 @@ def checked_targets(targets: str | Iterable[str]) -> tuple[str, ...]:
             f"{target!r} is not a server's address: write HOST:PORT, unix:PATH or "
             "dns:///NAME:PORT"
         )
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(addresses))
 
 
 def checked_label(label: str) -> str:

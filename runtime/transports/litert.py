@@ -124,7 +124,7 @@ class _Model:
         self._held: list[tuple[weakref.ref[Any], int, int]] = []
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        """Feed one row's new tokens behind its cache: ``decode``'s outputs."""
+        """Feed one row's new tokens after its cache: ``decode``'s outputs."""
         ids, start = self._checked(inputs)
         self._load(inputs.get("cache"), start)
         S = min((s for s in self._prefills if s >= len(ids)), default=0)
@@ -154,7 +154,7 @@ class _Model:
         largest = max(self._prefills, default=1)
         if fed > largest or start + fed > self._slots + 1:
             raise PromptTooLong(
-                f"{fed} new tokens behind {start} cached ones: the model takes "
+                f"{fed} new tokens after {start} cached ones: the model takes "
                 f"{largest} at a time and {self._slots + 1} in all; export with larger "
                 "--prompt-buckets or a larger --cache-size"
             )
@@ -169,32 +169,32 @@ class _Model:
     def _load(self, cache: Tensor | None, length: int) -> None:
         """Have the first ``length`` slots hold the rows of ``cache``.
 
-        Pieces of a ``RowBlocks`` grow at their end only, so of a piece seen before
+        Blocks of a ``RowBlocks`` grow at their end only, so of a block seen before
         only what it has grown by is written.
         """
-        pieces = _pieces(cache, length, (self._layers, 2, self._heads, self._width))
+        blocks = _blocks(cache, length, (self._layers, 2, self._heads, self._width))
         tracked = isinstance(cache, RowBlocks)
-        start = self._known(pieces) if tracked else 0
+        start = self._known(blocks) if tracked else 0
         self._held.clear()
         seen = 0
-        for piece in pieces:
-            fresh = piece[max(start - seen, 0) :]
+        for block in blocks:
+            fresh = block[max(start - seen, 0) :]
             if len(fresh):
-                self._write(seen + len(piece) - len(fresh), fresh)
-            seen += len(piece)
+                self._write(seen + len(block) - len(fresh), fresh)
+            seen += len(block)
         if tracked:
             self._held = [
-                (weakref.ref(_owner(p)), p.ctypes.data, len(p)) for p in pieces
+                (weakref.ref(_owner(b)), b.ctypes.data, len(b)) for b in blocks
             ]
 
-    def _known(self, pieces: Sequence[np.ndarray]) -> int:
+    def _known(self, blocks: Sequence[np.ndarray]) -> int:
         """How many of the first rows the tensors hold already."""
         known = 0
-        for piece, (owner, address, length) in zip(pieces, self._held, strict=False):
-            if owner() is not _owner(piece) or address != piece.ctypes.data:
+        for block, (owner, address, length) in zip(blocks, self._held, strict=False):
+            if owner() is not _owner(block) or address != block.ctypes.data:
                 break
-            known += min(length, len(piece))
-            if len(piece) != length:
+            known += min(length, len(block))
+            if len(block) != length:
                 break
         return known
 
@@ -238,28 +238,28 @@ class _Model:
             raise ServerError(f"LiteRT failed: {text}", "INTERNAL") from None
 
 
-def _pieces(
+def _blocks(
     cache: Tensor | None, length: int, row_shape: tuple[int, ...]
 ) -> list[np.ndarray]:
     """The first ``length`` rows of a cache of one sequence, in order."""
     if cache is None or not length:
         return []
     rows = cache.rows[0] if isinstance(cache, RowBlocks) else (np.asarray(cache)[0],)
-    pieces, missing = [], length
-    for piece in rows:
-        if piece.shape[1:] != row_shape or piece.dtype != np.float32:
+    blocks, missing = [], length
+    for block in rows:
+        if block.shape[1:] != row_shape or block.dtype != np.float32:
             raise InvalidRequest(
-                f"the cache's rows should be float32 {row_shape}, got {piece.dtype} "
-                f"{piece.shape[1:]}: is it another model's?"
+                f"the cache's rows should be float32 {row_shape}, got {block.dtype} "
+                f"{block.shape[1:]}: is it another model's?"
             )
-        if len(piece := piece[:missing]):
-            pieces.append(piece)
-            missing -= len(piece)
+        if len(block := block[:missing]):
+            blocks.append(block)
+            missing -= len(block)
     if missing:
         raise InvalidRequest(
             f"cache_length is {length}, the cache has {length - missing} rows"
         )
-    return pieces
+    return blocks
 
 
 def _owner(array: np.ndarray) -> Any:

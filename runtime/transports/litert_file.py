@@ -1,6 +1,6 @@
 """What a ``.tflite`` file holds besides its graph, read before the runtime sees it.
 
-The runtime reads past the end of a file that was cut short, so that is found here.
+The runtime reads past the end of a file that was cut short, so that is noticed here.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def find_file(path: Path) -> tuple[Path, int]:
         InvalidRequest: there is none, or more than one.
     """
     if path.is_file():
-        found = [path]
+        files = [path]
     else:
         folders = [path, *version_folders(path).values()]
-        found = next((f for d in folders if (f := sorted(d.glob("*.tflite")))), [])
-    if len(found) != 1:
+        files = next((f for d in folders if (f := sorted(d.glob("*.tflite")))), [])
+    if len(files) != 1:
         raise InvalidRequest(
-            f"{path} holds {len(found) or 'no'} .tflite files: expected the one that "
+            f"{path} holds {len(files) or 'no'} .tflite files: expected the one that "
             "`optserve export --target tflite` writes"
         )
-    return found[0], version_of(found[0].parent)
+    return files[0], version_of(files[0].parent)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -50,8 +50,8 @@ def read_manifest(path: Path) -> Manifest:
         head = file.read(_SMALLEST)
         if len(head) < _SMALLEST or head[4:8] != _IDENTIFIER:
             raise IncompatibleModel(
-                f"{path} is no TFLite model: expected the file that `optserve export "
-                "--target tflite` writes"
+                f"{path} is not a TFLite model: expected the file that "
+                "`optserve export --target tflite` writes"
             )
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             text = _metadata(path, data)

@@ -33,7 +33,7 @@ def open_transport(
     if (path := _path(target)) is None:
         from .grpc_sync import GrpcTransport
 
-        return GrpcTransport(_several(target), model=model, label=label, **options)
+        return GrpcTransport(_addresses(target), model=model, label=label, **options)
     if label:
         raise InvalidRequest(
             f"version labels are a server's: {path} is run in this process, give the "
@@ -55,7 +55,9 @@ def open_async_transport(
     if _path(target) is None:
         from .grpc_async import AsyncGrpcTransport
 
-        return AsyncGrpcTransport(_several(target), model=model, label=label, **options)
+        return AsyncGrpcTransport(
+            _addresses(target), model=model, label=label, **options
+        )
     from .in_threads import InThreads
 
     return InThreads(open_transport(target, model, label, options))
@@ -103,9 +105,7 @@ def is_tflite(path: Path) -> bool:
         InvalidRequest: a file of another kind.
     """
     if path.is_file() and path.suffix != ".tflite":
-        raise InvalidRequest(
-            f"{path} is a file and no .tflite: give an export's folder"
-        )
+        raise InvalidRequest(f"{path} is not a .tflite file: give an export's folder")
     if not path.is_dir():
         return path.suffix == ".tflite"
     if any(path.glob("*.tflite")):
@@ -118,6 +118,6 @@ def is_tflite(path: Path) -> bool:
     )
 
 
-def _several(target: Target) -> list[str]:
-    several = [target] if isinstance(target, str | os.PathLike) else target
-    return [str(address) for address in several]
+def _addresses(target: Target) -> list[str]:
+    addresses = [target] if isinstance(target, str | os.PathLike) else target
+    return [str(address) for address in addresses]

@@ -82,7 +82,7 @@ def error_for(
     Args:
         failure: the attempt's kind.
         outcome: its status.
-        target: where it was made.
+        target: the address that it went to.
         model: what was asked for.
         others: how many other targets there are (they have failed as well).
     """
@@ -156,7 +156,7 @@ def _refused(code: str, details: str, target: str, model: ModelSpec) -> Optserve
         )
     if code == "UNIMPLEMENTED":
         return IncompatibleModel(
-            f"{target} speaks gRPC but is no TensorFlow Serving server "
+            f"{target} speaks gRPC but is not a TensorFlow Serving server "
             f"({details or 'method not found'}): check the address"
         )
     if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):

@@ -57,7 +57,7 @@ def test_a_file_by_itself(folders, tmp_path, capsys):
     assert "nothing vouches for its bytes" in capsys.readouterr().out
     (tmp_path / "model.tflite").write_bytes(b"no model")
     assert main(["verify", str(path)]) == 1
-    assert "is no TFLite model" in capsys.readouterr().err
+    assert "is not a TFLite model" in capsys.readouterr().err
 
 
 def test_a_changed_file_is_caught(folders, tmp_path):

@@ -91,7 +91,7 @@ def test_refusals(export, tmp_path):
     with pytest.raises(InvalidRequest, match="no exported model"):
         Client(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(InvalidRequest, match=r"no \.tflite"):
+    with pytest.raises(InvalidRequest, match=r"not a \.tflite"):
         Client(tmp_path / "file")
     with pytest.raises(InvalidRequest, match="no such file or folder"):
         Client(os.fspath(tmp_path / "nothing"))
