@@ -1,4 +1,4 @@
-"""The two lists in runtime/README.md are the ways that prompts and replies really go."""
+"""runtime/README.md lists the ways that prompts and replies really go."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def reply_with(shape: list[int], number: int = 1, **values) -> bytes:
         (reply_with([1], number=7, tensor_content=b"\x05ab"), "need 5 bytes"),
         (reply_with([1], number=8, scomplex_val=[1]), "half a complex64"),
         (b"\x0a\xff", "does not end"),
-        (b"\x0a\x05abc", "ends 2 bytes behind"),
+        (b"\x0a\x05abc", "ends 2 bytes after"),
         (b"\x0b\x0c", "wire type 3"),
         (b"\x02\x00", "field number 0"),
         (b"\x12\x03\x0a\x01\xff", "not UTF-8"),

@@ -48,7 +48,7 @@ def test_connection_refused(connect) -> None:
         ),
         ("INVALID_ARGUMENT", "Expects arg[0] to be float", ServerError, "Expects arg"),
         ("PERMISSION_DENIED", "no", ServerError, "bearer token"),
-        ("UNIMPLEMENTED", "", IncompatibleModel, "no TensorFlow Serving"),
+        ("UNIMPLEMENTED", "", IncompatibleModel, "not a TensorFlow Serving"),
         (
             "RESOURCE_EXHAUSTED",
             "SERVER: Received message larger than max (9 vs. 4)",
@@ -84,7 +84,7 @@ def test_another_kind_of_server(connect) -> None:
     server = grpc.server(ThreadPoolExecutor(1))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    with pytest.raises(IncompatibleModel, match="no TensorFlow Serving"):
+    with pytest.raises(IncompatibleModel, match="not a TensorFlow Serving"):
         connect(f"127.0.0.1:{port}").call(CALL, timeout=10)
     server.stop(0)
 
