@@ -93,16 +93,16 @@ class LocalTransport(Transport):
 
 def _load(folder: Path, threads: int | None) -> Servable:
     import_tensorflow()
-    from ..server.loading import verify_files
+    from ..server.loading import checked_manifest
     from ..server.servable import Servable
     from ..server.serving_error import ServingError
     from ..server.settings import SessionOptions
 
     try:
-        verify_files(folder)
+        manifest = checked_manifest(folder)
         with on_huge_pages():  # the weights
             options = SessionOptions(intra_op_threads=threads or 0)
-            return Servable(str(folder), options, exported=True)
+            return Servable(str(folder), options, exported=manifest is not None)
     except ServingError as error:
         raise IncompatibleModel(f"{folder} can't be loaded: {error.details}") from None
 

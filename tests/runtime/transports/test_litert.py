@@ -230,7 +230,9 @@ def test_every_truncation_is_found(tmp_path):
     cut = tmp_path / "model.tflite"
     for size in (0, 3, 70, 5000, len(whole) // 2, len(whole) - 1):
         cut.write_bytes(whole[:size])
-        with pytest.raises(IncompatibleModel, match=r"incomplete|not a TFLite") as caught:
+        with pytest.raises(
+            IncompatibleModel, match=r"incomplete|not a TFLite"
+        ) as caught:
             LiteRTTransport(cut)
         assert "\n" not in str(caught.value)
 
