@@ -13,11 +13,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from ..models.config import OPTConfig
 from .estimate import estimate_savedmodel
@@ -179,9 +178,7 @@ def check_checkpoint(path: str | Path) -> Iterator[Check]:
         yield Check("tokenizer", "note", "none in the checkpoint", advice)
 
 
-def check_room(
-    folder: str | Path, config: Mapping[str, Any] | None = None
-) -> Iterator[Check]:
+def check_room(folder: str | Path, config: OPTConfig | None = None) -> Iterator[Check]:
     """Free memory and disk; against a model's needs if its config is given."""
     memory, disk = available_memory(), free_bytes(folder)
     for name, have in (("memory", memory), ("disk", disk)):
@@ -189,9 +186,7 @@ def check_room(
         if config is None or have is None:
             yield Check(name, "note" if have is None else "ok", found)
             continue
-        planned = estimate_savedmodel(
-            OPTConfig.from_dict(dict(config)), ExportOptions()
-        )
+        planned = estimate_savedmodel(config, ExportOptions())
         peak = max(planned.export_memory, planned.verify_memory)
         need = peak if name == "memory" else planned.artefact
         found += f", {need / GIB:.1f} GiB needed for float32"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..models.checkpoints import resolve
-from ..models.config import OPTConfig
+from .checkpoint import Checkpoint
 from .full_disk import check_room, full_disk_explained
 from .options import ExportOptions
 from .publish import Progress, check_version, staging
@@ -145,10 +145,10 @@ def _local_checkpoint(
     version: int | None,
     revision: str | None,
 ) -> Path:
-    """The checkpoint's folder, after what can be refused before any work."""
+    """The checkpoint's folder, after what can be refused before TensorFlow is there."""
     check_version(out, version)
     source = resolve(checkpoint, revision=revision)
-    check_room(out, OPTConfig.from_pretrained(source), options)
+    check_room(out, Checkpoint.open(source).config, options)
     return source
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
 import os
@@ -82,13 +81,6 @@ def peak_memory() -> int:
     """The most memory that this process has held: bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return getrusage(RUSAGE_SELF).ru_maxrss * unit
-
-
-def release_memory() -> None:
-    """Return what has been freed to the system, where the C library keeps it."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
 
 
 def _end_with_parent() -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from optserve.export.subprocesses import peak_memory, release_memory
+from optserve.export.subprocesses import peak_memory
+from optserve.runtime.memory import release_freed_memory
 
 # Fixed examples, so that a run passes or fails like the one before it.
 settings.register_profile(
@@ -56,7 +57,7 @@ def _release() -> Iterator[None]:
 
         jax.clear_caches()
     gc.collect()
-    release_memory()
+    release_freed_memory()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from ...models.config import OPTConfig
+from ...runtime.printable import sentence
 from .. import doctor
 from ..doctor import Check
 
@@ -64,7 +66,7 @@ def _checks(args: argparse.Namespace) -> Iterator[Check]:
         for check in doctor.check_checkpoint(args.checkpoint):
             yield check
             if check.name == "config.json" and check.state == "ok":
-                config = json.loads((args.checkpoint / "config.json").read_text())
+                config = OPTConfig.from_pretrained(args.checkpoint)
     yield from doctor.check_room(args.out, config)
     if args.port is not None:
         yield doctor.check_port(args.port)
@@ -100,13 +102,13 @@ def check_server(target: str, model: str, seconds: float = 10.0) -> Iterator[Che
     try:
         with Client(target, model=model, connect_timeout=seconds) as client:
             manifest = client.describe()
-            made = (
+            kind = (
                 f"contract {manifest.contract_version}, {manifest.framework}/"
                 f"{manifest.compiler}, {manifest.weights_dtype} weights"
             )
-            yield Check("served model", "ok", made)
+            yield Check("served model", "ok", kind)
             client.generate([[manifest.bos_token_id]], max_new_tokens=1)
-            yield Check("computing", "ok", "one token made")
+            yield Check("computing", "ok", "one token generated")
     except OptserveError as error:
         yield Check("computing", "failed", str(error))
 
@@ -115,7 +117,9 @@ def _show(check: Check) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    advice = f"  [dim]→ {escape(check.advice)}[/]" if check.advice else ""
+    name, found, advice = (
+        escape(sentence(text)) for text in (check.name, check.found, check.advice)
+    )
     mark = _MARKS[check.state] + " " * (7 - len(check.state))
-    line = f"{mark}{escape(check.name):32} {escape(check.found)}{advice}"
+    line = f"{mark}{name:32} {found}" + (f"  [dim]→ {advice}[/]" if advice else "")
     Console(highlight=False, soft_wrap=True).print(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ...runtime.printable import json_text, sentence
 from .answers import Answer
 from .plan import Plan, TestCase
 from .tolerances import MEAN_SHARE
@@ -103,8 +103,8 @@ class Report:
         return {**verdict, **asdict(self)}
 
     def to_json(self) -> str:
-        """The same as text."""
-        return json.dumps(self.to_dict(), indent=1, sort_keys=True)
+        """The same as JSON; numbers that are not finite become null."""
+        return json_text(dict(sorted(self.to_dict().items())), indent=1)
 
 
 def measure(
@@ -223,9 +223,9 @@ def show(report: Report, console: Any) -> None:
     """Print a report as a table on a rich console."""
     from rich.table import Table
 
-    console.print(f"export {report.export}: {report.kind}")
+    console.print(sentence(f"export {report.export}: {report.kind}"), markup=False)
     if report.outputs:
-        console.print(f"against {report.against}")
+        console.print(sentence(f"against {report.against}"), markup=False)
         table = Table(box=None, pad_edge=False)
         for column in ("signature", "output", "source's weights"):
             table.add_column(column)
@@ -252,6 +252,6 @@ def show(report: Report, console: Any) -> None:
         ("note", report.notes),
     ):
         for line in lines:
-            console.print(f"{kind}: {line}", markup=False)
+            console.print(f"{kind}: {sentence(line)}", markup=False)
     verdict = "[green]verified[/]" if report.ok else "[red]NOT verified[/]"
     console.print(f"{verdict} in {report.seconds:.1f} s")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...runtime.contract import Manifest, tokens_per_call
-from ..subprocesses import release_memory
+from ...runtime.memory import release_freed_memory
 from .answers import Answer, answer_of, brief, check_shapes
 from .plan import TOKEN_SEQUENCES, Plan, TestCase
 from .prefixes import Prefixes
@@ -38,7 +38,7 @@ class ExportRunner:
 
         # A server's way to load is the one to try, and takes less memory.
         self._loaded = Servable(str(folder), SessionOptions(), exported=True)
-        release_memory()
+        release_freed_memory()
         self._manifest = manifest
         self.problems: list[str] = []
 
@@ -76,7 +76,7 @@ class ExportRunner:
         With oneDNN the memory stays TensorFlow's, for its next tensors.
         """
         self._loaded.close()
-        release_memory()
+        release_freed_memory()
 
     def _run_case(
         self, plan: Plan, prefixes: Prefixes, case: TestCase
@@ -101,7 +101,7 @@ class ExportRunner:
         signature.check_dtypes(inputs)
         names = list(signature.outputs)
         outputs = self._loaded.run(signature, inputs, names)
-        release_memory()  # what a graph's first call leaves behind
+        release_freed_memory()  # what a graph's first call leaves behind
         return dict(zip(names, outputs, strict=True))
 
     def _complete(self, prefixes: Prefixes) -> None:

@@ -123,7 +123,7 @@ def test_a_good_checkpoint(tmp_path):
     assert checks["config.json"].state == checks["weights"].state == "ok"
     assert "safetensors, float32" in checks["weights"].found
     assert checks["tokenizer"].state == "note"
-    room = states(doctor.check_room(tmp_path / "out", TINY.to_dict()))
+    room = states(doctor.check_room(tmp_path / "out", TINY))
     assert set(room) == {"memory", "disk"}
 
 
