@@ -45,8 +45,7 @@ fuzz: $(VENV)/ready
 
 # The reference of the public modules as pages, made of their docstrings.
 docs: $(VENV)/ready
-	$(BIN)/pdoc --docformat google --output-directory build/docs \
-	    optserve.models optserve.export optserve.runtime
+	$(BIN)/python tests/make_docs.py build/docs
 
 test-slow: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow
