@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from optserve.runtime.model_dir import MANIFEST_PATH, folder_digests, read_manifest
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "pre_ln"
+GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "pre_ln"
 
 EXPORT = """
 import json, sys
@@ -59,7 +59,7 @@ def test_two_runs_in_two_folders_are_equal(tmp_path, options):
     assert manifests[0] == manifests[1]
     assert read_manifest(first).tool_versions["tensorflow"]
     # Nothing of the builder's machine is in it.
-    package = str(Path(__file__).parents[2]).encode()
+    package = str(Path(__file__).parents[3]).encode()
     graph = (first / "saved_model.pb").read_bytes()
     for path in (package, str(tmp_path).encode(), b"site-packages"):
         assert path not in graph

@@ -1,0 +1,44 @@
+"""Tests stand where the modules are that they test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("models", "runtime", "export")
+OF_THEIR_OWN = {Path("runtime/serving")}
+"""Folders of tests without a folder of modules: suites for a server of any kind."""
+TESTS = [
+    path.relative_to(ROOT / "tests")
+    for room in ROOMS
+    for path in sorted((ROOT / "tests" / room).rglob("test_*.py"))
+]
+
+
+def modules(room: str) -> set[Path]:
+    """Modules and packages of a room, without the ending."""
+    files = (ROOT / room).rglob("*.py")
+    named = {
+        path.parent if path.stem == "__init__" else path.with_suffix("")
+        for path in files
+    }
+    return {path.relative_to(ROOT) for path in named}
+
+
+@pytest.mark.parametrize("test", TESTS, ids=str)
+def test_a_test_stands_beside_its_module(test):
+    """``test_loop.py`` and ``test_loop_failures.py`` are of a module ``loop``.
+
+    One that is of several modules has a name that no module of the room has.
+    """
+    found = modules(test.parts[0])
+    assert test.parent in found or test.parent in OF_THEIR_OWN
+    words = test.stem.split("_")[1:]
+    for count in range(len(words), 0, -1):
+        name = "_".join(words[:count])
+        places = {path.parent for path in found if path.name == name}
+        if places and test.parent.name != name:
+            assert test.parent in places, f"{name} is in {sorted(map(str, places))}"
+            return
