@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("checkpoint", nargs="?", type=Path, help="a local checkpoint to look at")
     add(
         "--for",
-        dest="wanted",
+        dest="needed",
         action="append",
         choices=doctor.EXTRAS,
         default=[],
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 def _checks(args: argparse.Namespace) -> Iterator[Check]:
     yield from doctor.check_python()
     yield from doctor.check_processor()
-    yield from doctor.check_packages(tuple(args.wanted))
+    yield from doctor.check_packages(tuple(args.needed))
     if not args.no_imports:
         yield from doctor.check_imports()
     config = None

@@ -1,0 +1,59 @@
+"""export/README.md lists the way that a checkpoint really goes."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from optserve import export
+from optserve.export import pipeline
+from optserve.export.verify import process
+from optserve.models.config import OPTConfig
+from optserve.models.examples.random_checkpoint import write_random_checkpoint
+from optserve.runtime.cli import main
+
+EXPORT = Path(export.__path__[0])
+CONFIG = OPTConfig(
+    vocab_size=64,
+    hidden_size=16,
+    num_hidden_layers=1,
+    ffn_dim=32,
+    num_attention_heads=2,
+    max_position_embeddings=24,
+)
+
+
+def listed() -> list[tuple[str, str]]:
+    """(function, file) of each hop."""
+    text = (EXPORT / "README.md").read_text()
+    return re.findall(r"^ *\d+ +([\w.]+) +([\w/]+\.py)", text, re.MULTILINE)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="code has no qualified name")
+def test_a_checkpoint_goes_the_way_that_the_page_draws(tmp_path, monkeypatch):
+    checkpoint = write_random_checkpoint(tmp_path / "checkpoint", CONFIG)
+
+    def call_here(function, *, environment=None, quiet=False, **arguments):
+        return function(**arguments)
+
+    for module in (pipeline, process):
+        monkeypatch.setattr(module, "call_in_subprocess", call_here)
+    calls: dict[tuple[str, str], None] = {}
+
+    def note(frame, event, _) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(str(EXPORT)):
+            file = str(Path(code.co_filename).relative_to(EXPORT))
+            calls.setdefault((code.co_qualname, file))
+
+    sys.setprofile(note)
+    try:
+        arguments = ["export", str(checkpoint), str(tmp_path / "out")]
+        assert main([*arguments, "--generate", "1", "--no-deploy"]) == 0
+    finally:
+        sys.setprofile(None)
+    hops = [hop for hop in listed() if hop[0] != "call_in_subprocess"]
+    assert len(hops) == 12
+    assert [call for call in calls if call in hops] == hops
