@@ -20,7 +20,7 @@ import grpc.aio
 from ..grpc_options import LONG_MESSAGES
 from .address import Address
 from .compression import inflated
-from .serving_error import ServingError, as_serving_error
+from .serving_error import ServingError, as_serving_error, internal
 from .settings import TlsOptions
 
 Method = Callable[[bytes], bytes]
@@ -176,25 +176,31 @@ class GrpcFront:
         return grpc.stream_unary_rpc_method_handler(handle)
 
     async def _answer(self, method: Method, context: grpc.aio.ServicerContext) -> bytes:
-        data = await self._receive(context)
+        try:
+            return await self._call(method, await self._receive(context))
+        except ServingError as refusal:
+            # Without the exception: it has frames that hold the request, and would be
+            # held by this one in turn, until some day the garbage is collected.
+            code, details = refusal.code, refusal.details
+        return await _abort(context, code, details)
+
+    async def _call(self, method: Method, data: bytes) -> bytes:
         try:
             return await asyncio.wrap_future(self.workers.submit(method, data))
         except Exception as error:
-            refusal = as_serving_error(error)
-        return await _abort(context, refusal.code, refusal.details)
+            raise as_serving_error(error) from None
 
     async def _receive(self, context: grpc.aio.ServicerContext) -> bytes:
         seconds = self._limits.receive_seconds
         try:
             data = await asyncio.wait_for(context.read(), seconds)
         except asyncio.TimeoutError:
-            await _abort(
-                context,
+            raise ServingError(
                 grpc.StatusCode.DEADLINE_EXCEEDED,
                 f"the request did not arrive as a whole within {seconds:g} seconds",
-            )
+            ) from None
         if not isinstance(data, bytes):  # grpc.aio.EOF
-            await _abort(context, grpc.StatusCode.INTERNAL, "the call has no message")
+            raise internal("the call has no message")
         return data
 
 

@@ -33,7 +33,8 @@ class RequestLimits:
     """The largest sizes of each dimension letter (``contract/signatures.py``).
 
     S, C and W: the model's positions. K: its vocabulary. B: the export's largest batch
-    size, at least 32. B·S and B·C: that many rows of all positions.
+    size, at least 32. B·S and B·C: that many rows of all positions. The reply, and a
+    layer's attention: 2 GiB.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -50,6 +51,7 @@ class RequestLimits:
             "K": manifest.vocab_size,
         }
         self._tokens = rows * slots
+        self._heads = layout.heads
         self._signatures = {
             name: spec
             for name in manifest.signatures
@@ -90,7 +92,20 @@ class RequestLimits:
                     f"signature {name} takes at most B x {letter} = {self._tokens}, "
                     f"got {tokens}: send fewer rows at a time"
                 )
+        self._check_attention(spec, sizes)
         _check_reply(spec, sizes, outputs)
+
+    def _check_attention(self, spec: SignatureSpec, sizes: Mapping[str, int]) -> None:
+        """A layer's scores, [B, H, S, C + S] float32, are the largest tensor by far."""
+        new = sizes.get("S", 0)
+        seen = new + sizes.get("C", 0)
+        size = 4 * sizes.get("B", 1) * self._heads * new * seen
+        if size > MESSAGE_LIMIT:
+            raise invalid_argument(
+                f"signature {spec.name} would need {size} bytes for the attention of "
+                f"one layer, at most {MESSAGE_LIMIT} are allowed: send fewer rows or "
+                "tokens at a time"
+            )
 
 
 _MEANING = {

@@ -32,6 +32,27 @@ def test_large_blocks_are_reused() -> None:
     assert int(done.stdout) < 1000  # page faults; 1,000,000 if nothing is kept
 
 
+RELEASED = """
+from optserve.runtime.memory import keep_freed_memory, release_freed_memory, resident_bytes
+assert keep_freed_memory()
+before = resident_bytes()
+block = b"x" * (200 << 20)
+del block
+kept = resident_bytes() - before
+release_freed_memory()
+print(kept >> 20, (resident_bytes() - before) >> 20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
+def test_what_was_kept_can_be_released() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", RELEASED], check=True, capture_output=True, text=True
+    )
+    kept, left = map(int, done.stdout.split())
+    assert kept >= 190 and left < 20
+
+
 HUGE = """
 import threading
 from pathlib import Path

@@ -95,7 +95,21 @@ def test_a_reply_that_no_message_holds_is_refused_before_it_is_computed():
     )
     with pytest.raises(ServingError, match="would have 13178503168 bytes"):
         wide.check("serving_default", request("serving_default", B=32, S=2048))
-    wide.check("score", request("score", B=32, S=2048))
+    wide.check("score", request("score", B=32, S=1024))
+
+
+def test_attention_that_takes_gigabytes_is_refused():
+    rows = [1, 100]
+    many = RequestLimits(
+        manifest(max_positions=2048, batch_sizes=rows, signatures=NAMES)
+    )
+    heads, limit = MANIFEST.cache_layout.heads, 2**31 - 1
+    most = limit // (4 * heads * 2048 * 2048)
+    many.check("score", request("score", B=most, S=2048))
+    with pytest.raises(ServingError, match="attention of one layer"):
+        many.check("embed", request("embed", B=most + 1, S=2048))
+    with pytest.raises(ServingError, match="attention of one layer"):
+        many.check("decode", request("decode", B=most // 2 + 1, S=2048, C=2048))
 
 
 def test_signatures_of_others_pass():
