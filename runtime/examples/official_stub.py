@@ -19,7 +19,7 @@ def main(target: str, ids: str, new_tokens: str) -> None:
     with grpc.insecure_channel(target) as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
 
-        def predict(signature: str, **inputs: list) -> dict[str, np.ndarray]:
+        def predict(signature: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
             request = predict_pb2.PredictRequest()
             request.model_spec.name = "opt"
             request.model_spec.signature_name = signature
