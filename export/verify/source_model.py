@@ -70,13 +70,20 @@ class SourceModel:
             return answers
         packed = PackedSequences.of([tokens for *_, tokens in rows])
         hidden, layers = self.run(packed)
-        logits = self.logits(hidden)
-        for i, b, row, tokens in rows:
+        asked = [
+            packed.find(tokens).start
+            + np.arange(*_logits_span(plan.cases[i].signature, row, len(tokens)))
+            for i, _, row, tokens in rows
+        ]
+        # Logits of all tokens would take more memory than the model.
+        places = np.unique(np.concatenate(asked))
+        logits = self.logits(hidden[places])
+        for (i, b, row, tokens), at_places in zip(rows, asked, strict=True):
             at = packed.find(tokens)
             read = _Read(
                 tokens,
                 hidden[at],
-                logits[at],
+                logits[np.searchsorted(places, at_places)],
                 [(k[:, at], v[:, at]) for k, v in layers],
             )
             answers[i][b] = _expected(plan.cases[i].signature, row, read)
@@ -170,8 +177,8 @@ def _loaded(names: Any, load: Callable[[str], Any]) -> Any:
 
 @dataclass(frozen=True)
 class _Read:
-    """What the model computed for one sequence: hidden states [T,W], logits [T,V] and,
-    for each layer, keys and values [H,T,D]."""
+    """What the model computed for one sequence: hidden states [T,W], those logits [·,V]
+    that its row is judged by and, for each layer, keys and values [H,T,D]."""
 
     tokens: np.ndarray
     hidden: np.ndarray
@@ -184,6 +191,20 @@ class _Read:
         return np.stack(rows).transpose(3, 0, 1, 2, 4)
 
 
+def _logits_span(name: str, row: Row, length: int) -> tuple[int, int]:
+    """From and up to which of a sequence's tokens logits make a row's answer."""
+    begin, end = row.past, row.past + row.new
+    if name == "embed":
+        return begin, begin
+    if name == "serving_default":
+        return begin, end
+    if name == "score":
+        return begin, end - 1
+    if tokens_per_call(name):
+        return end - 1, length - 1
+    return end - 1, end
+
+
 def _expected(name: str, row: Row, read: _Read) -> dict[str, np.ndarray]:
     """One row's outputs of the signature ``name``."""
     tokens, logits = read.tokens, read.logits
@@ -191,15 +212,11 @@ def _expected(name: str, row: Row, read: _Read) -> dict[str, np.ndarray]:
     if name == "embed":
         return {"last_hidden_state": read.hidden[begin:end]}
     if name == "serving_default":
-        return {"logits": logits[begin:end]}
+        return {"logits": logits}
     if name == "score":
-        return {
-            "logprobs": chosen_logprobs(
-                logits[begin : end - 1], tokens[begin + 1 : end]
-            )
-        }
+        return {"logprobs": chosen_logprobs(logits, tokens[begin + 1 : end])}
     if tokens_per_call(name):
-        generated, logits = tokens[end:], logits[end - 1 : len(tokens) - 1]
+        generated = tokens[end:]
         chosen = np.take_along_axis(logits, generated[:, None], 1)[:, 0]
         return {
             "regret": logits.max(-1) - chosen,
@@ -207,7 +224,7 @@ def _expected(name: str, row: Row, read: _Read) -> dict[str, np.ndarray]:
             "logprobs": chosen_logprobs(logits, generated),
             "new_cache": read.cache(begin, len(tokens) - 1),
         }
-    return {"logits": logits[end - 1], "new_cache": read.cache(begin, end)}
+    return {"logits": logits[0], "new_cache": read.cache(begin, end)}
 
 
 def _sequence(plan: Plan, row: Row, generated: np.ndarray | None) -> np.ndarray:
