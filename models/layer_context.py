@@ -14,6 +14,9 @@ Store = Callable[[Cache, Any, Any], tuple[Any, Any, Cache]]
 """``store(past, k, v)`` with new k, v [B,H,S,D]: keys and values to attend to
 [B,H,T,D], and the layer's cache after it."""
 
+Attend = Callable[[Any, Any, Any], Any]
+"""``attend(q, keys, values)`` with q [B,H,S,D] and what ``store`` gave: [B,H,S,D]."""
+
 RNG_SITES = 4
 """How many numbers one layer's random draws take: see ``dropout`` and ``layer``."""
 
@@ -31,6 +34,7 @@ class LayerContext:
     store: Store
     head_mask: Any = None
     rng: Any = None  # None: no dropout
+    attend: Attend | None = None  # None: the framework's own softmax attention
 
     def of_layer(
         self, i: Any, fold_in: Callable[[Any, Any], Any], head_mask: Any = None

@@ -18,6 +18,7 @@ from ..weights import assemble, of_layer
 from . import autotune, int8_matmul, matmul_tf
 from .buckets import Sizes
 from .int8_loop import Int8Loop
+from .requests import Generated, GenerateRequest
 
 FEW_ROWS = 8
 """Up to so many rows a loop is compiled for, and multiplies them one by one: that reads
@@ -28,6 +29,9 @@ _OF_MATRICES = "native", "exact"
 """What is found at load that :class:`.products_tf.Matrix` asks for."""
 
 _IN_TURNS = "quicker_in_turns"
+
+_TOKEN_MAJOR = (2, 4, 0, 1, 3, 5)
+"""From [L,2,B,H,S,D] to the contract's [B,S,L,2,H,D]."""
 
 _BFLOAT16_AT_BEST = (tf.int8, tf.bfloat16)
 """Weights that are multiplied as bfloat16 where processors do that themselves."""
@@ -71,6 +75,7 @@ class TFBackend:
             self.loop_sizes = Sizes(rows=sizes.rows, cache=sizes.cache)
         if compiler == "xla":
             asked[_IN_TURNS] = partial(autotune.quicker_in_turns, weights)
+        self.compiled, self.compiled_loop = self.sizes, self.loop_sizes
         self.resources = _found_at_load(asked, weights)
         in_pieces = Int8Loop(config, layout.dtype, tokens, compiled=compiler == "xla")
         whole = Int8Loop(config, layout.dtype, tokens, compiled=True, whole=True)
@@ -114,10 +119,11 @@ class TFBackend:
         return unstacked(self._config, assemble(self._config, self._stored, pack))
 
     def extend(self, ids, cache, cache_length):
-        """Hidden states [B,S,W] and wire rows [L,2,B,H,S,·] of new tokens."""
-        return self._graph.extend(
+        """Hidden states [B,S,W] and new rows [B,S,L,2,H,·] of new tokens."""
+        hidden, wire = self._graph.extend(
             self._config, self._params(), self._cache_dtype, ids, cache, cache_length
         )
+        return hidden, tf.transpose(wire, _TOKEN_MAJOR)
 
     def logits(self, hidden):
         """Hidden states [B,W] → [B,V]."""
@@ -143,11 +149,26 @@ class TFBackend:
         """Log-probabilities [B,S] of given tokens."""
         return self._graph.token_logprobs(self._config, self._params(), ids, hidden)
 
-    def generate(self, request: Sequence[Any], *, often: bool):
-        """Tokens [B,N], logprobs [B,N], count [B], wire rows [L,2,B,H,N,·].
+    def generate(self, request: GenerateRequest, *, often: bool) -> Generated:
+        """Up to N tokens for each row; ``request.input_ids`` are [B,1].
 
         ``often`` says that memory is well spent on this signature's speed.
         """
+        flat = [
+            request.input_ids[:, 0],
+            request.cache,
+            request.cache_length,
+            request.max_new_tokens,
+            request.stops,
+            request.seen,
+            tf.reduce_max(request.max_new_tokens),
+            *request.sampling,
+        ]
+        *vectors, wire = self._generate(flat, often=often)
+        return Generated(*vectors, new_cache=tf.transpose(wire, _TOKEN_MAJOR))
+
+    def _generate(self, request: Sequence[Any], *, often: bool):
+        """Tokens [B,N], logprobs [B,N], count [B], wire rows [L,2,B,H,N,·]."""
         sizes = self._few if self._compiler == "xla" else ()
 
         def few(rows: int, request=request):
@@ -291,119 +312,3 @@ def _fixed_rows(tensor, rows: int):
     known = tf.identity(tensor)
     known.set_shape(shape)
     return known
-
-
-class JaxBackend:
-    """JAX functions as XLA modules inside the graph, with symbolic sizes."""
-
-    def __init__(
-        self,
-        config: OPTConfig,
-        stored: Mapping[str, tf.Variable],
-        layout: CacheLayout,
-        *,
-        compiler: str,
-        tokens: int,
-        sizes: Sizes,
-        portable: bool,
-    ) -> None:
-        from jax.experimental import jax2tf
-
-        from . import graph_jax
-
-        self._stored = dict(stored)
-        weights = _matrix_dtype(stored)
-        asked = {_IN_TURNS: partial(autotune.quicker_in_turns, weights)}
-        self.resources = _found_at_load(asked, weights)
-        self.sizes = self.loop_sizes = sizes
-
-        def module(function, *shapes, in_turns: bool = False):
-            def run(stored, *inputs):
-                def params(step=None):
-                    def pack(name, values, scale):
-                        return graph_jax.Matrix(values, scale, step, in_turns=in_turns)
-
-                    return unstacked(config, assemble(config, stored, pack))
-
-                return function(params, *inputs)
-
-            converted = jax2tf.convert(
-                run,
-                polymorphic_shapes=[None, *shapes],
-                with_gradient=False,
-                native_serialization_platforms=("cpu",),
-            )
-            return lambda *inputs: converted(self._stored, *inputs)
-
-        def extend(params, *inputs):
-            return graph_jax.extend(config, params(), layout.dtype, *inputs)
-
-        def logits(params, hidden):
-            return graph_jax.opt.lm_logits(config, params(), hidden)
-
-        def full_logits(params, ids, mask):
-            return graph_jax.full_logits(config, params(), ids, mask)
-
-        def token_logprobs(params, ids, hidden):
-            return graph_jax.token_logprobs(config, params(), ids, hidden)
-
-        def loop(params, *flat):
-            *start, steps = flat[:7]
-            wanted = graph_jax.SamplingParams(*flat[7:])
-            request = graph_jax.Request(*start, steps, wanted)  # pyright: ignore[reportCallIssue]
-            few = flat[0].shape[0] in self._few_rows
-            return graph_jax.generate(
-                config,
-                params if few else lambda step: params(),
-                layout.dtype,
-                tokens,
-                request,
-            )
-
-        W, V = config.embed_dim, config.vocab_size
-
-        def cache(b: str):
-            return f"({b}, c, {', '.join(map(str, layout.row_shape))})"
-
-        def loop_shapes(b: str):
-            row, flags = f"({b},)", f"({b}, {V})"
-            return (
-                row,
-                cache(b),
-                row,
-                row,
-                flags,
-                flags,
-                "()",
-                f"({b}, 2)",
-                *[row] * 4,
-            )
-
-        self.extend = module(extend, "(b, s)", cache("b"), "(b,)")
-        self.logits = module(logits, f"(b, {W})")
-        self.full_logits = module(full_logits, "(b, s)", "(b, s)")
-        self.token_logprobs = module(token_logprobs, "(b, s)", f"(b, s, {W})")
-        self._few_rows = {
-            rows: module(loop, *loop_shapes(str(rows)))
-            for rows in sizes.rows
-            if rows <= FEW_ROWS
-        }
-        self._one_row_in_turns = module(loop, *loop_shapes("1"), in_turns=True)
-        self._many_rows = module(loop, *loop_shapes("b"))
-
-    def generate(self, request: Sequence[Any], *, often: bool):
-        """Tokens [B,N], logprobs [B,N], count [B], wire rows [L,2,B,H,N,·]."""
-
-        def few(rows: int):
-            fixed = [_fixed_rows(x, rows) for x in request]
-            if rows > 1:
-                return self._few_rows[rows](*fixed)
-            return tf.cond(
-                self.resources[_IN_TURNS].read(),
-                lambda: self._one_row_in_turns(*fixed),
-                lambda: self._few_rows[1](*fixed),
-            )
-
-        return _by_rows(
-            request, tuple(self._few_rows), few, lambda: self._many_rows(*request)
-        )

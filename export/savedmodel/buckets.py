@@ -38,17 +38,30 @@ def chosen_sizes(
     Raises:
         ExportError: sizes that are not ascending numbers within the model.
     """
+    if framework == "jax":
+        return _chosen_for_jax(positions, prompt, rows)
     if prompt is None:
         prompt = [1, *_steps(32, positions, 4)]
     if cache is None:
         cache = _steps(128, positions, 2)
     if rows is None:
-        # All of a JAX graph is compiled for each, of the others one loop of few rows.
-        rows = [1, 8, 32] if framework == "jax" else [1, 2, 4, 8, 16, 32]
+        rows = [1, 2, 4, 8, 16, 32]
     return Sizes(
         rows=_checked("--batch-sizes", rows, None),
         prompt=_checked("--prompt-buckets", prompt, positions),
         cache=_checked("--cache-buckets", cache, positions),
+    )
+
+
+def _chosen_for_jax(
+    positions: int, prompt: Sequence[int] | None, rows: Sequence[int] | None
+) -> Sizes:
+    """Longer prompts go piece by piece, more rows in groups, and any cache in pages."""
+    if prompt is None:
+        prompt = sorted({min(size, positions) for size in (1, 32, 128)})
+    return Sizes(
+        rows=_checked("--batch-sizes", [1, 8] if rows is None else rows, None),
+        prompt=_checked("--prompt-buckets", prompt, positions),
     )
 
 

@@ -149,20 +149,26 @@ def _write(
 ) -> None:
     import tensorflow as tf
 
-    from .backends import JaxBackend, TFBackend
     from .signatures import Signatures
 
-    backend = {"tf": TFBackend, "jax": JaxBackend}[manifest.framework]
-    computing = backend(
-        config,
-        stored,
-        layout,
-        compiler=manifest.compiler,
-        tokens=max(manifest.generate, default=1),
-        sizes=sizes,
-        portable=portable,
-    )
-    module = Signatures(config, computing, stored, layout, texts, manifest.generate)
+    tokens = max(manifest.generate, default=1)
+    if manifest.framework == "jax":
+        from .backend_jax import JaxBackend
+
+        backend = JaxBackend(config, stored, layout, tokens=tokens, sizes=sizes)
+    else:
+        from .backends import TFBackend
+
+        backend = TFBackend(
+            config,
+            stored,
+            layout,
+            compiler=manifest.compiler,
+            tokens=tokens,
+            sizes=sizes,
+            portable=portable,
+        )
+    module = Signatures(config, backend, stored, layout, texts, manifest.generate)
     progress("tracing the signatures")
     with without_locations() if manifest.framework == "jax" else nullcontext():
         concrete = module.concrete()
@@ -173,7 +179,7 @@ def _write(
         concrete,
         tf.saved_model.SaveOptions(save_debug_info=False),
     )
-    write_warmup(folder, manifest, computing.sizes, computing.loop_sizes)
+    write_warmup(folder, manifest, backend.compiled, backend.compiled_loop)
     settle_fingerprint(folder)
 
 

@@ -1,12 +1,18 @@
 """The serving graph in JAX: the shared math with a cache that comes in and goes out
 explicitly. Reads side by side with ``graph_tf.py``.
 
-``cache`` is the wire's [B,C,L,2,H,·]; inside, a layer's keys and values are [B,H,C,D].
+Programs that differ only in sizes are compiled once for each, so the sizes are few:
+layers are one body, scanned over their stacked weights, and the cache comes in pages,
+of which a program reads as many as are in use. How many, and how many tokens to make,
+are values.
+
+``cache`` is the wire's [B,C,L,2,H,·]; inside, a layer's keys and values are [B,H,·,D].
+
+    P pages   T slots of a page
 """
 
 from __future__ import annotations
 
-from math import gcd
 from typing import Any, NamedTuple
 
 import jax
@@ -16,106 +22,8 @@ from jax import lax
 from ...models.config import OPTConfig
 from ...models.flax import model as opt
 from ...models.flax.sampling import choose
-from ...models.generation.sampling import SamplingParams
-from ...models.weights import PackedWeight
-
-_MOST_ROWS_OF_FLOAT32 = 4  # one by one, without anything to convert
-_BLOCK = 8192  # of a matrix's rows: stays in the processor's cache for the next row
-_LONG_ROW = 4096  # numbers: with 16 KiB XLA makes no one loop of a product any more
-_PIECE = 2048  # of a long row
-_PLACES = 4  # of a matrix read in turns: some processors fetch ahead at each
-
-
-class Matrix(PackedWeight):
-    """A stored matrix [out, in] of any of the weight dtypes, multiplied in float32.
-
-    One row times a matrix is read at the memory's speed, whatever it is stored as, if
-    XLA makes one loop of the conversion and the product, and of nothing else. ``step``
-    is for that: a number that is never negative, which XLA doesn't know. Without it
-    XLA would convert the weights once ahead of the loop and so stream four times as
-    much, compute what precedes the product again for each output, and give the product
-    up for what follows it. A few rows are as many such products. A single row goes
-    through the matrix ``in_turns``, in several places, where that is quicker (see
-    :func:`.trials.quicker_in_turns`).
-    """
-
-    def __init__(
-        self,
-        values: Any,
-        scale: Any = None,
-        step: Any = None,
-        *,
-        in_turns: bool = False,
-    ) -> None:
-        self.values, self.scale, self.step = values, scale, step
-        self.in_turns = in_turns
-
-    def __getitem__(self, i: Any) -> Matrix:
-        """One of the matrices of a stack."""
-        scale = None if self.scale is None else self.scale[i]
-        return Matrix(self.values[i], scale, self.step, in_turns=self.in_turns)
-
-    def matmul(self, x):
-        if self.step is None:
-            values = self.values
-            if values.dtype != jnp.float32:
-                # Nothing is added, but XLA doesn't know. Else it converts all matrices
-                # ahead of the first product: gigabytes.
-                never = jnp.isnan(x[0, 0]) & jnp.isinf(x[0, 0])
-                values = values + never.astype(values.dtype)
-            y = _product(x, values.astype(jnp.float32))
-        else:
-            y = self._by_row(x)
-        return y if self.scale is None else y * self.scale
-
-    def _by_row(self, x):
-        rows, size = x.shape
-        values, _ = lax.optimization_barrier((self.values, self.step))
-        if values.dtype == jnp.float32:
-            if rows > _MOST_ROWS_OF_FLOAT32:
-                return lax.optimization_barrier(_product(x, values))
-            # With nothing to convert XLA would call a library, which is slower.
-            values = values * jnp.where(self.step < -1, 2.0, 1.0)
-        # XLA doesn't move a division into another operation's inner loop.
-        x = x / jnp.where(jnp.arange(size) < -1 - self.step, 2.0, 1.0)
-        values = values.astype(jnp.float32)
-        if rows == 1 and self.in_turns:
-            turns = gcd(_PLACES, values.shape[0]), -1
-            y = _one_row(x, _swapped(values.T, turns))
-            return _swapped(y, turns[::-1])
-        size = _BLOCK if rows > 1 else values.shape[0]
-        columns = []
-        for at in range(0, values.shape[0], size):
-            block = values[at : at + size].T
-            products = [_one_row(x[row : row + 1], block) for row in range(rows)]
-            columns.append(jnp.concatenate(products, axis=0))
-        return jnp.concatenate(columns, axis=1)
-
-    def take(self, rows):
-        found = opt.take(self.values, rows).astype(jnp.float32)
-        if self.scale is None:
-            return found
-        return found * opt.take(self.scale, rows)[..., None]
-
-
-def _product(x, values):
-    """``x @ values.T``, for which XLA would copy the matrix if ``x`` is one row: 96
-    instead of 6 ms for 256 MB."""
-    return lax.dot_general(x, values, (((1,), (1,)), ((), ())))
-
-
-def _one_row(x, matrix):
-    """``x`` [1, K] times ``matrix`` [K, N], in pieces that XLA makes one loop of."""
-    K = x.shape[1]
-    size = K if K < _LONG_ROW else _PIECE
-    starts = range(0, K, size)
-    pieces = (x[:, k : k + size] @ matrix[k : k + size] for k in starts)
-    return sum(map(lax.optimization_barrier, pieces))
-
-
-def _swapped(x, sizes):
-    """Columns of ``x`` [N, a·b], for ``sizes`` (a, b), in the order of [N, b·a]."""
-    return x.reshape(x.shape[0], *sizes).swapaxes(1, 2).reshape(x.shape)
+from ...models.layer_context import LayerContext
+from .requests import DecodeState, Generated, GenerateRequest
 
 
 def pack(x, dtype: str):
@@ -168,165 +76,203 @@ def unpack(wire, dtype: str):
     return values * wire[..., -1:]
 
 
-def positions(config: OPTConfig, start, S):
+def positions(config: OPTConfig, start, S: int):
     """Positions [B,S] from ``start`` [B] on; padding stays inside the table."""
     last = config.max_position_embeddings - 1
     return jnp.minimum(start[:, None] + jnp.arange(S, dtype=jnp.int32), last)
 
 
-def by_layers(cache, length, dtype: str):
-    """The wire's cache as L pairs of keys and values [B,H,C,D], transposed once.
+# --- attention over pages -----------------------------------------------------------
 
-    Zero at ``length`` [B] and behind it, whatever a client left there: a weight of
-    nothing doesn't make a NaN go away.
+
+class Pages(NamedTuple):
+    """A cache as the programs read it. What lies behind the pages in use is never
+    touched, and so takes no memory."""
+
+    kv: Any  # [P,L,2,B,H,T,D] float32
+    filled: Any  # [P,B]: how many slots of a page a row uses, from the first on
+    used: Any  # how many pages are in use
+
+
+class Past(NamedTuple):
+    """What a layer's new tokens attend to beside themselves."""
+
+    pages: Pages
+    new_kv: Any  # [L,2,B,H,N,D]: rows of this call's earlier steps, or None
+    step: Any  # how many of the N there are
+    layer: Any = None
+
+
+def store(cache_dtype: str):
+    """The cache policy: old rows stay where they are, new ones are returned.
+
+    The new ones are attended to as a later call will see them.
     """
-    _, C, L, two, _, _ = cache.shape
-    used = (jnp.arange(C) < length[:, None])[:, None, :, None]
 
-    def part(layer, kind):
-        found = unpack(cache[:, :, layer, kind].transpose(0, 2, 1, 3), dtype)
-        return jnp.where(used, found, 0.0)
+    def policy(past: Past, k, v):
+        k, v = (unpack(pack(x, cache_dtype), cache_dtype) for x in (k, v))
+        return (k, past), v, jnp.stack([k, v])
 
-    return [[part(layer, kind) for kind in range(two)] for layer in range(L)]
+    return policy
 
 
-def extend(config: OPTConfig, params, cache_dtype: str, ids, cache, cache_length):
-    """Feed ``ids`` [B,S] behind the cache: hidden [B,S,W], wire rows [L,2,B,H,S,·]."""
+def attend(q, keys, values):
+    """Softmax attention of ``q`` [B,H,S,D] to the past and, causally, to one another.
+
+    ``keys`` and ``values`` are what :func:`store` gives. The softmax is built up part
+    by part (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"),
+    so that pages that are not in use cost nothing.
+    """
+    own, past = keys
+    S = q.shape[2]
+    causal = jnp.arange(S) <= jnp.arange(S)[:, None]
+    softmax = _Softmax.start(q).add(q, own, values, causal)
+    if past.new_kv is not None:
+        k, v = _at(past.new_kv, past.layer)
+        softmax = softmax.add(q, k, v, jnp.arange(k.shape[2]) < past.step)
+
+    def add_page(i, softmax: _Softmax):
+        k, v = _at(past.pages.kv, i, past.layer)
+        used = jnp.arange(k.shape[2]) < _at(past.pages.filled, i)[:, None]
+        v = jnp.where(used[:, None, :, None], v, 0.0)  # NaN times nothing is NaN
+        return softmax.add(q, k, v, used[:, None, None, :])
+
+    return lax.fori_loop(0, past.pages.used, add_page, softmax).result()
+
+
+def _at(x, *indices):
+    """``x[indices]`` in one slice."""
+    count = len(indices)
+    start = (*indices, *[0] * (x.ndim - count))
+    return lax.dynamic_slice(x, start, (*[1] * count, *x.shape[count:])).reshape(
+        x.shape[count:]
+    )
+
+
+class _Softmax(NamedTuple):
+    largest: Any  # [B,H,S,1]
+    weight: Any  # [B,H,S,1]: sum of exp(score − largest)
+    weighted: Any  # [B,H,S,D]: sum of exp(score − largest) · value
+
+    @classmethod
+    def start(cls, q) -> _Softmax:
+        nothing = jnp.zeros((*q.shape[:3], 1), q.dtype)
+        return cls(jnp.full_like(nothing, -jnp.inf), nothing, jnp.zeros_like(q))
+
+    def add(self, q, keys, values, mask) -> _Softmax:
+        """With some more ``keys`` and ``values`` [B,H,T,D]; ``mask`` says which."""
+        scores = jnp.where(mask, jnp.einsum("bhsd,bhtd->bhst", q, keys), -jnp.inf)
+        largest = jnp.maximum(self.largest, jnp.max(scores, -1, keepdims=True))
+        before, now = jnp.exp(self.largest - largest), jnp.exp(scores - largest)
+        return _Softmax(
+            largest,
+            before * self.weight + jnp.sum(now, -1, keepdims=True),
+            before * self.weighted + jnp.einsum("bhst,bhtd->bhsd", now, values),
+        )
+
+    def result(self):
+        return self.weighted / self.weight
+
+
+# --- programs -----------------------------------------------------------------------
+
+
+def run_layers(config: OPTConfig, cache_dtype: str, layers, x, B: int, past: Past):
+    """``x`` [B·S,E] through all layers, and their new rows [L,2,B,H,S,D]."""
+    context = LayerContext(config, B, None, store(cache_dtype), attend=attend)
+
+    def body(x, given):
+        p, i = given
+        return opt.layer(context, p, x, past._replace(layer=i))[:2]
+
+    return lax.scan(body, x, (layers, jnp.arange(config.num_hidden_layers)))
+
+
+def as_cache(kv, dtype: str):
+    """New rows [L,2,B,H,S,D] as the wire carries them: [B,S,L,2,H,·]."""
+    return pack(kv, dtype).transpose(2, 4, 0, 1, 3, 5)
+
+
+def extend(config: OPTConfig, params, cache_dtype: str, ids, start, pages: Pages):
+    """Feed ``ids`` [B,S] from positions ``start`` [B] on: hidden states [B,S,W], and
+    new rows of the cache [B,S,L,2,H,·]."""
     B, S = ids.shape
-    C = cache.shape[1]
-    at = positions(config, cache_length, S)
-    hidden = opt.embed(config, params, opt.take(params["embed_tokens"], ids), at)
-    cached = jnp.broadcast_to(
-        (jnp.arange(C) < cache_length[:, None])[:, None, None, :], (B, 1, S, C)
+    embeds = opt.take(params["embed_tokens"], ids)
+    x = opt.embed(config, params, embeds, positions(config, start, S))
+    past = Past(pages, None, 0)
+    x, kv = run_layers(
+        config, cache_dtype, params["layers"], x.reshape(B * S, -1), B, past
     )
-    causal = jnp.arange(S)[None, :] <= jnp.arange(S)[:, None]
-    mask = jnp.concatenate([cached, jnp.broadcast_to(causal, (B, 1, S, S))], axis=-1)
-
-    def store(old, k, v):
-        wire = pack(k, cache_dtype), pack(v, cache_dtype)
-        k, v = (unpack(x, cache_dtype) for x in wire)
-        keys = jnp.concatenate([old[0], k], axis=2)
-        return keys, jnp.concatenate([old[1], v], axis=2), wire
-
-    past = by_layers(cache, cache_length, cache_dtype)
-    done = opt.decoder(config, params, hidden, mask, past=past, store=store)
-    return done.last_hidden_state, jnp.stack([jnp.stack(wire) for wire in done.cache])
+    hidden = opt.final_projection(config, params, x).reshape(B, S, config.embed_dim)
+    return hidden, as_cache(kv, cache_dtype)
 
 
-class Request(NamedTuple):
-    """What :func:`generate` starts from.
+def generate(
+    config: OPTConfig, params, cache_dtype: str, N: int, request: GenerateRequest
+) -> Generated:
+    """Feed a token, choose the next, up to N times, while a row goes on.
 
-    ``token`` [B] is fed first, to slot ``length`` [B]; a row makes up to ``limit`` [B]
-    tokens and ends after one that ``stops`` [B,V] marks; all end after ``steps``.
+    ``request.input_ids`` are [B,1] and ``request.cache`` are :class:`Pages`.
     """
-
-    token: Any
-    cache: Any
-    length: Any
-    limit: Any
-    stops: Any
-    seen: Any
-    steps: Any
-    wanted: SamplingParams
-
-
-class _State(NamedTuple):
-    step: Any
-    token: Any  # [B], fed next
-    alive: Any  # [B]
-    tokens: Any  # [B,N], −1 where there is none
-    logprobs: Any  # [B,N]
-    seen: Any  # [B,V]
-    made: list[Any]  # L of (keys, values), each [B,H,N,D], row ``step`` of each step
-
-
-def generate(config: OPTConfig, params_at, cache_dtype: str, N: int, request: Request):
-    """Feed a token, choose the next, up to ``steps`` ≤ N times, while a row goes on.
-
-    ``params_at(step)`` are the weights inside the loop. The loop carries the new rows
-    only, not the C slots of ``cache``: XLA copies what it carries at each step. Returns
-    tokens [B,N], logprobs [B,N], count [B], and wire rows [L,2,B,H,N,·].
-    """
-    B, C = request.token.shape[0], request.cache.shape[1]
-    H, D = config.num_attention_heads, config.head_dim
-    # Made once, not in each step again.
-    past = lax.optimization_barrier(
-        by_layers(request.cache, request.length, cache_dtype)
+    B, limit = len(request.input_ids), jnp.max(request.max_new_tokens)
+    heads = config.num_attention_heads
+    room = (config.num_hidden_layers, 2, B, heads, N, config.head_dim)
+    start = DecodeState(
+        step=jnp.int32(0),
+        token=request.input_ids[:, 0],
+        alive=request.max_new_tokens > 0,
+        tokens=jnp.full((B, N), -1, jnp.int32),
+        logprobs=jnp.zeros((B, N)),
+        seen=request.seen,
+        new_kv=jnp.zeros(room),
     )
 
-    def body(state: _State) -> _State:
-        params, step = params_at(state.step), state.step
-        at = jnp.minimum(request.length + step, config.max_position_embeddings - 1)
-        embeds = opt.take(params["embed_tokens"], state.token)[:, None]
-        cached = jnp.arange(C) < request.length[:, None]
-        new = jnp.broadcast_to(jnp.arange(N) <= step, (B, N))
-        mask = jnp.concatenate([cached, new], axis=1)[:, None, None, :]
+    def body(state: DecodeState) -> DecodeState:
+        x = embed_token(config, params, state.token, request.cache_length + state.step)
+        past = Past(request.cache, state.new_kv, state.step)
+        x, kv = run_layers(config, cache_dtype, params["layers"], x, B, past)
+        at = (0, 0, 0, 0, state.step, 0)
+        new_kv = lax.dynamic_update_slice(state.new_kv, kv, at)
+        hidden = opt.final_projection(config, params, x)
+        logits = opt.lm_logits(config, params, hidden)
+        return advance(request, state, logits)._replace(new_kv=new_kv)
 
-        def store(old, k, v):
-            (old_k, old_v), made = old
-            kv = (unpack(pack(x, cache_dtype), cache_dtype) for x in (k, v))
-            k, v = (
-                lax.dynamic_update_slice(*pair, (0, 0, step, 0))
-                for pair in zip(made, kv, strict=True)
-            )
-            return (old_k, k), (old_v, v), (k, v)
+    def going_on(state: DecodeState):
+        return (state.step < jnp.minimum(limit, N)) & jnp.any(state.alive)
 
-        done = opt.decoder(
-            config,
-            params,
-            opt.embed(config, params, embeds, at[:, None]),
-            mask,
-            past=list(zip(past, state.made, strict=True)),
-            store=store,  # pyright: ignore[reportArgumentType]
-        )
-        logits = opt.lm_logits(config, params, done.last_hidden_state[:, 0])
-        position = request.length + step + 1
-        token, logprob = choose(logits, request.wanted, position, state.seen)
-        alive = state.alive
-        tokens = jnp.where(alive, token, -1)
-        stop = jnp.take_along_axis(request.stops, token[:, None], 1, mode="clip")[:, 0]
-        return _State(
-            step + 1,
-            jnp.where(alive, token, state.token),
-            alive & ~stop & (step + 1 < request.limit),
-            lax.dynamic_update_slice(state.tokens, tokens[:, None], (0, step)),
-            lax.dynamic_update_slice(
-                state.logprobs, jnp.where(alive, logprob, 0)[:, None], (0, step)
-            ),
-            state.seen.at[jnp.arange(B), token].set(True),
-            done.cache,
-        )
-
-    start = _State(
-        jnp.int32(0),
-        request.token,
-        request.limit > 0,
-        jnp.full((B, N), -1, jnp.int32),
-        jnp.zeros((B, N)),
-        request.seen,
-        [(jnp.zeros((B, H, N, D)),) * 2 for _ in past],
-    )
-    end = lax.while_loop(
-        lambda state: (state.step < request.steps) & jnp.any(state.alive), body, start
-    )
-    made = jnp.stack([jnp.stack(layer) for layer in end.made])
+    end = lax.while_loop(going_on, body, start)
     count = jnp.sum(end.tokens >= 0, axis=1, dtype=jnp.int32)
-    return end.tokens, end.logprobs, count, pack(made, cache_dtype)
+    new_cache = as_cache(end.new_kv, cache_dtype)
+    return Generated(end.tokens, end.logprobs, count, new_cache)
 
 
-def full_logits(config: OPTConfig, params, ids, mask):
-    """Logits [B,S,V] of whole rows; ``mask`` [B,S] as Hugging Face has it."""
-    at = jnp.minimum(opt.positions_from_mask(mask), config.max_position_embeddings - 1)
-    done = opt.base_model(config, params, ids, mask, position_ids=at)
-    return opt.lm_logits(config, params, done.last_hidden_state)
-
-
-def token_logprobs(config: OPTConfig, params, ids, hidden):
-    """Log-probability [B,S] of each token given those before it; 0 for the first."""
-    logits = opt.lm_logits(config, params, hidden)
-    following = jnp.roll(ids, -1, axis=1)[..., None]
-    chosen = jnp.take_along_axis(
-        jax.nn.log_softmax(logits), following, axis=-1, mode="clip"
+def advance(request: GenerateRequest, state: DecodeState, logits) -> DecodeState:
+    """Choose each row's next token from ``logits`` [B,V]; the cache isn't looked at."""
+    step, alive = state.step, state.alive
+    position = request.cache_length + step + 1
+    token, logprob = choose(logits, request.sampling, position, state.seen)
+    tokens = jnp.where(alive, token, -1)[:, None]
+    logprobs = jnp.where(alive, logprob, 0.0)[:, None]
+    stop = jnp.take_along_axis(request.stops, token[:, None], 1, mode="clip")[:, 0]
+    return state._replace(
+        step=step + 1,
+        token=jnp.where(alive, token, state.token),
+        alive=alive & ~stop & (step + 1 < request.max_new_tokens),
+        tokens=lax.dynamic_update_slice(state.tokens, tokens, (0, step)),
+        logprobs=lax.dynamic_update_slice(state.logprobs, logprobs, (0, step)),
+        seen=state.seen.at[jnp.arange(len(token)), token].set(True),
     )
-    shifted = jnp.roll(chosen[..., 0], 1, axis=1)
-    return jnp.where(jnp.arange(ids.shape[1]) == 0, 0.0, shifted)
+
+
+def embed_token(config: OPTConfig, params, token, at):
+    """The decoder's input [B,E] for a token of each row, at positions ``at`` [B]."""
+    embeds = opt.take(params["embed_tokens"], token)[:, None]
+    return opt.embed(config, params, embeds, positions(config, at, 1))[:, 0]
+
+
+def score(config: OPTConfig, params, hidden, ids):
+    """Logits [R,V] of ``hidden`` [R,W], and log-probabilities [R] of ``ids`` [R]."""
+    logits = opt.lm_logits(config, params, hidden)
+    logprobs = jax.nn.log_softmax(logits)
+    chosen = jnp.take_along_axis(logprobs, ids[:, None], axis=1, mode="clip")
+    return logits, chosen[:, 0]

@@ -15,10 +15,10 @@ import tensorflow as tf
 from ...models.config import OPTConfig
 from ...runtime.contract import CacheLayout, generate_name, signature
 from . import graph_tf
+from .buckets import Sizes
+from .requests import GenerateRequest, SamplingParams
 
 Backend = Any
-TOKEN_MAJOR = (2, 4, 0, 1, 3, 5)
-"""From [L,2,B,H,S,D] to the contract's [B,S,L,2,H,D]."""
 
 
 class Signatures(tf.Module):
@@ -35,7 +35,8 @@ class Signatures(tf.Module):
     ) -> None:
         super().__init__(name="optserve")
         self._config, self._backend, self._layout = config, backend, layout
-        self._sizes, self._loop_sizes = backend.sizes, backend.loop_sizes
+        self._sizes = getattr(backend, "sizes", Sizes())
+        self._loop_sizes = getattr(backend, "loop_sizes", Sizes())
         self.stored, self.resources = dict(stored), dict(backend.resources)
         self._texts = tuple(texts.items())
         self._tokens_per_call = tuple(generate)
@@ -115,12 +116,11 @@ class Signatures(tf.Module):
 
     def _decode(self, input_ids, input_length, cache, cache_length):
         B, S = _sizes(input_ids)
-        hidden, wire = self._extend(input_ids, cache, cache_length)
+        hidden, new_cache = self._extend(input_ids, cache, cache_length)
         length = _fit(input_length, [_sizes(hidden)[0]])
         last = tf.gather(hidden, tf.maximum(length - 1, 0), axis=1, batch_dims=1)
         logits = self._backend.logits(last)
-        new_cache = tf.transpose(wire[:, :, :B, :, :S], TOKEN_MAJOR)
-        return {"logits": logits[:B], "new_cache": new_cache}
+        return {"logits": logits[:B], "new_cache": new_cache[:B, :S]}
 
     def _score(self, input_ids, input_length):
         B, S = _sizes(input_ids)
@@ -156,8 +156,7 @@ class Signatures(tf.Module):
         before = tf.maximum(input_length - 1, 0)
 
         def feed():
-            _, wire = self._extend(input_ids, cache, cache_length)
-            new = tf.transpose(wire[:, :, :B, :, :S], TOKEN_MAJOR)
+            new = self._extend(input_ids, cache, cache_length)[1][:B, :S]
             return new, _joined(cache, new, cache_length)
 
         new, cached = tf.cond(
@@ -174,17 +173,27 @@ class Signatures(tf.Module):
             _fit(x, [rows, *_sizes(x)[1:]]) for x in (*vectors, *flags, *sampling)
         )
         cached = self._fit_cache(cached, rows, self._loop_sizes)
-        tokens, logprobs, count, wire = self._backend.generate(
-            [last, cached, length, limit, *rest[:2], tf.reduce_max(limit), *rest[2:]],
+        stops, seen, *sampling = rest
+        made = self._backend.generate(
+            GenerateRequest(
+                input_ids=last[:, None],
+                input_length=tf.ones_like(last),
+                cache=cached,
+                cache_length=length,
+                max_new_tokens=limit,
+                stops=stops,
+                seen=seen,
+                sampling=SamplingParams(*sampling),
+            ),
             often=max(self._tokens_per_call) == N,
         )
-        made = tf.transpose(wire[:, :, :B, :, :N], TOKEN_MAJOR)
+        rows = made.new_cache[:B, :N]
         return {
-            "tokens": tokens[:B, :N],
-            "logprobs": logprobs[:B, :N],
-            "count": count[:B],
+            "tokens": made.tokens[:B, :N],
+            "logprobs": made.logprobs[:B, :N],
+            "count": made.count[:B],
             "new_cache": tf.cond(
-                S > 1, lambda: _joined(new, made, before)[:, :-1], lambda: made
+                S > 1, lambda: _joined(new, rows, before)[:, :-1], lambda: rows
             ),
         }
 

@@ -171,15 +171,18 @@ def attention(context: LayerContext, p, x, past: Cache):
     config = context.config
     q, k, v = project_qkv(config, p, x, context.batch_size)
     keys, values, present = context.store(past, k, v)
-    y, probs = attend(
-        config,
-        q,
-        keys,
-        values,
-        context.bias,
-        head_mask=context.head_mask,
-        rng=context.rng,
-    )
+    if context.attend is not None:
+        y, probs = context.attend(q, keys, values), None
+    else:
+        y, probs = attend(
+            config,
+            q,
+            keys,
+            values,
+            context.bias,
+            head_mask=context.head_mask,
+            rng=context.rng,
+        )
     y = y.transpose(0, 2, 1, 3).reshape(-1, config.hidden_size)
     return linear(y, **p["out_proj"]), present, probs
 

@@ -1,0 +1,180 @@
+"""JAX functions inside the signatures, each compiled by XLA for a few sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from ...models.config import OPTConfig
+from ...runtime.contract import CacheLayout
+from . import graph_jax, paged_cache
+from .buckets import Sizes
+from .loop_jax import JaxLoop
+from .programs_jax import JaxPrograms, int32
+from .requests import Generated, GenerateRequest
+from .row_groups import by_rows, fit, in_groups, position
+
+_HEAD_ROWS = 128
+"""How many tokens' logits are computed at once where all of a text's are asked for."""
+
+
+class JaxBackend:
+    """Programs for the rows and prompt sizes of ``sizes``, and any size of cache.
+
+    Rows are filled up to the next size, and more than the largest go through in
+    groups. Prompts longer than the largest size, which is a page's too, are fed piece
+    by piece.
+    """
+
+    def __init__(
+        self,
+        config: OPTConfig,
+        stored: Mapping[str, tf.Variable],
+        layout: CacheLayout,
+        *,
+        tokens: int,
+        sizes: Sizes,
+    ) -> None:
+        self.compiled = self.compiled_loop = sizes
+        self.resources: dict[str, Any] = {}
+        self._loop = JaxLoop(config, stored, layout, tokens=tokens, rows=sizes.rows)
+        self._prompts, slots = sizes.prompt, sizes.prompt[-1]
+        # One row may have a long cache where another has a long prompt.
+        pages = 2 * -(-config.max_position_embeddings // slots)
+        self._jax = JaxPrograms(config, stored, layout, pages, slots)
+        self._rows = self._jax.affordable(sizes.rows)
+        self._extend = {
+            (rows, S): self._extend_program(rows, S)
+            for rows in self._rows
+            for S in self._prompts
+        }
+        self._head = {
+            rows: self._head_program(rows) for rows in {*self._rows, _HEAD_ROWS}
+        }
+
+    # --- programs -------------------------------------------------------------------
+
+    def _extend_program(self, rows: int, S: int):
+        jax = self._jax
+
+        def extend(params, ids, start, pages):
+            pages = graph_jax.Pages(*pages)
+            return graph_jax.extend(
+                jax.config, params, jax.layout.dtype, ids, start, pages
+            )
+
+        pages = jax.pages_spec(rows)
+        return jax.program(extend, int32(rows, S), int32(rows), pages)
+
+    def _head_program(self, rows: int):
+        def head(params, hidden, ids):
+            return graph_jax.score(self._jax.config, params, hidden, ids)
+
+        hidden = tf.TensorSpec([rows, self._jax.config.embed_dim])
+        return self._jax.program(head, hidden, int32(rows))
+
+    # --- what the signatures call ---------------------------------------------------
+
+    def extend(self, ids, cache, cache_length):
+        """Hidden states [B,S,W] and new rows [B,S,L,2,H,·] of ``ids`` [B,S]."""
+
+        def extend(rows: int):
+            return lambda *inputs: self._extend_rows(rows, *inputs)
+
+        outputs = (
+            tf.TensorSpec([None, None, self._jax.config.embed_dim]),
+            tf.TensorSpec([None, None, *self._jax.layout.row_shape]),
+        )
+        return by_rows(self._rows, extend, (ids, cache, cache_length), outputs)
+
+    def _extend_rows(self, rows: int, ids, cache, cache_length):
+        S = tf.shape(ids)[1]
+        pages = self._jax.paged(rows, cache, cache_length)
+
+        def whole(size: int):
+            padded = tf.ensure_shape(fit(ids, 1, size), [rows, size])
+            hidden, new_cache = self._extend[rows, size](padded, cache_length, pages)
+            return hidden[:, :S], new_cache[:, :S]
+
+        branches = [lambda size=size: whole(size) for size in self._prompts]
+        branches.append(lambda: self._in_pieces(rows, ids, cache_length, pages))
+        return tf.switch_case(position(self._prompts, S), branches)
+
+    def _in_pieces(self, rows: int, ids, start, pages: paged_cache.Pages):
+        S, size = tf.shape(ids)[1], self._jax.slots
+        count = -(-S // size)
+        pieces = tf.reshape(fit(ids, 1, count * size), [rows, count, size])
+        full, dtype = tf.fill([rows], size), self._jax.layout.dtype
+
+        def feed(i, pages, hidden, new_cache) -> Any:
+            program = self._extend[rows, size]
+            made = program(pieces[:, i], start + size * i, pages)
+            pages = paged_cache.append(pages, made[1], full, dtype)
+            return i + 1, pages, hidden.write(i, made[0]), new_cache.write(i, made[1])
+
+        arrays = [tf.TensorArray(tf.float32, count) for _ in range(2)]
+        _, _, *made = tf.while_loop(
+            lambda i, *_: i < count,
+            feed,
+            (tf.constant(0), pages, *arrays),
+            parallel_iterations=1,
+        )
+        W, row = self._jax.config.embed_dim, self._jax.layout.row_shape
+        return tuple(
+            _joined(array.stack(), [rows, count * size, *shape])[:, :S]
+            for array, shape in zip(made, ([W], row), strict=True)
+        )
+
+    def generate(self, request: GenerateRequest, *, often: bool) -> Generated:
+        """Up to N tokens for each row; ``request.input_ids`` are [B,1]."""
+        return self._loop.generate(request)
+
+    def logits(self, hidden):
+        """Hidden states [B,W] → [B,V]."""
+
+        def head(rows: int):
+            nothing = tf.zeros([rows], tf.int32)
+            return lambda hidden: self._head[rows](hidden, nothing)[:1]
+
+        outputs = (tf.TensorSpec([None, self._jax.config.vocab_size]),)
+        return by_rows(self._rows, head, (hidden,), outputs)[0]
+
+    def full_logits(self, ids, mask):
+        """Logits [B,S,V] of padded rows; ``mask`` [B,S] as Hugging Face has it.
+
+        What is padding goes to the end of its row, and its logits mean nothing.
+        """
+        B, S = tf.unstack(tf.shape(ids))
+        padding = tf.cast(mask == 0, tf.int32)
+        order = tf.argsort(padding, axis=1, stable=True)
+        packed = tf.gather(ids, order, axis=1, batch_dims=1)
+        no_cache = tf.zeros([B, 0, *self._jax.layout.row_shape])
+        hidden, _ = self.extend(packed, no_cache, tf.zeros([B], tf.int32))
+        slot = tf.maximum(tf.cumsum(1 - padding, axis=1) - 1, 0)
+        hidden = tf.gather(hidden, slot, axis=1, batch_dims=1)
+        return self._score(hidden, tf.zeros([B, S], tf.int32))[0]
+
+    def token_logprobs(self, ids, hidden):
+        """Log-probabilities [B,S] of each token given those before it."""
+        _, logprobs = self._score(hidden, tf.roll(ids, -1, axis=1))
+        return tf.pad(logprobs[:, :-1], [[0, 0], [1, 0]])
+
+    def _score(self, hidden, ids):
+        """Logits [B,S,V] of ``hidden``, and log-probabilities [B,S] of ``ids``."""
+        B, S = tf.unstack(tf.shape(ids))
+        W, V = self._jax.config.embed_dim, self._jax.config.vocab_size
+        flat = tf.reshape(hidden, [B * S, W]), tf.reshape(ids, [B * S])
+        outputs = tf.TensorSpec([None, V]), tf.TensorSpec([None])
+        head = self._head[_HEAD_ROWS]
+        logits, logprobs = in_groups(_HEAD_ROWS, head, flat, outputs)
+        return tf.reshape(logits, [B, S, V]), tf.reshape(logprobs, [B, S])
+
+
+def _joined(pieces, shape):
+    """[n,B,T,…] → ``shape`` [B,n·T,…]."""
+    order = [1, 0, *range(2, len(shape) + 1)]
+    return tf.reshape(
+        tf.transpose(tf.ensure_shape(pieces, [None] * len(order)), order), shape
+    )
