@@ -1,4 +1,5 @@
-"""Products with stored weights in the JAX graph. Reads side by side with ``matmul_tf``."""
+"""Products with stored weights in the JAX graph; reads side by side with
+``matmul_tf.py``."""
 
 from __future__ import annotations
 
@@ -9,12 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from ...models.flax import model as opt
-from ...models.flax.xla_workarounds import apart, row_by_row, times_transposed
+from ...models.flax.xla_workarounds import matmul_transposed
 from ...models.weights import PackedWeight
-
-_FEW_ROWS = 8
-"""Up to so many rows are multiplied one by one: each reads the weights as they are
-stored, and all but the first from the processor's cache."""
 
 
 @jax.tree_util.register_dataclass
@@ -29,10 +26,7 @@ class Matrix(PackedWeight):
     scale: Any = None
 
     def matmul(self, x):
-        if len(x) <= _FEW_ROWS and self.values.dtype != jnp.float32:
-            y = row_by_row(x, self.values)
-        else:
-            y = apart(times_transposed(x, self.values.astype(jnp.float32)))
+        y = matmul_transposed(x, self.values)
         return y if self.scale is None else y * self.scale
 
     def take(self, rows):

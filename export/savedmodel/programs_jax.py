@@ -67,7 +67,7 @@ class JaxPrograms:
         )
 
     def paged(self, rows: int, cache, length) -> paged_cache.Pages:
-        """The wire's ``cache`` [B,C,L,2,H,·] in pages, its first ``length`` [B] slots."""
+        """The wire's ``cache`` in pages, of which a row uses ``length`` [B] slots."""
         pages, slots = self.pages, self.slots
         empty = paged_cache.empty(self.layout, rows, pages=pages, slots=slots)
         return paged_cache.append(empty, cache, length, self.layout.dtype)

@@ -9,32 +9,13 @@ sorted: thresholds come from a binary search over the bits of float32.
 
 from __future__ import annotations
 
-import functools
-import operator
-
 import jax.numpy as jnp
 from jax import lax
 
 from ..generation.sampling import PARITY, ROTATIONS, SamplingParams
+from .xla_workarounds import apart, first_argmax, sum_rows
 
 _LOWEST = -(2**31)
-_PARTS = 8  # of a row, that are added to one another
-
-
-def total(measure, *of):
-    """Sums [B] of ``measure`` of the numbers in ``of``, each [B,V].
-
-    XLA adds a row's numbers up one by one. Parts of a row it adds to one another in
-    vector code, in the same loop that measures them.
-    """
-    size = of[0].shape[1] // _PARTS
-
-    def measured(start, end=None):
-        return measure(*(x[:, start:end] for x in of))
-
-    parts = [measured(i * size, (i + 1) * size) for i in range(_PARTS)]
-    sums = functools.reduce(operator.add, parts)
-    return jnp.sum(jnp.concatenate([sums, measured(_PARTS * size)], axis=1), axis=1)
 
 
 def choose(logits, params: SamplingParams, position, seen):
@@ -60,24 +41,12 @@ def choose(logits, params: SamplingParams, position, seen):
     def mass(x):
         return jnp.exp(x - top[:, None])
 
-    return token, chosen - top - jnp.log(total(mass, logits))
+    return token, chosen - top - jnp.log(sum_rows(mass, logits))
 
 
 def penalize(x, penalty, seen):
     """The repetition penalty over the ids ``seen``."""
     return jnp.where(seen, jnp.where(x > 0, x / penalty, x * penalty), x)
-
-
-def first_argmax(x):
-    """The largest value's index [B] int32; the lowest one among equals.
-
-    In two steps, which a compiler makes vector code of; of an argmax it doesn't.
-    """
-    V = x.shape[1]
-    largest = jnp.max(x, axis=1, keepdims=True)
-    ids = jnp.arange(V, dtype=jnp.int32)
-    index = jnp.min(jnp.where(x == largest, ids, V), axis=1)
-    return jnp.minimum(index, V - 1)  # of NaNs none is the largest
 
 
 def draw(x, params: SamplingParams, position):
@@ -115,7 +84,7 @@ def top_k_threshold(keys, k):
     k = jnp.where(k > 0, k, keys.shape[1])
 
     def reaching(at):
-        return total(lambda keys: (keys >= at[:, None]).astype(jnp.int32), keys)
+        return sum_rows(lambda keys: (keys >= at[:, None]).astype(jnp.int32), keys)
 
     return _largest(reaching, k, lambda key: jnp.ones_like(key, jnp.float32))
 
@@ -129,12 +98,12 @@ def top_p_threshold(x, keys, least, p):
         def counted(keys, weights):
             return jnp.where(keys > at[:, None], weights, 0.0)
 
-        return total(counted, keys, weights)
+        return sum_rows(counted, keys, weights)
 
     def weight(key):
         return jnp.exp(from_ordered_bits(key) - top)
 
-    limit = p * total(lambda weights: weights, weights)
+    limit = p * sum_rows(lambda weights: weights, weights)
     # The last number that still has p above it: what is above it is kept, the likeliest
     # in any case, even if p is so small that there is nothing left of the limit.
     found = jnp.minimum(_largest(above, limit, weight), ordered_bits(top) - 1) + 1
@@ -195,5 +164,5 @@ def threefry2x32(k0, k1, x0, x1):
         last = jnp.uint32(group + 1)
         x0, x1 = x0 + keys[(group + 1) % 3], x1 + keys[(group + 2) % 3] + last
         # XLA takes minutes to compile the rounds in one piece.
-        x0, x1 = lax.optimization_barrier((x0, x1))
+        x0, x1 = apart((x0, x1))
     return x0

@@ -84,9 +84,8 @@ def test_an_export_for_single_rows_alone(prompts):
 
 
 @pytest.mark.parametrize("weights", ["float32", "int8"])
-@pytest.mark.parametrize("framework", ["tf", "jax"])
-def test_one_row_goes_through_matrices_either_way(framework, weights, prompts):
-    model = served(CASE, framework=framework, compiler="xla", weights=weights)
+def test_one_row_goes_through_matrices_either_way(weights, prompts):
+    model = served(CASE, compiler="xla", weights=weights)
     ways = []
     for in_turns in (False, True):
         with model.answering("quicker_in_turns", in_turns):

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tensorflow as tf
-from optserve.export.savedmodel import graph_jax
+from optserve.export.savedmodel import matmul_jax
 from optserve.export.savedmodel.matmul_tf import Matrix
 
 
@@ -39,26 +39,31 @@ def test_float16_is_multiplied_as_float32() -> None:
 @pytest.mark.parametrize("in_turns", [False, True])
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("dtype", ["int8", "float32"])
-@pytest.mark.parametrize("framework", ["tf", "jax"])
-def test_rows_longer_than_xla_makes_one_loop_of(framework, dtype, rows, in_turns):
-    rng = np.random.default_rng(1)
-    x = rng.standard_normal((rows, 5000)).astype(np.float32)
-    values = rng.integers(-127, 128, (24, 5000)).astype(dtype)
-    exact = x.astype(np.float64) @ values.T
-    if framework == "tf":
+def test_rows_longer_than_xla_makes_one_loop_of(dtype, rows, in_turns):
+    x, values, exact = long_rows(rows, dtype)
 
-        @tf.function(jit_compile=True)
-        def product(x, values, step):
-            return Matrix(values, step=step, in_turns=in_turns).matmul(x)
-
-    else:
-
-        @jax.jit
-        def product(x, values, step):
-            return graph_jax.Matrix(values, step=step, in_turns=in_turns).matmul(x)
+    @tf.function(jit_compile=True)
+    def product(x, values, step):
+        return Matrix(values, step=step, in_turns=in_turns).matmul(x)
 
     found = product(x, values, np.int32(0))
     np.testing.assert_allclose(found, exact, rtol=0, atol=1e-5 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("rows", [1, 3, 32])
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16", "float16", "float32"])
+def test_products_of_the_jax_graph(dtype, rows):
+    x, values, exact = long_rows(rows, ml_dtypes.bfloat16 if "b" in dtype else dtype)
+    product = jax.jit(lambda x, values: matmul_jax.Matrix(values).matmul(x))
+    found = product(x, values)
+    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-5 * np.abs(exact).max())
+
+
+def long_rows(rows, dtype):
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((rows, 5000)).astype(np.float32)
+    values = rng.integers(-127, 128, (24, 5000)).astype(dtype)
+    return x, values, x.astype(np.float64) @ values.T.astype(np.float64)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -72,6 +77,8 @@ def test_a_row_without_numbers_leaves_its_neighbours_alone(framework, bad):
     if framework == "tf":
         found = tf.function(Matrix(tf.constant(values)).matmul)(x).numpy()
     else:
-        found = jax.jit(lambda x, values: graph_jax.Matrix(values).matmul(x))(x, values)
+        found = jax.jit(lambda x, values: matmul_jax.Matrix(values).matmul(x))(
+            x, values
+        )
     assert not np.isfinite(found[0]).any()
     np.testing.assert_allclose(found[1:], exact, rtol=0, atol=1e-3)

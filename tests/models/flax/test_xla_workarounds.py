@@ -1,0 +1,112 @@
+"""What each workaround is for, seen in what XLA compiles: with it and without."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from optserve.models.flax import xla_workarounds
+from optserve.models.flax.model import layer_norm
+from optserve.models.flax.sampling import threefry2x32
+from optserve.models.flax.xla_workarounds import apart, matmul_transposed, sum_rows
+
+N, K = 8192, 768
+MATRIX = jax.ShapeDtypeStruct((N, K), jnp.int8)
+IN_FLOAT32 = 4 * N * K
+
+
+def compiled(function, *shapes):
+    return jax.jit(function).lower(*shapes).compile()
+
+
+def temporary_bytes(function, *shapes) -> int:
+    return compiled(function, *shapes).memory_analysis().temp_size_in_bytes
+
+
+def rows(count: int, size: int = K):
+    return jax.ShapeDtypeStruct((count, size), jnp.float32)
+
+
+def plain(x, matrix):
+    return x @ matrix.astype(jnp.float32).T
+
+
+def in_a_loop(product):
+    def loop(x, matrix):
+        return lax.fori_loop(0, 4, lambda _, x: product(x, matrix)[:, :K], x)
+
+    return loop
+
+
+@pytest.mark.parametrize("count", [1, 8, 32])
+def test_a_matrix_is_not_converted_as_a_whole(count):
+    """Nor once before a loop, which then streams four times as much."""
+    with_it = temporary_bytes(in_a_loop(matmul_transposed), rows(count), MATRIX)
+    without = temporary_bytes(in_a_loop(plain), rows(count), MATRIX)
+    assert with_it < IN_FLOAT32 / 2 <= without
+
+
+def test_what_precedes_a_product_is_computed_once():
+    """Not again for each of its outputs."""
+
+    def after_norm(product):
+        return lambda x, matrix: product(layer_norm(x), matrix)
+
+    program = compiled(after_norm(matmul_transposed), rows(1), MATRIX)
+    assert "subtract" not in fused_with_dot(program)
+    program = compiled(after_norm(plain), rows(1), MATRIX)
+    assert "subtract" in fused_with_dot(program)
+
+
+def fused_with_dot(program) -> str:
+    """The computations of a program that hold a product."""
+    parts = re.split(r"\n(?=%|ENTRY)", program.as_text())
+    return "\n".join(p for p in parts if " dot(" in p and p.startswith("%fused"))
+
+
+@pytest.mark.parametrize("size", [1000, 5000])
+@pytest.mark.parametrize("count", [1, 3, 8, 9, 40])
+@pytest.mark.parametrize("dtype", ["int8", "float16", "float32"])
+def test_products_equal_numpys(dtype, count, size):
+    """Of matrices of one block, and of several that don't divide it."""
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((count, size)).astype(np.float32)
+    matrix = rng.integers(-127, 128, (3001, size)).astype(dtype)
+    exact = x.astype(np.float64) @ matrix.T.astype(np.float64)
+    bound = 1e-5 * np.abs(exact).max()
+    np.testing.assert_allclose(matmul_transposed(x, matrix), exact, atol=bound)
+
+
+def test_a_bias_stays_out_of_a_product():
+    def with_bias(keep):
+        return lambda x, matrix, bias: keep(plain(x, matrix)) + bias
+
+    bias = jax.ShapeDtypeStruct((N,), jnp.float32)
+    program = compiled(with_bias(apart), rows(1), MATRIX, bias)
+    assert " add(" not in fused_with_dot(program)
+
+
+def test_a_largest_number_is_searched_without_pairs():
+    """XLA makes no vector code of a reduction of pairs, which an argmax is."""
+    program = compiled(xla_workarounds.first_argmax, rows(4)).as_text()
+    assert not re.search(r"= \(.*\) reduce\(", program)
+    program = compiled(lambda x: jnp.argmax(x, axis=1), rows(4)).as_text()
+    assert re.search(r"= \(.*\) reduce\(", program)
+
+
+@pytest.mark.parametrize("size", [7, 8, 1003])
+def test_sums_equal_numpys(size):
+    x = np.random.default_rng(2).standard_normal((3, size)).astype(np.float32)
+    found = sum_rows(jnp.square, x)
+    np.testing.assert_allclose(found, np.square(x).sum(axis=1), rtol=1e-5)
+
+
+def test_the_rounds_of_a_cipher_are_compiled_in_pieces():
+    """In one piece they take XLA minutes."""
+    word = jax.ShapeDtypeStruct((4, 1000), jnp.uint32)
+    parts = compiled(threefry2x32, word, word, word, word).as_text().split("\n\n")
+    assert max(part.count("\n") for part in parts) < 200
