@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
@@ -98,9 +99,11 @@ class JaxBackend:
             hidden, new_cache = self._extend[rows, size](padded, cache_length, pages)
             return hidden[:, :S], new_cache[:, :S]
 
-        branches = [lambda size=size: whole(size) for size in self._prompts]
-        branches.append(lambda: self._in_pieces(rows, ids, cache_length, pages))
-        return tf.switch_case(position(self._prompts, S), branches)
+        def in_pieces():
+            return self._in_pieces(rows, ids, cache_length, pages)
+
+        branches = [partial(whole, size) for size in self._prompts]
+        return tf.switch_case(position(self._prompts, S), [*branches, in_pieces])
 
     def _in_pieces(self, rows: int, ids, start, pages: paged_cache.Pages):
         S, size = tf.shape(ids)[1], self._jax.slots

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from ...runtime.contract import CacheLayout
 from .graph_tf import unpack
+from .row_groups import fit
 
 
 class Pages(NamedTuple):
@@ -59,6 +60,4 @@ def append(pages: Pages, rows, length, dtype: str) -> Pages:
 
 def _page(rows, T: int, dtype: str):
     """At most T rows of the wire as a page [L,2,B,H,T,D]."""
-    missing = T - tf.shape(rows)[1]
-    rows = tf.pad(rows, [[0, 0], [0, missing], *[[0, 0]] * 4])
-    return tf.transpose(unpack(rows, dtype), [2, 3, 0, 4, 1, 5])
+    return tf.transpose(unpack(fit(rows, 1, T), dtype), [2, 3, 0, 4, 1, 5])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
@@ -39,9 +40,11 @@ def by_rows(
         ]
         return tuple(y[:B] for y in function(size)(*padded))
 
-    branches = [lambda size=size: filled(size) for size in rows]
-    branches.append(lambda: in_groups(rows[-1], function(rows[-1]), inputs, outputs))
-    return tf.switch_case(position(rows, B), branches)
+    def many():
+        return in_groups(rows[-1], function(rows[-1]), inputs, outputs)
+
+    branches = [partial(filled, size) for size in rows]
+    return tf.switch_case(position(rows, B), [*branches, many])
 
 
 def position(sizes: Sequence[int], size):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ MATRIX = jax.ShapeDtypeStruct((N, K), jnp.int8)
 IN_FLOAT32 = 4 * N * K
 
 
-def compiled(function, *shapes):
+def compiled(function, *shapes) -> Any:
     return jax.jit(function).lower(*shapes).compile()
 
 
