@@ -241,10 +241,10 @@ def _join(to: np.ndarray, parts: Parts, weights: Mapping[str, np.ndarray]) -> No
         start += len(part)
 
 
-def _copy(to: np.ndarray, part: np.ndarray, factor: float, rows: slice) -> None:
+def _copy(to: np.ndarray, part: np.ndarray, factor: np.float32, rows: slice) -> None:
     values = part[rows]
     if factor != 1:
-        values = np.asarray(values, np.float32) * np.float32(factor)
+        values = np.asarray(values, np.float32) * factor
     to[rows] = values
 
 

@@ -21,9 +21,10 @@ def greedy_limits(case: TestCase) -> np.ndarray:
     after longer prompts and caches, where the first ones tell.
     """
     most = tokens_per_call(case.signature) or 0
-    if len(case.rows) > 1:
+    first, *others = case.rows
+    if others:
         return np.maximum(most >> np.arange(len(case.rows), dtype=np.int32), 1)
-    few = case.rows[0].past + case.rows[0].new > 1
+    few = first.past + first.new > 1
     return np.array([min(most, FEW_TOKENS) if few else most], np.int32)
 
 

@@ -71,7 +71,11 @@ def signature(
     """
     N = tokens_per_call(name)
     inputs, outputs = _TABLE[name] if N is None else _GENERATE
-    sizes = {"V": (vocab_size,), "E": (hidden_size,), "row": layout.row_shape}
+    sizes: dict[Dim, tuple[Dim, ...]] = {
+        "V": (vocab_size,),
+        "E": (hidden_size,),
+        "row": layout.row_shape,
+    }
     if N is not None:
         sizes["N"] = (N,)
 
