@@ -41,13 +41,13 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    wanted = {
+    options = {
         _M_ARENA_MAX: 1,
         _M_MMAP_MAX: 0,
         _M_TOP_PAD: 16 << 20,
         _M_TRIM_THRESHOLD: 2**31 - 1,
     }
-    return all(mallopt(option, value) for option, value in wanted.items())
+    return all(mallopt(option, value) for option, value in options.items())
 
 
 def release_freed_memory() -> None:
@@ -97,13 +97,13 @@ def _large_blocks() -> set[tuple[int, int]]:
         lines = Path("/proc/self/smaps").read_text().splitlines()
     except OSError:
         return set()
-    found, start, end = set(), 0, 0
+    blocks, start, end = set(), 0, 0
     for line in lines:
         name, *values = line.split()
         if name == "Anonymous:":
             used = 1024 * int(values[0])
             if used >= _LARGE and used >= 0.9 * (end - start):
-                found.add((start, end))
+                blocks.add((start, end))
         elif not name.endswith(":"):  # a block's first line
             start, end = (int(part, 16) for part in name.split("-"))
-    return found
+    return blocks

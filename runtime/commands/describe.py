@@ -45,7 +45,10 @@ def _text(manifest: Manifest, version: int) -> str:
         ("batch sizes", _sizes(manifest.batch_sizes)),
         ("tokenizer", "in the export" if manifest.tokenizer else "not in the export"),
         ("checkpoint", manifest.checkpoint_digest or "unknown"),
-        ("made with", ", ".join(f"{k} {v}" for k, v in manifest.tool_versions.items())),
+        (
+            "exported with",
+            ", ".join(f"{k} {v}" for k, v in manifest.tool_versions.items()),
+        ),
     ]
     width = max(len(name) for name, _ in lines)
     text = [f"{name:<{width}}  {sentence(value)}" for name, value in lines if value]

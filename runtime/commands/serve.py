@@ -45,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--model-config-file", metavar="FILE", help="several models (ModelServerConfig)"
     )
-    add("--enable-batching", action="store_true", help="merge concurrent requests")
+    add("--enable-batching", action="store_true", help="batch concurrent requests")
     add("--batching-parameters-file", metavar="FILE", help="how (BatchingParameters)")
     add(
         "--tensor-content",

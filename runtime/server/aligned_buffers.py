@@ -1,4 +1,4 @@
-"""Arrays at the boundaries that TensorFlow wants, so that feeding them copies nothing.
+"""Arrays aligned to 64 bytes, which TensorFlow is fed without a copy.
 
 TensorFlow takes a numpy array over without a copy if it starts at a multiple of 64
 bytes; a tensor inside a message starts anywhere. Left to itself TensorFlow would copy

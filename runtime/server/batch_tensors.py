@@ -1,4 +1,4 @@
-"""Tensors of several requests into one, and its outputs apart again.
+"""A batch's tensors: requests joined along axis 0, and outputs split among them.
 
 Rules and messages of TensorFlow Serving's ``batching_session.cc`` and
 ``batching_util.cc``.
@@ -43,7 +43,7 @@ def batch_rows(signature: Signature, inputs: Mapping[str, np.ndarray]) -> int:
     return rows
 
 
-def merge(
+def concatenate(
     signature: Signature,
     requests: Sequence[Mapping[str, np.ndarray]],
     *,
@@ -55,7 +55,7 @@ def merge(
     Args:
         signature: names and order of the inputs.
         requests: inputs of each request.
-        padded_rows: rows of the result; those behind the last request's repeat the
+        padded_rows: rows of the result; those after the last request's repeat the
             first row of the last request.
         pad_inner: lengthen other axes at their end with the tensor's first element;
             else they must be equal.
@@ -66,7 +66,7 @@ def merge(
     if len(requests) == 1 and padded_rows == len(next(iter(requests[0].values()))):
         return requests[0]
     return {
-        alias: _merge_one(
+        alias: _concatenate_one(
             tensor_name, [r[alias] for r in requests], padded_rows, pad_inner
         )
         for alias, (tensor_name, _) in signature.inputs.items()
@@ -98,7 +98,7 @@ def split(
     ]
 
 
-def _merge_one(
+def _concatenate_one(
     name: str, arrays: list[np.ndarray], padded_rows: int, pad_inner: bool
 ) -> np.ndarray:
     inner = {array.shape[1:] for array in arrays}
@@ -110,15 +110,15 @@ def _merge_one(
             "with the first dim."
         )
     longest = tuple(max(sizes) for sizes in zip(*inner, strict=True))
-    merged = BUFFERS.empty((padded_rows, *longest), arrays[0].dtype)
+    joined = BUFFERS.empty((padded_rows, *longest), arrays[0].dtype)
     start = 0
     for array in arrays:
-        _place(merged[start : start + len(array)], array)
+        _place(joined[start : start + len(array)], array)
         start += len(array)
     if start < padded_rows:
         first = start - len(arrays[-1])
-        merged[start:] = merged[first : first + 1]
-    return merged
+        joined[start:] = joined[first : first + 1]
+    return joined
 
 
 def _place(target: np.ndarray, array: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Merging concurrent requests, after TensorFlow Serving's batching session.
+"""Dynamic batching of concurrent requests, after TensorFlow Serving's session for it.
 
 Requests for the same signature and outputs join one batch along axis 0. No threads of
 its own: the thread of a batch's first request runs the batch, so that a request that
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import grpc
 import numpy as np
 
-from .batch_tensors import batch_rows, merge, split
+from .batch_tensors import batch_rows, concatenate, split
 from .servable import Servable, Signature
 from .serving_error import ServingError, internal, invalid_argument
 from .settings import BatchingParameters
@@ -168,7 +168,7 @@ class Batcher:
         assert batch is not None
         error, results = None, []
         try:
-            results = self._run_merged(batch, servable, signature, fetched)
+            results = self._run_batch(batch, servable, signature, fetched)
         except ServingError as refusal:
             error = refusal
         except Exception as failure:
@@ -181,7 +181,7 @@ class Batcher:
                 task.changed.notify()
             self._dispatch()
 
-    def _run_merged(
+    def _run_batch(
         self,
         batch: _Batch,
         servable: Servable,
@@ -189,11 +189,11 @@ class Batcher:
         fetched: tuple[str, ...],
     ) -> list[list[np.ndarray]]:
         padded = self._parameters.padded_rows(batch.rows)
-        merged = merge(
+        inputs = concatenate(
             signature,
             [task.inputs for task in batch.tasks],
             padded_rows=padded,
             pad_inner=self._parameters.pad_variable_length_inputs,
         )
-        outputs = servable.run(signature, merged, fetched)
+        outputs = servable.run(signature, inputs, fetched)
         return split(outputs, [task.rows for task in batch.tasks], padded)

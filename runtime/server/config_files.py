@@ -1,4 +1,4 @@
-"""TensorFlow Serving's text-format configuration files.
+"""Reading TensorFlow Serving's configuration files, in protobuf text format.
 
 The models' file uses the official message classes. Batching parameters and TLS options
 have none in the ``tensorflow-serving-api`` package, so their messages are declared here

@@ -36,7 +36,7 @@ class EmbeddedServer:
         models: several models by name, instead of ``base_path`` and ``name``.
         versions: which versions to serve.
         tensor_content: reply in ``tensor_content`` instead of typed fields.
-        batching: merge concurrent requests (None: each one runs by itself).
+        batching: batch concurrent requests (None: each one runs by itself).
         tls: encrypt, and ask clients for certificates if so configured.
         session: TensorFlow's threads and XLA.
         poll_seconds: how often to look for new version folders.
@@ -141,13 +141,13 @@ class EmbeddedServer:
 
         Versions newest first; signatures of the newest, sorted.
         """
-        found: dict[str, dict[str, list]] = {}
+        serving: dict[str, dict[str, list]] = {}
         for name in self.manager.names:
             with self.manager.lease(name, None) as (_, servable):
                 signatures = sorted(s for s in servable.signatures if s[:2] != "__")
             versions = self.manager.available(name)
-            found[name] = {"versions": versions, "signatures": signatures}
-        return found
+            serving[name] = {"versions": versions, "signatures": signatures}
+        return serving
 
     def _require_models(self) -> None:
         for name in self.manager.names:

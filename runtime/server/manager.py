@@ -1,4 +1,4 @@
-"""Models by name: finds versions on disk, loads, swaps and ends them.
+"""The models by name: looks for versions on disk, loads, swaps and ends them.
 
 A new version is loaded and warmed up before the old one ends, so a model that serves
 goes on serving; one that fails to load leaves the others alone.
@@ -109,15 +109,15 @@ class ModelManager:
         if not name:
             raise invalid_argument("ModelSpec has no name specified.")
         while True:
-            wanted = self.labelled(name, label) if label else version
-            found = self._find(name, wanted)
-            with found.lease() as servable:
+            number = self.labelled(name, label) if label else version
+            known = self._find(name, number)
+            with known.lease() as servable:
                 if servable is not None:
-                    yield found.number, servable
+                    yield known.number, servable
                     return
-            moved = label and self.labelled(name, label) != wanted
-            if wanted is not None and not moved:
-                raise _missing(name, wanted)
+            moved = label and self.labelled(name, label) != number
+            if number is not None and not moved:
+                raise _missing(name, number)
 
     def labelled(self, name: str, label: str) -> int:
         """The version that a label stands for."""
@@ -213,14 +213,14 @@ class ModelManager:
 
     def _refresh_model(self, name: str, options: ModelOptions) -> None:
         try:
-            found = version_folders(options.base_path, missing_ok=False)
+            folders = version_folders(options.base_path, missing_ok=False)
         except OSError:  # not there yet, or a file system that comes back
             return
-        chosen = options.policy.choose(list(found))
+        chosen = options.policy.choose(list(folders))
         for number in sorted(chosen):  # the newest last: it takes over when ready
             if self._stopping.is_set():
                 return
-            self._ensure_loaded(name, number, found[number])
+            self._ensure_loaded(name, number, folders[number])
         serving = self.available(name)
         if any(number in chosen for number in serving) or not chosen:
             self._end(name, keep=chosen)

@@ -1,4 +1,4 @@
-"""One model's version folders on disk, and the states of those in memory."""
+"""One version of a model: its state, the calls that use it, its files' fingerprint."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ DEFAULT_SIGNATURE = "serving_default"
 Runner = Callable[
     [Servable, Signature, Mapping[str, np.ndarray], Sequence[str]], list[np.ndarray]
 ]
-"""Runs a signature: directly, or merged with other callers' requests."""
+"""Runs a signature: by itself, or in a batch with other callers' requests."""
 
 _PREFIX = "tensorflow/serving/"
 _METHODS = tuple(_PREFIX + name for name in ("predict", "classify", "regress"))
@@ -38,7 +38,7 @@ def predict(
     if servable.limits is not None:
         servable.limits.check(signature.name, request.inputs, request.outputs)
         if signature.name in STRING_SIGNATURES:
-            run = run_directly  # merged rows would each hold the whole text
+            run = run_directly  # in a batch each row would hold the whole text
     arrays = run(servable, signature, request.inputs, aliases)
     return signature.name, dict(zip(aliases, arrays, strict=True))
 

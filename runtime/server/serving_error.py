@@ -1,4 +1,4 @@
-"""Refusals: a gRPC status code and the message that goes with it."""
+"""``ServingError``: a gRPC status code and the message that goes with it."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ class VersionPolicy:
     latest: int = 1
     versions: tuple[int, ...] = ()
 
-    def choose(self, found: list[int]) -> list[int]:
-        """Those of ``found`` to serve, newest first."""
-        newest_first = sorted(found, reverse=True)
+    def choose(self, versions: list[int]) -> list[int]:
+        """Those of ``versions`` to serve, newest first."""
+        newest_first = sorted(versions, reverse=True)
         if self.versions:
             return [v for v in newest_first if v in self.versions]
         return newest_first[: self.latest] if self.latest else newest_first

@@ -58,7 +58,7 @@ def _why(error: ssl.SSLError) -> str:
     if error.reason == "KEY_VALUES_MISMATCH":
         return (
             "server_key is not the private key of server_cert: give the two that "
-            "were made together (the server's own certificate comes first in the file)"
+            "belong together (the server's own certificate comes first in the file)"
         )
     return (
         "server_key or server_cert cannot be used "

@@ -13,12 +13,12 @@ def xla_signatures(meta_graph: Any) -> set[str]:
     graph = meta_graph.graph_def
     functions = {f.signature.name: f for f in graph.library.function}
     nodes = {node.name: node for node in graph.node}
-    found = set()
+    names = set()
     for name, signature in meta_graph.signature_def.items():
         outputs = [info.name.split(":")[0] for info in signature.outputs.values()]
         if _needs_xla(_ancestors(nodes, outputs), functions):
-            found.add(name)
-    return found
+            names.add(name)
+    return names
 
 
 def _ancestors(nodes: Mapping[str, Any], names: Iterable[str]) -> Iterator[Any]:

@@ -33,14 +33,14 @@ def test_large_blocks_are_reused() -> None:
 
 
 RELEASED = """
-from optserve.runtime.memory import keep_freed_memory, release_freed_memory, resident_bytes
-assert keep_freed_memory()
-before = resident_bytes()
+from optserve.runtime import memory
+assert memory.keep_freed_memory()
+before = memory.resident_bytes()
 block = b"x" * (200 << 20)
 del block
-kept = resident_bytes() - before
-release_freed_memory()
-print(kept >> 20, (resident_bytes() - before) >> 20)
+kept = memory.resident_bytes() - before
+memory.release_freed_memory()
+print(kept >> 20, (memory.resident_bytes() - before) >> 20)
 """
 
 

@@ -21,9 +21,11 @@ TARGET = ["--target", "127.0.0.1:1"]
 
 @pytest.fixture
 def transport(monkeypatch):
-    made = NumpyTransport(generate=(2, 8), tokenizer=SMALL_TOKENIZER)
-    monkeypatch.setattr("optserve.runtime.client.open_transport", lambda *_: made)
-    return made
+    numpy_model = NumpyTransport(generate=(2, 8), tokenizer=SMALL_TOKENIZER)
+    monkeypatch.setattr(
+        "optserve.runtime.client.open_transport", lambda *_: numpy_model
+    )
+    return numpy_model
 
 
 def expected(prompt, **options):

@@ -21,9 +21,9 @@ COMMAND += ["--stop-token-id", "-1"]
 def records(path: Path) -> dict[str, list[int]]:
     """Tokens by id, of lines that are all whole and all different."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    found = {record["id"]: record["tokens"] for record in lines}
-    assert len(found) == len(lines)
-    return found
+    tokens = {record["id"]: record["tokens"] for record in lines}
+    assert len(tokens) == len(lines)
+    return tokens
 
 
 def test_a_batch_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path):

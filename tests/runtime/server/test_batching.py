@@ -141,7 +141,7 @@ def test_inner_axes_are_padded_with_the_first_element(servable):
 
 
 def test_many_axes_and_strings():
-    from optserve.runtime.server.batch_tensors import merge
+    from optserve.runtime.server.batch_tensors import concatenate
 
     signature = SimpleNamespace(inputs={"x": ("x:0", None), "s": ("s:0", None)})
     rng = np.random.default_rng(0)
@@ -152,7 +152,7 @@ def test_many_axes_and_strings():
         for n, g in zip((0, 1, 0), given, strict=True)
     ]
     requests = [{"x": g, "s": w} for g, w in zip(given, words, strict=True)]
-    merged = merge(signature, requests, padded_rows=8, pad_inner=True)
+    merged = concatenate(signature, requests, padded_rows=8, pad_inner=True)
     start = 0
     for g in given:
         pads = [(0, 0)] + [
@@ -165,7 +165,7 @@ def test_many_axes_and_strings():
     assert merged["s"].tolist()[:3] == [[b"a", b"a"]] * 2 + [[b"a", b"b"]]
 
 
-def test_errors_as_the_genuine_server_words_them(base):
+def test_errors_as_tensorflow_serving_words_them(base):
     parameters = BatchingParameters(max_batch_size=4)
     with serving(base, batching=parameters) as caller:
         five = np.ones((5, 8), np.float32)

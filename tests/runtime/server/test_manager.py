@@ -239,11 +239,11 @@ def test_a_version_ends_after_its_calls():
 
 
 def test_policies():
-    found = [1, 10, 2]
-    assert VersionPolicy.parse("all").choose(found) == [10, 2, 1]
-    assert VersionPolicy.parse("latest").choose(found) == [10]
-    assert VersionPolicy.parse("latest:2").choose(found) == [10, 2]
-    assert VersionPolicy.parse("1,10").choose(found) == [10, 1]
+    versions = [1, 10, 2]
+    assert VersionPolicy.parse("all").choose(versions) == [10, 2, 1]
+    assert VersionPolicy.parse("latest").choose(versions) == [10]
+    assert VersionPolicy.parse("latest:2").choose(versions) == [10, 2]
+    assert VersionPolicy.parse("1,10").choose(versions) == [10, 1]
     for wrong in ("newest", "latest:0", "latest:x", "", "-1"):
         with pytest.raises(ValueError, match="none of"):
             VersionPolicy.parse(wrong)

@@ -68,7 +68,7 @@ def test_what_grew_is_released_after_two_quiet_looks(monkeypatch):
     process = Watched(monkeypatch)
     for _ in range(3):
         process.watch.look()
-    assert process.released == 1  # what loading left behind
+    assert process.released == 1  # what loading has freed
     process.size = 900 * MB
     process.workers.submit(bytes.upper, bytes(8 * MB)).result(10)
     process.watch.look()  # there was a large message: the next may need the memory

@@ -1,4 +1,4 @@
-"""Replays the genuine server's recordings: same status, same message, same tensors."""
+"""Replays TensorFlow Serving's recordings: same status, same message, same tensors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read(encoding: str, name: str, part: str) -> bytes:
 
 
 def send(call, data: bytes):
-    """(status name, details, reply bytes) of a call made with raw bytes."""
+    """(status name, details, reply bytes) of a call with raw bytes."""
     try:
         return "OK", "", call(data, timeout=30)
     except grpc.RpcError as error:

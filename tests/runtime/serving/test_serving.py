@@ -110,9 +110,9 @@ def test_stop_tokens_end_a_row(client, prompts):
 
 
 def test_logprobs_agree_with_score(client, prompts, exact):
-    found = client.generate(prompts, max_new_tokens=NEW, stop_token_ids=[])
-    whole = [p + g.tokens for p, g in zip(prompts, found, strict=True)]
-    for g, score in zip(found, client.score(whole), strict=True):
+    results = client.generate(prompts, max_new_tokens=NEW, stop_token_ids=[])
+    whole = [p + g.tokens for p, g in zip(prompts, results, strict=True)]
+    for g, score in zip(results, client.score(whole), strict=True):
         np.testing.assert_allclose(
             g.logprobs, score.logprobs[-NEW:], atol=1e-3 if exact else 0.5
         )
@@ -171,7 +171,7 @@ def test_a_conversation_equals_one_long_prompt(client, prompts, exact):
 
 def test_many_streams_at_once_give_the_same(client, target, prompts, exact):
     options = {"max_new_tokens": NEW, "sampling": WARM, "stop_token_ids": []}
-    wanted = [g.tokens for g in client.generate(prompts, **options)]
+    expected = [g.tokens for g in client.generate(prompts, **options)]
 
     async def read(stream):
         return [token async for piece in stream for token in piece.tokens]
@@ -181,10 +181,10 @@ def test_many_streams_at_once_give_the_same(client, target, prompts, exact):
             streams = [other.stream(p, **options) for p in prompts * 4]
             return await asyncio.gather(*map(read, streams))
 
-    found = asyncio.run(go())
-    assert all(len(tokens) == NEW for tokens in found)
+    streamed = asyncio.run(go())
+    assert all(len(tokens) == NEW for tokens in streamed)
     if exact:
-        assert found == wanted * 4
+        assert streamed == expected * 4
 
 
 def test_text_in_and_out(client):

@@ -86,22 +86,22 @@ class Replica:
 
 @pytest.fixture
 def replicas(export, request):
-    made: list[Replica] = []
+    started: list[Replica] = []
 
     def start(count: int, out: Path = export, *flags: str) -> list[Replica]:
-        made.extend(Replica(out, *flags) for _ in range(count))
-        for replica in made:
+        started.extend(Replica(out, *flags) for _ in range(count))
+        for replica in started:
             replica.wait_until_ready()
-        return made
+        return started
 
     yield start
-    for replica in made:
+    for replica in started:
         replica.kill()
 
 
-def undisturbed(target: str, wanted: list[list[int]], **options) -> list[list[int]]:
+def undisturbed(target: str, prompts: list[list[int]], **options) -> list[list[int]]:
     with Client(target) as client:
-        return [g.tokens for g in client.generate(wanted, **options)]
+        return [g.tokens for g in client.generate(prompts, **options)]
 
 
 def test_replicas_are_killed_and_restarted_and_no_token_changes(replicas):
@@ -198,9 +198,9 @@ def test_a_new_version_under_load_fails_nothing_and_mixes_no_cache(
             new.rename(out / "2")
             begin = time.monotonic()
             while time.monotonic() < begin + 300:
-                found = await client.generate(asked, **options)
-                results += found
-                if all(g.model_version == 2 and not g.rebuilds for g in found):
+                results_now = await client.generate(asked, **options)
+                results += results_now
+                if all(g.model_version == 2 and not g.rebuilds for g in results_now):
                     return results, time.monotonic() - begin
         raise AssertionError("version 2 never came")
 
@@ -243,13 +243,13 @@ def test_64_streams_for_long_give_the_right_tokens_in_flat_memory(replicas):
     memory: list[tuple[int, int]] = []
 
     async def one(client: AsyncClient, i: int, end: float) -> int:
-        made = 0
+        count = 0
         while time.monotonic() < end:
             stream = client.stream(asked[i], **options)
             tokens = [token async for piece in stream for token in piece.tokens]
             assert tokens == expected[i]
-            made += len(tokens)
-        return made
+            count += len(tokens)
+        return count
 
     async def watch(end: float) -> None:
         while time.monotonic() < end:
@@ -266,8 +266,8 @@ def test_64_streams_for_long_give_the_right_tokens_in_flat_memory(replicas):
             alone /= time.monotonic() - begin
             begin = time.monotonic()
             work = [one(client, i, begin + SECONDS) for i in range(64)]
-            *made, _ = await asyncio.gather(*work, watch(begin + SECONDS))
-            return alone, sum(made) / (time.monotonic() - begin)
+            *counts, _ = await asyncio.gather(*work, watch(begin + SECONDS))
+            return alone, sum(counts) / (time.monotonic() - begin)
 
     alone, together = asyncio.run(go())
     print(f"one stream {alone:.0f} tokens/s, 64 streams {together:.0f} tokens/s")
