@@ -32,6 +32,7 @@ from .decoding.deadlines import deadline_in, time_left
 from .decoding.driver import run_async
 from .decoding.engine import Engine
 from .decoding.loop import Task
+from .decoding.model_versions import IDENTITY
 from .decoding.opening import open_engine
 from .decoding.prompts import as_list
 from .decoding.sequence import Sequence
@@ -107,7 +108,8 @@ class AsyncClient:
         self._max_rows = max_rows
         self._connect_timeout, self._wait = connect_timeout, wait
         self._open = lambda: (
-            transport or open_async_transport(target, model, label, dict(options))
+            transport
+            or open_async_transport(target, model, label, dict(options), IDENTITY)
         )
         addresses = len(target) if isinstance(target, list | tuple) else 1
         self._in_flight = in_flight or 2 * max(1, addresses)

@@ -23,6 +23,7 @@ from .conversation import Conversation
 from .decoding.deadlines import deadline_in, time_left
 from .decoding.driver import drive, run
 from .decoding.loop import Task
+from .decoding.model_versions import IDENTITY
 from .decoding.opening import open_engine
 from .decoding.sequence import Sequence
 from .decoding.signature_check import check_signatures
@@ -88,7 +89,7 @@ class Client:
         own_tokenizer = open_tokenizer(tokenizer)
         self._telemetry = open_telemetry(telemetry, model)
         self._transport = transport or open_transport(
-            target, model, label, dict(options)
+            target, model, label, dict(options), IDENTITY
         )
         self._closed = False
         try:

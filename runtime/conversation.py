@@ -35,6 +35,7 @@ class _Turns:
         self._tokens: list[int] = []
         self._cache: KVCache | None = None
         self._version: int | None = None
+        self._model_id = ""
         self._sequence: Sequence | None = None
         self._speaking = False
 
@@ -86,6 +87,7 @@ class _Turns:
             options,
             cache=self._cache if kept else None,
             version=self._version if kept else None,
+            model_id=self._model_id if kept else "",
         )
         self._sequence, self._speaking = sequence, True
         try:
@@ -94,6 +96,7 @@ class _Turns:
             self._speaking = False
             self._tokens = sequence.tokens
             self._cache, self._version = sequence.cache, sequence.version
+            self._model_id = sequence.model_id
 
 
 class Conversation(_Turns):

@@ -193,6 +193,7 @@ class Engine:
         *,
         cache: KVCache | None = None,
         version: int | None = None,
+        model_id: str = "",
     ) -> tuple[Task[None], Sequence]:
         """``stream`` of tokens whose first ones are in a cache already."""
         if options.beams or options.samples > 1 or options.echo:
@@ -201,6 +202,7 @@ class Engine:
             )
         sequence = self.sequence(tokens, options, streaming=True)
         sequence.cache, sequence.version = cache, version
+        sequence.model_id = model_id
         return generate_sequences(iter([sequence]), self.versions, 1), sequence
 
     def score(

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from collections.abc import Sequence as GenericSequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeVar
 
 import numpy as np
 
-from ..errors import IncompatibleModel, VersionGone
+from ..errors import IncompatibleModel, MalformedReply, VersionGone
 from ..results import Chunk
 from ..transports.base import Call, Reply
+from .expected_reply import ExpectedReply
 from .model_versions import ModelVersions
 from .replies import apply
 from .scheduler import Step, distinct_counters, lead_version, plan
 from .sequence import Sequence
+from .served_model import ServedModel
 
 _MOST_REBUILDS = 20
 
@@ -76,8 +78,7 @@ def run_step(
     planned_for = versions.current.version
     try:
         reply = yield CallRequest(step.call, step.deadline)
-        if reply.version not in versions.known:
-            yield from with_deadline(versions.learn(reply.version), step.deadline)
+        model = yield from answering_model(step.call, reply, versions, step.deadline)
     except VersionGone:
         if max(s.counters.rebuilds for s in step.sequences) >= _MOST_REBUILDS:
             raise
@@ -87,7 +88,8 @@ def run_step(
             counters.rebuilds += 1
         yield from with_deadline(versions.learn(), step.deadline)
         return []
-    except IncompatibleModel:
+    except (IncompatibleModel, MalformedReply):
+        # A newer version may lack the signature, or have another cache.
         if step.call.version is not None:
             raise
         if versions.current.version == planned_for:
@@ -95,7 +97,31 @@ def run_step(
         if versions.current.version == planned_for:
             raise
         return []
-    return apply(step, reply, versions.of(reply.version))
+    return apply(step, reply, model)
+
+
+def answering_model(
+    call: Call, reply: Reply, versions: ModelVersions, deadline: float | None
+) -> Task[ServedModel]:
+    """The model that sent a reply, which is compared with what it should be like.
+
+    Transports have compared it where the version was the expected one.
+
+    Raises:
+        MalformedReply: another reply; the message names who sent it.
+    """
+    if reply.version not in versions.known:
+        yield from with_deadline(versions.learn(reply.version), deadline)
+    model = versions.of(reply.version)
+    if not reply.checked and isinstance(call.expected, ExpectedReply):
+        try:
+            replace(call.expected, model=model).check(reply.outputs)
+        except MalformedReply as error:
+            sender = reply.target or "the model"
+            raise MalformedReply(
+                f"{sender} sent a reply that makes no sense ({error})"
+            ) from None
+    return model
 
 
 def feed(
@@ -128,6 +154,7 @@ def generate_samples(
     if first.cache is not None:
         for sequence in sequences[1:]:
             sequence.cache, sequence.version = first.cache.fork(), first.version
+            sequence.model_id = first.model_id
     yield from generate_sequences(iter(sequences), versions, capacity)
 
 

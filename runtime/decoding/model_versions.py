@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import hashlib
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ..contract import CONTRACT_VERSION, Manifest
 from ..errors import IncompatibleModel, MalformedReply, ServerError
-from ..transports.base import Call, Reply
+from ..transports.base import Call, Identity, Reply
+from .expected_reply import EXPECTED_MANIFEST
 from .served_model import ServedModel
 
 Calls = Generator[Call, Reply, ServedModel]
@@ -46,7 +48,8 @@ class ModelVersions:
 def describe_call(version: int | None = None) -> Call:
     """The call whose reply ``read_description`` reads."""
     row = np.zeros(1, np.int32)
-    return Call("describe", {"row": row}, ("manifest",), version)
+    expected = EXPECTED_MANIFEST
+    return Call("describe", {"row": row}, ("manifest",), version, expected=expected)
 
 
 def ask_for_description() -> Calls:
@@ -70,13 +73,7 @@ def read_description(reply: Reply) -> ServedModel:
         MalformedReply: not a manifest.
         IncompatibleModel: another contract version, or no way to generate.
     """
-    try:
-        text = np.asarray(reply.outputs["manifest"], object).reshape(-1)[0]
-        manifest = Manifest.from_json(text)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise MalformedReply(
-            f"the model's description is unreadable: {error}"
-        ) from None
+    manifest = _manifest(reply.outputs)
     if manifest.contract_version != CONTRACT_VERSION:
         raise IncompatibleModel(
             f"the model speaks contract version {manifest.contract_version}, this "
@@ -89,3 +86,26 @@ def read_description(reply: Reply) -> ServedModel:
             "be generated: serve one made with `optserve export`"
         )
     return ServedModel(manifest, reply.version)
+
+
+def _manifest(outputs: Mapping[str, np.ndarray]) -> Manifest:
+    try:
+        return Manifest.from_json(EXPECTED_MANIFEST.read(outputs))
+    except ValueError as error:
+        raise MalformedReply(
+            f"the model's description is unreadable: {error}"
+        ) from None
+
+
+def _model_id(outputs: Mapping[str, np.ndarray]) -> str:
+    """A short text that two exports share only if they give the same tokens.
+
+    Where and with what an export was written does not count.
+    """
+    manifest = _manifest(outputs)
+    told = replace(manifest, tool_versions={}, files={}, export_options={})
+    return hashlib.sha256(told.to_json().encode()).hexdigest()[:16]
+
+
+IDENTITY = Identity(describe_call(), _model_id)
+"""How replicas are compared: by their manifests."""

@@ -11,6 +11,7 @@ from ...models.tokenizer import Tokenizer, TokenizerError
 from ..errors import DeadlineExceeded, MalformedReply, VersionGone
 from ..transports.base import Call
 from .engine import Engine
+from .expected_reply import EXPECTED_TOKENIZER, ExpectedReply
 from .loop import CallRequest, Task, with_deadline
 from .model_versions import ModelVersions, ask_for_description
 from .served_model import ServedModel
@@ -45,12 +46,13 @@ def _open(
 
 def _fetch_tokenizer(model: ServedModel, deadline: float | None) -> Task[Tokenizer]:
     row = np.zeros(1, np.int32)
-    call = Call("tokenizer", {"row": row}, ("tokenizer",), model.version or None)
+    version = model.version or None
+    expected = EXPECTED_TOKENIZER
+    call = Call("tokenizer", {"row": row}, ("tokenizer",), version, expected=expected)
     reply = yield CallRequest(call, deadline)
     try:
-        data = np.asarray(reply.outputs["tokenizer"], object).reshape(-1)[0]
-        return Tokenizer.from_json(data)
-    except (KeyError, IndexError, TypeError, TokenizerError) as error:
+        return Tokenizer.from_json(EXPECTED_TOKENIZER.read(reply.outputs))
+    except TokenizerError as error:
         raise MalformedReply(f"the model's tokenizer is unusable: {error}") from None
 
 
@@ -64,6 +66,8 @@ def _probe(model: ServedModel, deadline: float | None) -> Task[None]:
     inputs = {"input_ids": ids, "input_length": np.ones(rows, np.int32)}
     patience = time.monotonic() + _PROBE_SECONDS
     soon = patience if deadline is None else min(deadline, patience)
-    call = Call("prefill", inputs, ("logits",), model.version or None)
+    outputs, version = ("logits",), model.version or None
+    expected = ExpectedReply(model, "prefill", outputs, rows, (1,), ids.shape[1])
+    call = Call("prefill", inputs, outputs, version, expected=expected)
     with suppress(DeadlineExceeded):
         yield CallRequest(call, soon)

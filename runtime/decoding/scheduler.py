@@ -11,6 +11,7 @@ from ..codec import RowBlocks, Tensor
 from ..contract import generate_name
 from ..results import Counters
 from ..transports.base import Call
+from .expected_reply import ExpectedReply
 from .sequence import Sequence
 from .served_model import ServedModel
 
@@ -81,11 +82,12 @@ def _lead(sequences: GenericSequence[Sequence]) -> Sequence:
 def _kind(sequence: Sequence, model: ServedModel, keep: int) -> tuple[object, ...]:
     """Sequences of equal kind may share a call."""
     pending = sequence.pending - keep
+    origin = (sequence.version, sequence.model_id)
     if pending > model.largest_prompt_chunk:
-        return ("prompt chunk", sequence.version, sequence.cached > 0)
+        return ("prompt chunk", *origin, sequence.cached > 0)
     in_graph = sequence.in_graph and bool(model.generate_sizes)
     size = model.prompt_size(max(pending, 1))
-    return ("last", sequence.version, sequence.cached > 0, in_graph, size)
+    return ("last", *origin, sequence.cached > 0, in_graph, size)
 
 
 def _step(
@@ -110,7 +112,10 @@ def _step(
         signature = generate_name(n)
         inputs |= _sampling_inputs(sequences, padding, n)
     outputs = ("new_cache",) if partial else ()
-    call = Call(signature, inputs, outputs, sequences[0].version)
+    most_tokens = tuple(min(n, s.remaining) for s in sequences) if n else ()
+    expected = ExpectedReply(model, signature, outputs, rows, fed, size, most_tokens)
+    version, model_id = sequences[0].version, sequences[0].model_id
+    call = Call(signature, inputs, outputs, version, model_id, expected)
     return Step(call, tuple(sequences), fed, n, partial)
 
 

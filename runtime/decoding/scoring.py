@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ..contract import MESSAGE_LIMIT
-from ..errors import InvalidRequest, MalformedReply
+from ..errors import InvalidRequest
 from ..results import Score
 from ..transports.base import Call, Reply
-from .loop import CallRequest, Task
+from .expected_reply import ExpectedReply
+from .loop import CallRequest, Task, answering_model
 from .model_versions import ModelVersions
 from .served_model import ServedModel
 
@@ -67,15 +68,13 @@ def _run(
             ids[b, : len(row)] = row
             lengths[b] = len(row)
         inputs = {"input_ids": ids, "input_length": lengths}
-        reply: Reply = yield CallRequest(Call(signature, inputs, (output,)), deadline)
-        array = reply.outputs.get(output)
-        if array is None or array.shape[:2] != (count, size):
-            raise MalformedReply(
-                f"output {output!r} must begin with shape {(count, size)}, the model "
-                f"returned {'nothing' if array is None else array.shape}"
-            )
+        fed = tuple(map(len, rows))
+        expected = ExpectedReply(model, signature, (output,), count, fed, size)
+        call = Call(signature, inputs, (output,), expected=expected)
+        reply: Reply = yield CallRequest(call, deadline)
+        yield from answering_model(call, reply, versions, deadline)
         for b, i in enumerate(chosen):
-            results[i] = np.array(array[b, : len(prompts[i])])
+            results[i] = np.array(reply.outputs[output][b, : len(prompts[i])])
     return [results[i] for i in range(len(prompts))]
 
 

@@ -68,6 +68,7 @@ class Sequence:
         self.streaming = streaming
         self.cache: KVCache | None = None
         self.version = version
+        self.model_id = ""  # of the cache's model, as replies name it
         self.logprobs: list[float] = []
         self.top_logprobs: list[TopLogprobs] = []
         self.finish_reason: FinishReason | None = None
@@ -120,7 +121,7 @@ class Sequence:
 
     def forget(self) -> None:
         """Drop the cache: its model version is gone. All tokens become pending."""
-        self.cache, self.version = None, None
+        self.cache, self.version, self.model_id = None, None, ""
 
     def processed(self, logits: np.ndarray) -> np.ndarray:
         """Logits ``[V]`` after the penalty, the constraints and the processors."""

@@ -12,7 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..contract import MESSAGE_LIMIT, CacheLayout, Manifest, tokens_per_call
+from ..contract import (
+    MESSAGE_LIMIT,
+    CacheLayout,
+    Manifest,
+    SignatureSpec,
+    signature,
+    tokens_per_call,
+)
 from ..errors import IncompatibleModel, InvalidRequest
 
 _SLACK = 1 << 20  # bytes left for names, shapes and the small tensors of a message
@@ -37,6 +44,31 @@ class ServedModel:
     def layout(self) -> CacheLayout:
         """The cache's layout."""
         return self.manifest.cache_layout
+
+    def signature(self, name: str) -> SignatureSpec:
+        """The contract's signature with this model's sizes.
+
+        Raises:
+            KeyError: the contract has no such signature.
+        """
+        if name not in self._signatures:
+            self._signatures[name] = signature(
+                name,
+                self.layout,
+                vocab_size=self.manifest.vocab_size,
+                hidden_size=self._output_width,
+            )
+        return self._signatures[name]
+
+    @cached_property
+    def _signatures(self) -> dict[str, SignatureSpec]:
+        return {}
+
+    @cached_property
+    def _output_width(self) -> int:
+        """Width of the last hidden states: 350m projects them to its embeddings'."""
+        config = self.manifest.config
+        return int(config.get("word_embed_proj_dim") or config["hidden_size"])
 
     @cached_property
     def generate_sizes(self) -> tuple[int, ...]:
@@ -65,6 +97,12 @@ class ServedModel:
                 "smaller cache dtype or smaller prompt buckets"
             )
         return usable[-1]
+
+    def largest_size(self, name: str) -> int:
+        """The largest S of a signature's calls, which others may be joined with."""
+        if name in ("score", "embed"):
+            return self.manifest.max_positions
+        return self.largest_prompt_chunk
 
     def prompt_size(self, tokens: int) -> int:
         """S for a call that feeds up to ``tokens`` tokens to a row."""

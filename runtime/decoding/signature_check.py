@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..codec import ModelMetadata, TensorInfo
-from ..contract import TensorSpec, signature
+from ..contract import TensorSpec
 from ..errors import IncompatibleModel
 from .served_model import ServedModel
 
@@ -16,7 +16,7 @@ def check_signatures(model: ServedModel, listed: ModelMetadata) -> None:
     """
     for name in model.manifest.signatures:
         try:
-            spec = signature(name, model.layout, vocab_size=model.manifest.vocab_size)
+            spec = model.signature(name)
         except KeyError:
             continue  # an addition that this client doesn't know
         info = listed.signatures.get(name)

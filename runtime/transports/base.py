@@ -9,13 +9,32 @@ decode loop knows nothing of gRPC. Implementations: ``grpc_sync`` and ``grpc_asy
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
 from ..codec import ModelMetadata, Tensor
 from ..errors import IncompatibleModel, VersionGone
+
+
+class Expectation(Protocol):
+    """What the reply to a call must be like; another one is never used."""
+
+    @property
+    def version(self) -> int | None:
+        """The model version that it is about; None: every one."""
+        ...
+
+    @property
+    def most_bytes(self) -> int:
+        """Most bytes that a right reply can have, as a message and in memory."""
+        ...
+
+    def check(self, outputs: Mapping[str, np.ndarray]) -> None:
+        """Raise ``MalformedReply`` for a wrong name, dtype, shape or value."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -25,12 +44,17 @@ class Call:
     ``inputs`` follow the contract (``runtime/contract/``); arrays need not be
     contiguous, and a cache may come as ``RowBlocks``. ``outputs`` names those to
     fetch, empty for all. ``version`` pins the model version, None takes the newest.
+    ``model_id`` names the very model that a cache comes from (``Reply.model_id``).
+    ``expected`` says what a right reply is like, so that a transport can turn to
+    another replica.
     """
 
     signature: str
     inputs: Mapping[str, Tensor]
     outputs: tuple[str, ...] = ()
     version: int | None = None
+    model_id: str = ""
+    expected: Expectation | None = field(default=None, compare=False)
 
     @property
     def rows(self) -> int:
@@ -44,7 +68,10 @@ class Reply:
 
     Arrays may be read-only views into the reply's bytes. ``version`` is the model
     version that answered (0 where there are none). ``seconds`` is the call's wall time,
-    ``retries`` how many attempts failed before this one.
+    ``retries`` how many attempts failed before this one. ``model_id`` tells models
+    apart that were served under one version number; "" where nobody compares them.
+    ``checked`` says that the
+    transport has compared it with what the call expected.
     """
 
     outputs: Mapping[str, np.ndarray]
@@ -53,7 +80,21 @@ class Reply:
     bytes_sent: int = 0
     bytes_received: int = 0
     retries: int = 0
+    model_id: str = ""
     target: str = field(default="", compare=False)
+    checked: bool = field(default=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """How a transport finds out whether its replicas serve the same model.
+
+    ``question`` is a call that every replica must answer alike; ``model_id`` makes a
+    short text of the answer's outputs, or raises ``MalformedReply``.
+    """
+
+    question: Call
+    model_id: Callable[[Mapping[str, np.ndarray]], str]
 
 
 def check_call(call: Call, version: int, signatures: Container[str]) -> None:

@@ -10,16 +10,24 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..codec import RowBlocks, Tensor
-from ..errors import Cancelled, DeadlineExceeded, ServerError, VersionGone
-from .base import AsyncTransport, Call, Reply
+from ..contract import MESSAGE_LIMIT
+from ..errors import (
+    Cancelled,
+    DeadlineExceeded,
+    MalformedReply,
+    ServerError,
+    VersionGone,
+)
+from .base import AsyncTransport, Call, Expectation, Reply
 
 _FILL = {"history": -1, "stop_ids": -1}
+_NO_VERSION = -1
 
 
 def joined(calls: Sequence[Call], rows: int) -> Call:
@@ -38,7 +46,57 @@ def joined(calls: Sequence[Call], rows: int) -> Call:
                 idle = np.zeros_like(idle)
             arrays += [idle] * padding
         inputs[name] = _join(arrays, _FILL.get(name, 0))
-    return replace(calls[0], inputs=inputs)
+    parts = tuple((call.rows, call.expected) for call in calls)
+    return replace(calls[0], inputs=inputs, expected=_JoinedExpectation(parts, rows))
+
+
+@dataclass(frozen=True)
+class _JoinedExpectation:
+    """What the reply to a joined call must be like: each call's part as that says."""
+
+    parts: tuple[tuple[int, Expectation | None], ...]
+    rows: int
+
+    @property
+    def version(self) -> int | None:
+        """The version that all parts are about; one that none is about otherwise."""
+        versions = {part.version if part else _NO_VERSION for _, part in self.parts}
+        return versions.pop() if len(versions) == 1 else _NO_VERSION
+
+    @property
+    def most_bytes(self) -> int:
+        """As many for each row as the part with the largest rows."""
+        per_row = [-(-part.most_bytes // n) for n, part in self.parts if part]
+        whole = len(per_row) == len(self.parts)
+        return min(max(per_row) * self.rows, MESSAGE_LIMIT) if whole else MESSAGE_LIMIT
+
+    def check(self, outputs: Mapping[str, np.ndarray]) -> None:
+        """Raise ``MalformedReply`` where a part's call would."""
+        counts = [rows for rows, _ in self.parts]
+        slices = _sliced(outputs, counts, self.rows)
+        for (_, part), own in zip(self.parts, slices, strict=True):
+            if part:
+                part.check(own)
+
+
+def _sliced(
+    outputs: Mapping[str, np.ndarray], counts: Sequence[int], rows: int
+) -> list[dict[str, np.ndarray]]:
+    """A joined call's outputs for each of its calls, as views.
+
+    Raises:
+        MalformedReply: an output without these rows.
+    """
+    for name, array in outputs.items():
+        if not array.ndim or len(array) != rows:
+            raise MalformedReply(
+                f"output {name!r} has shape {list(array.shape)}, expected {rows} rows"
+            )
+    ends = list(itertools.accumulate(counts))
+    return [
+        {name: array[end - count : end] for name, array in outputs.items()}
+        for count, end in zip(counts, ends, strict=True)
+    ]
 
 
 def _join(arrays: Sequence[np.ndarray], fill: int) -> np.ndarray:
@@ -65,23 +123,20 @@ def _join_blocks(caches: Sequence[Tensor], padding: int) -> RowBlocks:
     return RowBlocks(tuple(rows), max(cache.shape[1] for cache in caches))
 
 
-def shares(reply: Reply, counts: Sequence[int]) -> list[Reply]:
+def shares(reply: Reply, counts: Sequence[int], rows: int) -> list[Reply]:
     """A joined call's reply, one for each call; outputs are views."""
-    out: list[Reply] = []
-    start, total = 0, sum(counts)
-    for count in counts:
-        end = start + count
-        outputs = {name: array[start:end] for name, array in reply.outputs.items()}
-        out.append(
-            replace(
-                reply,
-                outputs=outputs,
-                bytes_sent=reply.bytes_sent * count // total,
-                bytes_received=reply.bytes_received * count // total,
-            )
+    total = sum(counts)
+    return [
+        replace(
+            reply,
+            outputs=outputs,
+            bytes_sent=reply.bytes_sent * count // total,
+            bytes_received=reply.bytes_received * count // total,
         )
-        start = end
-    return out
+        for count, outputs in zip(
+            counts, _sliced(reply.outputs, counts, rows), strict=True
+        )
+    ]
 
 
 @dataclass(eq=False)
@@ -136,6 +191,7 @@ class DynamicBatcher(AsyncTransport):
         key = (
             call.signature,
             call.version,
+            call.model_id,
             call.outputs,
             call.inputs["input_ids"].shape[1],
         )
@@ -212,7 +268,7 @@ class DynamicBatcher(AsyncTransport):
             size = self._size(batch[0].call, sum(counts))
             call = joined([w.call for w in batch], size)
             reply = await self._transport.call(call, timeout=timeout)
-            answers: list[Reply] = shares(reply, counts)
+            answers: list[Reply] = shares(reply, counts, size)
         except VersionGone as error:
             _fail(batch, error)
         except ServerError as error:

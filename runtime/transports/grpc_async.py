@@ -5,22 +5,22 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 import grpc.aio
 
 from ..codec import ModelMetadata
 from ..errors import InvalidRequest
-from .base import AsyncTransport, Call, Reply
+from .base import AsyncTransport, Call, Identity, Reply
 from .connection import (
     Connection,
     ConnectionKeywords,
     checked_metadata,
     checked_targets,
 )
-from .grpc_channel import open_channel, outcome_of
-from .operations import METHODS, Operation, Operations, Pause, TargetStatus
+from .grpc_channel import open_channel, outcome_of, reply_limit
+from .operations import Operation, Operations, Pause, TargetStatus
 from .status_mapping import Outcome
 
 if TYPE_CHECKING:
@@ -43,17 +43,22 @@ class AsyncGrpcTransport(AsyncTransport):
         *,
         model: str,
         label: str = "",
+        identity: Identity | None = None,
         **options: Unpack[ConnectionKeywords],
     ) -> None:
         self._operations = Operations(
-            checked_targets(targets), model, Connection(**options), label=label
+            checked_targets(targets),
+            model,
+            Connection(**options),
+            label=label,
+            identity=identity,
         )
         if self._operations.connection.tls:
             self._operations.connection.tls.load()  # report wrong files now
         self._closing = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._channels: list[Any] = []
-        self._stubs: list[dict[str, Any]] = []
+        self._channels: dict[tuple[int, int], grpc.aio.Channel] = {}
+        self._watchers: set[asyncio.Task[None]] = set()
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -82,7 +87,9 @@ class AsyncGrpcTransport(AsyncTransport):
         """Close the connections; running calls and later ones raise ``Cancelled``."""
         self._operations.closed = True
         self._closing.set()
-        for channel in self._channels:
+        for watcher in self._watchers:
+            watcher.cancel()
+        for channel in list(self._channels.values()):
             await channel.close()
 
     async def __aenter__(self) -> AsyncGrpcTransport:
@@ -91,24 +98,33 @@ class AsyncGrpcTransport(AsyncTransport):
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
 
-    def _open(self) -> None:
-        """Make the channels, which belong to the running event loop."""
+    def _channel(self, index: int, most_bytes: int) -> grpc.aio.Channel:
+        """The channel to a replica for replies of so many bytes."""
         loop = asyncio.get_running_loop()
-        if self._loop is loop:
-            return
-        if self._loop is not None:
+        if self._loop not in (None, loop):
             raise InvalidRequest(
                 "this client belongs to another event loop: make one in each"
             )
         self._loop = loop
-        self._channels = [
-            open_channel(grpc.aio, target, self._operations.connection)
-            for target in self._operations.targets
-        ]
-        self._stubs = [
-            {method: channel.unary_unary(method) for method in METHODS}
-            for channel in self._channels
-        ]
+        limit = reply_limit(most_bytes)
+        channel = self._channels.get((index, limit))
+        if channel is None:
+            target = self._operations.targets[index]
+            channel = open_channel(grpc.aio, target, self._operations.connection, limit)
+            self._channels[index, limit] = channel
+            if self._operations.compares_models:
+                watcher = loop.create_task(self._watch(index, channel))
+                self._watchers.add(watcher)
+                watcher.add_done_callback(self._watchers.discard)
+        return channel
+
+    async def _watch(self, index: int, channel: grpc.aio.Channel) -> None:
+        """Tell where a connection is lost."""
+        state = channel.get_state()
+        while state is not grpc.ChannelConnectivity.SHUTDOWN:
+            await channel.wait_for_state_change(state)
+            state = channel.get_state()
+            self._operations.connection_state(index, state.name)
 
     async def _run(self, operation: Operation[T]) -> T:
         """Carry out what the operation yields; this is where bytes reach the wire."""
@@ -122,11 +138,10 @@ class AsyncGrpcTransport(AsyncTransport):
                 outcome = None
                 await self._pause(step.seconds)
                 continue
-            self._open()
             metadata = await self._metadata()
             if self._operations.closed:  # while the function was awaited
                 raise self._operations.closed_error()
-            stub = self._stubs[step.target][step.method]
+            stub = self._channel(step.target, step.most_bytes).unary_unary(step.method)
             try:
                 data = await stub(step.payload, timeout=step.timeout, metadata=metadata)
                 outcome = Outcome("OK", data=data)

@@ -7,10 +7,12 @@ from typing import Any
 
 import grpc
 
+from ..contract import MESSAGE_LIMIT
 from ..grpc_options import LONG_MESSAGES
 from .connection import Connection
 from .status_mapping import Outcome
 
+_REPLY_LIMITS = (4 << 20, 32 << 20, 256 << 20, MESSAGE_LIMIT)
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
 
 _COMPRESSION = {
@@ -20,13 +22,28 @@ _COMPRESSION = {
 }
 
 
-def open_channel(api: Any, target: str, connection: Connection) -> Any:
+def reply_limit(most_bytes: int) -> int:
+    """The limit of the channel for calls whose replies may have so many bytes.
+
+    gRPC has one limit for all calls of a channel, decompressed replies included, so
+    there is a channel for each of a few sizes.
+    """
+    return next(limit for limit in _REPLY_LIMITS if most_bytes <= limit)
+
+
+def open_channel(api: Any, target: str, connection: Connection, limit: int) -> Any:
     """A channel of ``api`` (grpc or grpc.aio); connects when first used.
+
+    Args:
+        api: the module.
+        target: the address.
+        connection: the options.
+        limit: bytes of the longest reply that is received.
 
     Raises:
         InvalidRequest: the TLS files can't be read.
     """
-    options = channel_arguments(connection)
+    options = channel_arguments(connection, limit)
     if target.startswith(_LOOPBACK):  # http_proxy leads nowhere for this machine
         options.append(("grpc.enable_http_proxy", 0))
     compression = _COMPRESSION[connection.compression]
@@ -36,7 +53,9 @@ def open_channel(api: Any, target: str, connection: Connection) -> Any:
     return api.secure_channel(target, credentials, options, compression)
 
 
-def channel_arguments(connection: Connection) -> list[tuple[str, str | int]]:
+def channel_arguments(
+    connection: Connection, limit: int
+) -> list[tuple[str, str | int]]:
     """gRPC's channel arguments for the options.
 
     Retrying is ours: gRPC's own stops at its buffer of 256 KiB a call. Connections are
@@ -44,6 +63,7 @@ def channel_arguments(connection: Connection) -> list[tuple[str, str | int]]:
     """
     arguments: dict[str, str | int] = {
         **LONG_MESSAGES,
+        "grpc.max_receive_message_length": limit,
         "grpc.enable_retries": 0,
         "grpc.use_local_subchannel_pool": 1,
         "grpc.initial_reconnect_backoff_ms": 100,

@@ -15,15 +15,15 @@ import grpc
 
 from ..codec import ModelMetadata
 from ..errors import InvalidRequest
-from .base import Call, Reply, Transport
+from .base import Call, Identity, Reply, Transport
 from .connection import (
     Connection,
     ConnectionKeywords,
     checked_metadata,
     checked_targets,
 )
-from .grpc_channel import open_channel, outcome_of
-from .operations import METHODS, Operation, Operations, Pause, TargetStatus
+from .grpc_channel import open_channel, outcome_of, reply_limit
+from .operations import Operation, Operations, Pause, TargetStatus
 from .status_mapping import Outcome
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class GrpcTransport(Transport):
         model: the name that the servers serve the model under.
         label: calls without a version go to the version that the servers have given
             this label, instead of the newest.
+        identity: compares what the replicas serve, at first use and again whenever a
+            connection was lost; None trusts their version numbers.
         options: the fields of ``connection.Connection``: TLS, metadata, retries …
 
     Raises:
@@ -56,20 +58,21 @@ class GrpcTransport(Transport):
         *,
         model: str,
         label: str = "",
+        identity: Identity | None = None,
         **options: Unpack[ConnectionKeywords],
     ) -> None:
         self._operations = Operations(
-            checked_targets(targets), model, Connection(**options), label=label
+            checked_targets(targets),
+            model,
+            Connection(**options),
+            label=label,
+            identity=identity,
         )
         self._closing = threading.Event()
-        self._channels = [
-            open_channel(grpc, target, self._operations.connection)
-            for target in self._operations.targets
-        ]
-        self._stubs = [
-            {method: channel.unary_unary(method) for method in METHODS}
-            for channel in self._channels
-        ]
+        self._lock = threading.Lock()
+        self._channels: dict[tuple[int, int], grpc.Channel] = {}
+        for index in range(len(self.targets)):
+            self._channel(index, 0)  # reports wrong TLS files now
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -113,7 +116,9 @@ class GrpcTransport(Transport):
         """Close the connections; running calls and later ones raise ``Cancelled``."""
         self._operations.closed = True
         self._closing.set()
-        for channel in self._channels:
+        with self._lock:
+            channels = list(self._channels.values())
+        for channel in channels:
             channel.close()
 
     def __enter__(self) -> GrpcTransport:
@@ -136,8 +141,9 @@ class GrpcTransport(Transport):
                     raise self._operations.closed_error()
                 continue
             metadata = self._metadata()
-            stub = self._stubs[step.target][step.method]
             try:
+                channel = self._channel(step.target, step.most_bytes)
+                stub = channel.unary_unary(step.method)
                 data = stub(step.payload, timeout=step.timeout, metadata=metadata)
                 outcome = Outcome("OK", data=data)
             except (grpc.RpcError, ValueError) as error:
@@ -147,6 +153,27 @@ class GrpcTransport(Transport):
                 if not isinstance(error, grpc.RpcError):
                     raise
                 outcome = outcome_of(error)
+
+    def _channel(self, index: int, most_bytes: int) -> grpc.Channel:
+        """The channel to a replica for replies of so many bytes."""
+        limit = reply_limit(most_bytes)
+        with self._lock:
+            channel = self._channels.get((index, limit))
+            if channel is None:
+                if self._operations.closed:
+                    raise self._operations.closed_error()
+                target = self._operations.targets[index]
+                channel = open_channel(grpc, target, self._operations.connection, limit)
+                self._channels[index, limit] = channel
+                self._watch(index, channel)
+        return channel
+
+    def _watch(self, index: int, channel: grpc.Channel) -> None:
+        """Tell where a connection is lost, where that matters."""
+        if self._operations.compares_models:
+            channel.subscribe(
+                lambda state: self._operations.connection_state(index, state.name)
+            )
 
     def _metadata(self) -> tuple[tuple[str, str | bytes], ...]:
         source = self._operations.connection.metadata

@@ -14,7 +14,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ..codec import (
@@ -30,12 +30,21 @@ from ..codec import (
     encode_predict_request,
     encode_status_request,
 )
-from ..errors import Cancelled, DeadlineExceeded, InvalidRequest, Unavailable
-from .base import Call, Reply
+from ..contract import MESSAGE_LIMIT
+from ..errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InvalidRequest,
+    MalformedReply,
+    Unavailable,
+    VersionGone,
+)
+from .base import Call, Identity, Reply
 from .connection import Connection, checked_label
 from .replicas import Replicas
 from .retry_policy import Attempts
-from .status_mapping import Failure, Outcome, classify, one_line
+from .same_model import SameModel
+from .status_mapping import MALFORMED, ODD, Failure, Outcome, classify, one_line
 
 T = TypeVar("T")
 
@@ -44,6 +53,8 @@ GET_METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
 GET_STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
 METHODS = (PREDICT, GET_METADATA, GET_STATUS)
 
+_CONTROL_LIMIT = 4 << 20  # bytes of a reply that carries no tensors
+_ASK_TIMEOUT = 1.0  # seconds for a replica to say what it serves
 _READY_PAUSE = 0.2  # seconds between questions whether the model is there
 _STATUS_TIMEOUT = 5.0
 _CLOCKS_APART = 0.005  # seconds between gRPC's clock and ours
@@ -57,6 +68,8 @@ class Attempt:
     method: str
     payload: bytes
     timeout: float | None
+    most_bytes: int
+    """Bytes of the largest right reply; a longer one need not be received."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,16 @@ Operation = Generator[Attempt | Pause, Any, T]
 
 
 @dataclass(frozen=True)
+class _Request:
+    method: str
+    payload: bytes
+    model: ModelSpec
+    decode: Callable[[bytes], Any]
+    most_bytes: int = _CONTROL_LIMIT
+    model_id: str = ""  # the model whose cache it carries
+
+
+@dataclass(frozen=True)
 class _Answer:
     result: Any
     data: bytes
@@ -101,6 +124,7 @@ class Operations:
         connection: Connection,
         *,
         label: str = "",
+        identity: Identity | None = None,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -114,36 +138,61 @@ class Operations:
         self.replicas = Replicas(
             targets, connection.ejection, clock=clock, jitter=jitter
         )
+        self.same_model = SameModel(targets)
         self.closed = False
+        self._identity = identity
         self._clock = clock
         self._jitter = jitter
         self._pid = os.getpid()
 
+    @property
+    def compares_models(self) -> bool:
+        """Whether lost connections have to be told (``connection_state``)."""
+        return self._identity is not None
+
+    def connection_state(self, index: int, state: str) -> None:
+        """Take note of a channel's state, by gRPC's name for it."""
+        if state != "READY":
+            self.same_model.forget(index)
+
     def predict(self, call: Call, timeout: float | None) -> Operation[Reply]:
         """Run one call of a signature."""
         started = self._clock()
+        request = self._request(call)
         deadline = self._deadline(timeout)
-        limits = self.connection.limits
+        answer = yield from self._exchange(request, deadline)
+        version = answer.result.model.version
+        return Reply(
+            outputs=answer.result.outputs,
+            version=version,
+            seconds=self._clock() - started,
+            bytes_sent=len(request.payload),
+            bytes_received=len(answer.data),
+            retries=answer.retries,
+            model_id=self.same_model.agreed(version),
+            target=self.targets[answer.target],
+            checked=call.expected is not None
+            and call.expected.version in (None, version),
+        )
+
+    def _request(self, call: Call) -> _Request:
+        """The call's message, and how to read the reply."""
+        limits, expected = self.connection.limits, call.expected
+        most_bytes = expected.most_bytes if expected else MESSAGE_LIMIT
         model = self._spec(call.version, call.signature)
         payload = encode_predict_request(
             model, call.inputs, call.outputs, limit=limits.message
         )
 
         def decode(data: bytes) -> PredictResponse:
-            response = decode_predict_response(data, expansion_limit=limits.expansion)
-            _check_version(response.model.version, call.version)
+            budget = min(limits.expansion, most_bytes)
+            response = decode_predict_response(data, expansion_limit=budget)
+            response = _with_version(response, call.version)
+            if expected and expected.version in (None, response.model.version):
+                expected.check(response.outputs)
             return response
 
-        answer = yield from self._exchange(PREDICT, payload, model, deadline, decode)
-        return Reply(
-            outputs=answer.result.outputs,
-            version=answer.result.model.version or 0,
-            seconds=self._clock() - started,
-            bytes_sent=len(payload),
-            bytes_received=len(answer.data),
-            retries=answer.retries,
-            target=self.targets[answer.target],
-        )
+        return _Request(PREDICT, payload, model, decode, most_bytes, call.model_id)
 
     def metadata(
         self, version: int | None, timeout: float | None
@@ -152,9 +201,8 @@ class Operations:
         deadline = self._deadline(timeout)
         model = self._spec(version)
         payload = encode_metadata_request(model)
-        answer = yield from self._exchange(
-            GET_METADATA, payload, model, deadline, decode_metadata_response
-        )
+        request = _Request(GET_METADATA, payload, model, decode_metadata_response)
+        answer = yield from self._exchange(request, deadline)
         return answer.result
 
     def status(self, timeout: float | None) -> Operation[list[TargetStatus]]:
@@ -187,18 +235,15 @@ class Operations:
                 )
             yield Pause(_READY_PAUSE)
 
-    def _exchange(
-        self,
-        method: str,
-        payload: bytes,
-        model: ModelSpec,
-        deadline: float,
-        decode: Callable[[bytes], Any],
-    ) -> Operation[_Answer]:
+    def _exchange(self, request: _Request, deadline: float) -> Operation[_Answer]:
         """One request and its reply, from whichever replica gives a good one."""
         started = self._clock()
         attempts = Attempts(
-            self.replicas, model, self.connection.retry, self._clock, self._jitter
+            self.replicas,
+            request.model,
+            self.connection.retry,
+            self._clock,
+            self._jitter,
         )
         while True:
             index = self.replicas.pick(attempts.tried)
@@ -211,28 +256,99 @@ class Operations:
             if left is not None and left <= 0:
                 raise self._too_late(deadline - started, attempts.last)
             allowed = _least(left, self.connection.attempt_timeout)
-            outcome = yield Attempt(index, method, payload, allowed)
-            if outcome.code == "OK":
-                try:
-                    result = decode(outcome.data)
-                except MalformedMessage as error:
-                    outcome = Outcome("OK", str(error))
-                    failure = Failure.GARBLED
-                else:
-                    self.replicas.succeeded(index)
-                    return _Answer(result, outcome.data, index, attempts.failed)
-            else:
-                late = self._clock() > deadline - _CLOCKS_APART
-                if outcome.code == "DEADLINE_EXCEEDED" and late:
-                    raise self._too_late(deadline - started, attempts.last)
-                failure = classify(outcome)
+            outcome = yield from self._attempt(request, index, allowed)
+            late = self._clock() > deadline - _CLOCKS_APART
+            if outcome.code == "DEADLINE_EXCEEDED" and late:
+                raise self._too_late(deadline - started, attempts.last)
+            failure = classify(outcome)
+            if failure is None:
+                self.replicas.succeeded(index)
+                return _Answer(outcome.result, outcome.data, index, attempts.failed)
+            if failure is Failure.DOWN:
+                self.same_model.forget(index)
             attempts.note(index, failure, outcome)
+
+    def _attempt(
+        self, request: _Request, index: int, timeout: float | None
+    ) -> Operation[Outcome]:
+        """Send a request to one replica; a good reply comes read and checked."""
+        pinned = request.model.version
+        if pinned is not None and (wrong := (yield from self._other(index, request))):
+            return wrong
+        outcome: Outcome = yield Attempt(
+            index, request.method, request.payload, timeout, request.most_bytes
+        )
+        if outcome.code != "OK":
+            return outcome
+        try:
+            result = request.decode(outcome.data)
+        except MalformedReply as error:
+            return Outcome(MALFORMED, str(error))
+        answered = replace(request, model=result.model)
+        wrong = yield from self._other(index, answered, timeout)
+        return wrong or replace(outcome, result=result)
+
+    def _other(
+        self, index: int, request: _Request, timeout: float | None = None
+    ) -> Operation[Outcome | None]:
+        """Why a replica can't be relied on to serve a request's model; None if it can.
+
+        Raises:
+            VersionGone: every replica serves another model as that version by now.
+        """
+        version = request.model.version
+        if self._identity is None or request.method != PREDICT or version is None:
+            return None
+        if not self.same_model.confirmed(index, version):
+            outcome = yield from self._ask(index, version, timeout or _ASK_TIMEOUT)
+            if outcome.code != "OK":
+                return outcome
+            models = {index: outcome.result}
+            if outcome.result != self.same_model.agreed(version):
+                models |= yield from self._ask_others(index, version)
+            if self.same_model.settle(version, models) != outcome.result:
+                return Outcome(ODD, "it serves another model than the other replicas")
+        agreed = self.same_model.agreed(version)
+        if request.model_id not in ("", agreed):
+            raise VersionGone(
+                f"version {version} of model {self.model!r} is another model now "
+                f"({agreed}, before {request.model_id})",
+                "NOT_FOUND",
+            )
+        return None
+
+    def _ask_others(self, index: int, version: int) -> Operation[dict[int, str]]:
+        """What the other healthy replicas say that they serve."""
+        models = {}
+        for other in range(len(self.targets)):
+            if other != index and self.replicas.is_healthy(other):
+                outcome = yield from self._ask(other, version, _ASK_TIMEOUT)
+                if outcome.code == "OK":
+                    models[other] = outcome.result
+                elif outcome.code == "UNAVAILABLE":
+                    self.replicas.failed(other)
+        return models
+
+    def _ask(self, index: int, version: int, timeout: float) -> Operation[Outcome]:
+        """Have one replica say what it serves: the outcome's result."""
+        assert self._identity is not None
+        request = self._request(replace(self._identity.question, version=version))
+        outcome: Outcome = yield Attempt(
+            index, PREDICT, request.payload, timeout, request.most_bytes
+        )
+        if outcome.code != "OK":
+            return outcome
+        try:
+            outputs = request.decode(outcome.data).outputs
+            return replace(outcome, result=self._identity.model_id(outputs))
+        except MalformedReply as error:
+            return Outcome(MALFORMED, str(error))
 
     def _status_of(self, index: int, timeout: float | None) -> Operation[TargetStatus]:
         target = self.targets[index]
         payload = encode_status_request(self._spec(None))
         allowed = _least(timeout, _STATUS_TIMEOUT)
-        outcome = yield Attempt(index, GET_STATUS, payload, allowed)
+        outcome = yield Attempt(index, GET_STATUS, payload, allowed, _CONTROL_LIMIT)
         if outcome.code != "OK":
             error = f"{outcome.code} {one_line(outcome.details)}"
             return TargetStatus(target, error=error)
@@ -271,11 +387,15 @@ class Operations:
         )
 
 
-def _check_version(answered: int | None, asked: int | None) -> None:
-    if asked is not None and answered not in (None, asked):
-        raise MalformedMessage(
-            f"version {answered} answered, version {asked} was asked"
-        )
+def _with_version(response: PredictResponse, asked: int | None) -> PredictResponse:
+    """The response with the version that answered, which servers always name."""
+    version = response.model.version
+    if version is None and asked is not None:
+        version = asked
+    if version is None or version < 0 or asked not in (None, version):
+        wanted = "any version" if asked is None else f"version {asked}"
+        raise MalformedReply(f"version {version} answered, {wanted} was asked for")
+    return replace(response, model=replace(response.model, version=version))
 
 
 def _least(*values: float | None) -> float | None:

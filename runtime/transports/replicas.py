@@ -90,6 +90,11 @@ class Replicas:
         if first and len(self.targets) > 1:
             _log.warning("replica %s left out for %.1f s", self.targets[index], seconds)
 
+    def is_healthy(self, index: int) -> bool:
+        """Whether the replica is not left out now."""
+        with self._lock:
+            return self._health[index].out_until <= self._clock()
+
     def healthy(self) -> list[str]:
         """The targets not left out now."""
         with self._lock:

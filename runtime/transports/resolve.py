@@ -10,7 +10,7 @@ from typing import Any
 from ...models.tokenizer import Tokenizer, TokenizerError
 from ..errors import InvalidRequest
 from ..model_dir import SAVED_MODEL_FILE, version_folders
-from .base import AsyncTransport, Transport
+from .base import AsyncTransport, Identity, Transport
 from .connection import SCHEMES, ConnectionKeywords
 
 
@@ -27,13 +27,20 @@ Target = str | os.PathLike[str] | Sequence[str]
 
 
 def open_transport(
-    target: Target, model: str, label: str, options: dict[str, Any]
+    target: Target,
+    model: str,
+    label: str,
+    options: dict[str, Any],
+    identity: Identity | None = None,
 ) -> Transport:
     """A blocking transport for ``target``; ``options`` are the transport's own."""
     if (path := _path(target)) is None:
         from .grpc_sync import GrpcTransport
 
-        return GrpcTransport(_addresses(target), model=model, label=label, **options)
+        addresses = _addresses(target)
+        return GrpcTransport(
+            addresses, model=model, label=label, identity=identity, **options
+        )
     if label:
         raise InvalidRequest(
             f"version labels are a server's: {path} is run in this process, give the "
@@ -49,14 +56,19 @@ def open_transport(
 
 
 def open_async_transport(
-    target: Target, model: str, label: str, options: dict[str, Any]
+    target: Target,
+    model: str,
+    label: str,
+    options: dict[str, Any],
+    identity: Identity | None = None,
 ) -> AsyncTransport:
     """The same for asyncio; a model in this process runs in threads."""
     if _path(target) is None:
         from .grpc_async import AsyncGrpcTransport
 
+        addresses = _addresses(target)
         return AsyncGrpcTransport(
-            _addresses(target), model=model, label=label, **options
+            addresses, model=model, label=label, identity=identity, **options
         )
     from .in_threads import InThreads
 

@@ -14,9 +14,15 @@ from .status_mapping import LEAVE_OUT, Failure, Outcome, error_for, one_line
 _log = logging.getLogger(__name__)
 
 _MISSING_PATIENCE = 3.0  # seconds for replicas that are down to return with a version
-_HOPELESS = {Failure.MISSING, Failure.GARBLED, Failure.UNTRUSTED}  # waiting won't help
+_HOPELESS = {  # waiting won't help
+    Failure.MISSING,
+    Failure.ODD,
+    Failure.GARBLED,
+    Failure.UNTRUSTED,
+}
 _MOST_TELLING = (  # the failure to report where several kinds happened
     Failure.MISSING,
+    Failure.ODD,
     Failure.EXHAUSTED,
     Failure.BUSY,
     Failure.UNTRUSTED,

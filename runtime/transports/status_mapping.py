@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from ..codec import ModelSpec
 from ..errors import (
@@ -29,6 +30,8 @@ class Outcome:
     code: str
     details: str = ""
     data: bytes = b""
+    result: Any = None
+    """What ``data`` says, once it was read and found right."""
 
 
 class Failure(enum.Enum):
@@ -40,12 +43,14 @@ class Failure(enum.Enum):
     MISSING = "the model or version is not there: try elsewhere"
     UNTRUSTED = "TLS fails: try elsewhere, waiting won't help"
     GARBLED = "the reply makes no sense: leave the replica out, try elsewhere"
+    ODD = "it serves another model than the others: leave it out, try elsewhere"
     REFUSED = "the same everywhere: report it"
 
 
-LEAVE_OUT = frozenset({Failure.DOWN, Failure.GARBLED, Failure.UNTRUSTED})
+LEAVE_OUT = frozenset({Failure.DOWN, Failure.GARBLED, Failure.UNTRUSTED, Failure.ODD})
 """Failures that say something bad of the replica."""
 
+_OUR_LIMIT = re.compile(r"CLIENT: Received message larger|^Decompressed message", re.I)
 _TOO_LARGE = re.compile(r"(sent|received)\b.*\bmessage larger than max", re.I)
 _BROKEN_STREAM = re.compile(r"RST_STREAM|stream removed|GOAWAY", re.I)
 _TLS = re.compile(r"certificate|SSL_ERROR_SSL|peer name|verification check", re.I)
@@ -55,9 +60,19 @@ _NO_LABEL = re.compile(r"Unrecognized servable version label", re.I)
 _NO_SIGNATURE = re.compile(r'Serving signature (?:key|name) "(.*)" not found', re.I)
 
 
-def classify(outcome: Outcome) -> Failure:
-    """The kind of a failed attempt, by its gRPC status."""
+MALFORMED, ODD = "MALFORMED", "ODD"
+"""Codes of our own, for replies that came and are not used."""
+
+
+def classify(outcome: Outcome) -> Failure | None:
+    """The kind of a failed attempt, by its status; None for a good one."""
     code, details = outcome.code, outcome.details
+    if code == "OK":
+        return None
+    if code == MALFORMED or _OUR_LIMIT.search(details):
+        return Failure.GARBLED
+    if code == ODD:
+        return Failure.ODD
     if code == "UNAVAILABLE":
         if _TLS.search(details):
             return Failure.UNTRUSTED
@@ -91,6 +106,11 @@ def error_for(
         return MalformedReply(
             f"{target} sent a reply that makes no sense ({details}): "
             "check that it is a TensorFlow Serving server"
+        )
+    if failure is Failure.ODD:
+        return Unavailable(
+            f"{target} serves another model than the other servers under the same "
+            "version number, and none of those answers: serve one export everywhere"
         )
     if failure is Failure.UNTRUSTED:
         return Unavailable(

@@ -1,0 +1,219 @@
+"""What a right reply is like: names, dtypes, shapes and values, from the contract.
+
+Whatever a server sends is compared before anything is done with it, so that a wrong
+reply is an error that names its sender, and never a wrong text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as GenericSequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import numpy as np
+
+from ..contract import (
+    MANIFEST_LIMIT,
+    MESSAGE_LIMIT,
+    CacheLayout,
+    TensorSpec,
+    tokens_per_call,
+)
+from ..errors import MalformedReply
+from .served_model import ServedModel
+
+_OVERHEAD = 1 << 16  # bytes of names, shapes and the model's spec in a message
+_MOST_BYTES = {"float32": 4, "int32": 10}  # of a value; a negative varint takes ten
+_ROUNDING = 1e-3  # above 0 that a log-probability may be
+_TOKENIZER_LIMIT = 64 << 20
+_BFLOAT16_EXPONENT = np.uint16(0x7F80)  # all of it set: NaN or infinite
+
+
+@dataclass(frozen=True)
+class ExpectedReply:
+    """The reply to a call of ``prefill``, ``decode``, ``generate_{N}``, ``score`` or
+    ``embed``.
+
+    Args:
+        model: what is served.
+        signature: the signature called.
+        outputs: names of the outputs to fetch, empty for all.
+        rows: B of the call.
+        fed: tokens of each real row, ``[real rows]``; rows after them are padding.
+        size: S of the call. A server that pads inputs, to join calls of unequal sizes,
+            answers with more.
+        most_tokens: most new tokens of each real row of ``generate_{N}``.
+    """
+
+    model: ServedModel
+    signature: str
+    outputs: tuple[str, ...]
+    rows: int
+    fed: tuple[int, ...]
+    size: int
+    most_tokens: tuple[int, ...] = ()
+
+    @property
+    def version(self) -> int | None:
+        """The version served when the call was planned; another may answer."""
+        return self.model.version
+
+    @property
+    def most_bytes(self) -> int:
+        """Most bytes of a right reply, whichever way the server encodes it."""
+        total = _OVERHEAD
+        for spec in self._specs.values():
+            sizes = self._shape(spec)[1]
+            total += prod(sizes) * _MOST_BYTES[spec.dtype]
+        return min(total, MESSAGE_LIMIT)
+
+    def check(self, outputs: Mapping[str, np.ndarray]) -> None:
+        """Raise ``MalformedReply`` for anything that the contract does not allow."""
+        for name, spec in self._specs.items():
+            self._check_tensor(spec, outputs.get(name))
+        fed = np.array(self.fed)
+        cached = fed
+        if self.most_tokens:
+            count = self._checked_counts(outputs["count"])
+            self._check_tokens(outputs["tokens"], outputs["logprobs"], count)
+            cached = fed + count - 1
+        if "new_cache" in self._specs:
+            _check_cache(outputs["new_cache"], cached, self.model.layout)
+        if "logits" in self._specs:
+            _check_finite("logits", outputs["logits"][: len(fed)])
+        if self.signature == "score":
+            inside = np.arange(outputs["logprobs"].shape[1]) < fed[:, None]
+            inside[:, 0] = False  # nothing comes before the first token
+            _check_logprobs(outputs["logprobs"][: len(fed)][inside])
+        if self.signature == "embed":
+            for states, tokens in zip(
+                outputs["last_hidden_state"], self.fed, strict=False
+            ):
+                _check_finite("last_hidden_state", states[:tokens])
+
+    @cached_property
+    def _specs(self) -> dict[str, TensorSpec]:
+        contract = self.model.signature(self.signature)
+        return {
+            spec.name: spec
+            for spec in contract.outputs
+            if not self.outputs or spec.name in self.outputs
+        }
+
+    def _shape(self, spec: TensorSpec) -> tuple[list[int], list[int]]:
+        """The smallest and the largest sizes that the tensor may have."""
+        N = tokens_per_call(self.signature) or 0
+        largest = max(self.size, self.model.largest_size(self.signature))
+        low = {"B": self.rows, "S": self.size, "S+N-1": self.size + N - 1}
+        high = {"B": self.rows, "S": largest, "S+N-1": largest + N - 1}
+        return (
+            [low[dim] if isinstance(dim, str) else dim for dim in spec.shape],
+            [high[dim] if isinstance(dim, str) else dim for dim in spec.shape],
+        )
+
+    def _check_tensor(self, spec: TensorSpec, array: np.ndarray | None) -> None:
+        if array is None:
+            raise MalformedReply(f"output {spec.name!r} is missing")
+        low, high = self._shape(spec)
+        fits = array.ndim == len(low) and all(
+            least <= size <= most
+            for least, size, most in zip(low, array.shape, high, strict=True)
+        )
+        if not fits or array.dtype != spec.numpy_dtype():
+            raise MalformedReply(
+                f"output {spec.name!r} is {array.dtype} {list(array.shape)}, "
+                f"expected {spec.dtype} {low}"
+            )
+
+    def _checked_counts(self, count: np.ndarray) -> np.ndarray:
+        real, most = count[: len(self.fed)], np.array(self.most_tokens)
+        wrong = (real < 1) | (real > most)
+        if wrong.any():
+            b = int(np.argmax(wrong))
+            raise MalformedReply(
+                f"output 'count' must be 1 to {most[b]} new tokens, got {real[b]}"
+            )
+        return real.astype(np.int64)
+
+    def _check_tokens(
+        self, tokens: np.ndarray, logprobs: np.ndarray, count: np.ndarray
+    ) -> None:
+        inside = np.arange(tokens.shape[1]) < count[:, None]
+        generated = tokens[: len(count)][inside]
+        vocabulary = self.model.manifest.vocab_size
+        if generated.min() < 0 or generated.max() >= vocabulary:
+            wrong = generated[(generated < 0) | (generated >= vocabulary)]
+            raise MalformedReply(
+                f"output 'tokens' must be ids from 0 to {vocabulary - 1}, "
+                f"got {wrong[0]}"
+            )
+        _check_logprobs(logprobs[: len(count)][inside])
+
+
+@dataclass(frozen=True)
+class ExpectedText:
+    """A reply of one text: ``describe``'s manifest, or the tokenizer."""
+
+    name: str
+    limit: int
+    version: int | None = None
+
+    @property
+    def most_bytes(self) -> int:
+        """Most bytes of the text, and what is around it."""
+        return self.limit + _OVERHEAD
+
+    def check(self, outputs: Mapping[str, np.ndarray]) -> None:
+        """Raise ``MalformedReply`` unless it is one text."""
+        self.read(outputs)
+
+    def read(self, outputs: Mapping[str, np.ndarray]) -> bytes:
+        """The text's bytes."""
+        array = outputs.get(self.name)
+        if array is None or array.dtype != object or array.shape != (1,):
+            got = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
+            raise MalformedReply(f"output {self.name!r} must be one text, got {got}")
+        text = array[0]
+        data = text.encode() if isinstance(text, str) else text
+        if not isinstance(data, bytes):
+            raise MalformedReply(f"output {self.name!r} must be text")
+        return data
+
+
+EXPECTED_MANIFEST = ExpectedText("manifest", MANIFEST_LIMIT)
+EXPECTED_TOKENIZER = ExpectedText("tokenizer", _TOKENIZER_LIMIT)
+
+
+def _check_finite(name: str, values: np.ndarray) -> None:
+    # A sum is not finite if one of its terms isn't: one pass, no copy. It may
+    # overflow, so that only the second look decides.
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.add.reduce(values, axis=None)
+    if not np.isfinite(total) and not np.isfinite(values).all():
+        raise MalformedReply(f"output {name!r} holds NaN or infinite numbers")
+
+
+def _check_logprobs(values: np.ndarray) -> None:
+    _check_finite("logprobs", values)
+    if values.size and values.max() > _ROUNDING:
+        raise MalformedReply(
+            f"output 'logprobs' must be 0 or less, got {float(values.max()):g}"
+        )
+
+
+def _check_cache(
+    new_cache: np.ndarray, rows: GenericSequence[int] | np.ndarray, layout: CacheLayout
+) -> None:
+    """Look at the rows that will be kept, as the numbers that they travel as."""
+    for row, used in zip(new_cache, rows, strict=False):
+        kept = row[: int(used)]
+        if layout.dtype == "int8":
+            _check_finite("new_cache", kept[..., -1])  # scales; integers are all right
+        elif layout.dtype == "bfloat16":
+            halves = np.ascontiguousarray(kept).view(np.uint16)
+            if ((halves & _BFLOAT16_EXPONENT) == _BFLOAT16_EXPONENT).any():
+                raise MalformedReply("output 'new_cache' holds NaN or infinite numbers")
+        else:
+            _check_finite("new_cache", kept)
