@@ -123,8 +123,9 @@ class AsyncGrpcTransport(AsyncTransport):
         state = channel.get_state()
         while state is not grpc.ChannelConnectivity.SHUTDOWN:
             await channel.wait_for_state_change(state)
+            if state is grpc.ChannelConnectivity.READY:
+                self._operations.connection_lost(index)
             state = channel.get_state()
-            self._operations.connection_state(index, state.name)
 
     async def _run(self, operation: Operation[T]) -> T:
         """Carry out what the operation yields; this is where bytes reach the wire."""

@@ -170,10 +170,17 @@ class GrpcTransport(Transport):
 
     def _watch(self, index: int, channel: grpc.Channel) -> None:
         """Tell where a connection is lost, where that matters."""
-        if self._operations.compares_models:
-            channel.subscribe(
-                lambda state: self._operations.connection_state(index, state.name)
-            )
+        if not self._operations.compares_models:
+            return
+        ready = False
+
+        def note(state: grpc.ChannelConnectivity) -> None:
+            nonlocal ready
+            if ready:  # and something else now
+                self._operations.connection_lost(index)
+            ready = state is grpc.ChannelConnectivity.READY
+
+        channel.subscribe(note)
 
     def _metadata(self) -> tuple[tuple[str, str | bytes], ...]:
         source = self._operations.connection.metadata

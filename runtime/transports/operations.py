@@ -147,13 +147,12 @@ class Operations:
 
     @property
     def compares_models(self) -> bool:
-        """Whether lost connections have to be told (``connection_state``)."""
+        """Whether lost connections have to be told (``connection_lost``)."""
         return self._identity is not None
 
-    def connection_state(self, index: int, state: str) -> None:
-        """Take note of a channel's state, by gRPC's name for it."""
-        if state != "READY":
-            self.same_model.forget(index)
+    def connection_lost(self, index: int) -> None:
+        """A channel to this replica is not connected any more."""
+        self.same_model.forget(index)
 
     def predict(self, call: Call, timeout: float | None) -> Operation[Reply]:
         """Run one call of a signature."""
@@ -265,7 +264,7 @@ class Operations:
                 self.replicas.succeeded(index)
                 return _Answer(outcome.result, outcome.data, index, attempts.failed)
             if failure is Failure.DOWN:
-                self.same_model.forget(index)
+                self.connection_lost(index)
             attempts.note(index, failure, outcome)
 
     def _attempt(

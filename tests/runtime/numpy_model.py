@@ -100,7 +100,7 @@ class NumpyTransport(Transport):
     """A transport whose server is ``NumpyOPT``; checks what it is sent.
 
     ``calls`` keeps (signature, version, shapes). ``versions`` maps each served version
-    to a model. ``before`` may raise for a call.
+    to a model. ``before`` may raise for a call, ``lie`` changes its outputs in place.
     """
 
     def __init__(
@@ -109,6 +109,7 @@ class NumpyTransport(Transport):
         *,
         generate: tuple[int, ...] = (),
         before: Callable[[Call], None] | None = None,
+        lie: Callable[[Call, dict[str, np.ndarray]], None] | None = None,
         tokenizer: str | None = None,
         **manifest: object,
     ) -> None:
@@ -131,6 +132,7 @@ class NumpyTransport(Transport):
         self.tokenizer = tokenizer
         self.versions = {1: self.model}
         self.before = before
+        self.lie = lie
         self.calls: list[Call] = []
         self.timeouts: list[float | None] = []
         self.closed = False
@@ -148,7 +150,9 @@ class NumpyTransport(Transport):
         inputs = {name: np.asarray(value) for name, value in call.inputs.items()}
         self._check(call.signature, inputs)
         outputs = self._run(self.versions[version], call.signature, inputs)
-        wanted = call.outputs or tuple(outputs)
+        if self.lie:
+            self.lie(call, outputs)
+        wanted = [name for name in call.outputs or outputs if name in outputs]
         return Reply(
             {name: outputs[name] for name in wanted},
             version=version,

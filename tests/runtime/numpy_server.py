@@ -16,7 +16,13 @@ from .numpy_model import NumpyTransport
 
 
 @contextmanager
-def serving(transport: NumpyTransport, *, seconds: float = 0.0) -> Iterator[str]:
+def serving(
+    transport: NumpyTransport,
+    *,
+    seconds: float = 0.0,
+    address: str = "127.0.0.1:0",
+    compression: grpc.Compression | None = None,
+) -> Iterator[str]:
     """The address of a server whose calls take so many seconds more."""
 
     def predict(data: bytes, context: grpc.ServicerContext) -> bytes:
@@ -34,11 +40,12 @@ def serving(transport: NumpyTransport, *, seconds: float = 0.0) -> Iterator[str]
 
     service, method = PREDICT[1:].split("/")
     handler = grpc.unary_unary_rpc_method_handler(predict)
-    server = grpc.server(ThreadPoolExecutor(8))
+    options = [("grpc.so_reuseport", 0), ("grpc.max_send_message_length", -1)]
+    server = grpc.server(ThreadPoolExecutor(8), None, None, options, None, compression)
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(service, {method: handler}),)
     )
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(address)
     server.start()
     try:
         yield f"127.0.0.1:{port}"
