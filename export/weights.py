@@ -26,7 +26,7 @@ from ..models.config import OPTConfig
 from ..models.weights import weight_shapes
 
 SCALE = "_scale"
-"""What a quantised matrix's scales are called, behind the matrix's own name."""
+"""What a quantised matrix's scales are called, after the matrix's own name."""
 
 _STORED = {
     "float32": np.float32,
@@ -34,7 +34,7 @@ _STORED = {
     "float16": np.float16,
     "int8": np.int8,
 }
-_BLOCK = 1 << 17  # numbers: with what is made of them they fit a processor's cache
+_BLOCK = 1 << 17  # numbers: they and what is computed of them fit a cache
 
 
 def packed_weights(
@@ -134,8 +134,8 @@ def assemble(
     }
 
     def pair(name: str) -> dict[str, Any]:
-        found = {leaf: leaves.get(f"{name}.{leaf}") for leaf in ("weight", "bias")}
-        return {leaf: value for leaf, value in found.items() if value is not None}
+        linear = {leaf: leaves.get(f"{name}.{leaf}") for leaf in ("weight", "bias")}
+        return {leaf: value for leaf, value in linear.items() if value is not None}
 
     return {
         "embed_tokens": leaves["decoder.embed_tokens.weight"],

@@ -69,12 +69,12 @@ def version_folders(
     base = Path(base)
     if missing_ok and not base.is_dir():
         return {}
-    found: dict[int, Path] = {}
+    folders: dict[int, Path] = {}
     for folder in sorted(base.iterdir(), key=lambda path: -len(path.name)):
         number = version_number(folder.name)
         if number is not None and folder.is_dir():
-            found[number] = folder
-    return dict(sorted(found.items(), reverse=True))
+            folders[number] = folder
+    return dict(sorted(folders.items(), reverse=True))
 
 
 def is_version_folder(path: str | os.PathLike[str]) -> bool:

@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the findings. Returns 0, or 1 if something failed."""
+    """Print the checks. Returns 0, or 1 if something failed."""
     checks = []
     for check in _checks(args):
         checks.append(check)
@@ -94,9 +94,9 @@ def check_server(target: str, model: str, seconds: float = 10.0) -> Iterator[Che
         return
     versions = ", ".join(f"{v.version} {v.state}" for v in status.versions)
     if not status.available:
-        found = status.error or versions or "no version of the model"
+        detail = status.error or versions or "no version of the model"
         advice = f"is the server up, and is the model's name there {model!r}?"
-        yield Check("server", "failed", found, advice)
+        yield Check("server", "failed", detail, advice)
         return
     yield Check("server", "ok", f"{model}: version {versions}")
     try:
@@ -117,9 +117,9 @@ def _show(check: Check) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    name, found, advice = (
-        escape(sentence(text)) for text in (check.name, check.found, check.advice)
+    name, detail, advice = (
+        escape(sentence(text)) for text in (check.name, check.detail, check.advice)
     )
     mark = _MARKS[check.state] + " " * (7 - len(check.state))
-    line = f"{mark}{name:32} {found}" + (f"  [dim]→ {advice}[/]" if advice else "")
+    line = f"{mark}{name:32} {detail}" + (f"  [dim]→ {advice}[/]" if advice else "")
     Console(highlight=False, soft_wrap=True).print(line)

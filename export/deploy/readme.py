@@ -35,7 +35,7 @@ and {options.cpus} processors. Labels: {labels}.
 | `kubernetes.yaml` | a cluster: `kubectl apply -f kubernetes.yaml` |
 | `kserve.yaml` | KServe: `kubectl apply -f kserve.yaml` |
 
-The flags, without which the export would not be served as it was made to be:
+The flags, without which the export would not be served as intended:
 
 | flag | why |
 |---|---|

@@ -68,7 +68,7 @@ def batching_parameters(manifest: Manifest, options: DeployOptions) -> str:
     """``--batching_parameters_file``.
 
     Padding is safe for this contract: lengths travel beside the tensors, and what lies
-    behind a length is never read. Two batches run at a time, so that a long prefill
+    beyond a length is never read. Two batches run at a time, so that a long prefill
     does not hold up short steps; the wait for company is one millisecond.
     """
     sizes = batch_sizes(manifest, options)

@@ -13,5 +13,5 @@ class Check:
 
     name: str
     state: str
-    found: str
+    detail: str
     advice: str = ""

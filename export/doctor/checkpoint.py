@@ -24,8 +24,8 @@ def check_checkpoint(path: str | Path) -> Iterator[Check]:
         return
     layers, hidden = config.num_hidden_layers, config.hidden_size
     count = parameter_count(config.to_dict()).total
-    found = f"{layers} layers of {hidden}, {count / 1e6:,.1f} M parameters"
-    yield Check("config.json", "ok", found)
+    detail = f"{layers} layers of {hidden}, {count / 1e6:,.1f} M parameters"
+    yield Check("config.json", "ok", detail)
     try:
         weights = open_weights(path)
     except (ValueError, OSError, ImportError, CheckpointError) as error:
@@ -40,12 +40,12 @@ def check_checkpoint(path: str | Path) -> Iterator[Check]:
         and (name not in weights or tuple(weights.shape(name)) != tuple(shape))
     ]
     dtypes = sorted({str(weights.dtype(name)) for name in weights})
-    found = f"{weights.format}, {', '.join(dtypes)}, {weights.nbytes / GIB:.2f} GiB"
+    detail = f"{weights.format}, {', '.join(dtypes)}, {weights.nbytes / GIB:.2f} GiB"
     if wrong:
-        found += f"; {len(wrong)} do not fit the configuration, first: {wrong[0]}"
-        yield Check("weights", "failed", found, "is config.json of another model?")
+        detail += f"; {len(wrong)} do not fit the configuration, first: {wrong[0]}"
+        yield Check("weights", "failed", detail, "is config.json of another model?")
     else:
-        yield Check("weights", "ok", found)
+        yield Check("weights", "ok", detail)
     folder = Path(path)
     if (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file():
         yield Check("tokenizer", "ok", "there")

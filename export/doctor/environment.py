@@ -30,10 +30,10 @@ _IMPORT_SECONDS = 180.0
 
 def check_python() -> Iterator[Check]:
     """The interpreter and the system."""
-    version, found = sys.version_info, platform.python_version()
+    version, detail = sys.version_info, platform.python_version()
     fine = version >= (3, 10)
     advice = "" if fine else "use Python 3.10 or newer"
-    yield Check("python", "ok" if fine else "failed", found, advice)
+    yield Check("python", "ok" if fine else "failed", detail, advice)
     system = f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors"
     yield Check("system", "ok", system)
 
@@ -93,14 +93,14 @@ def _try_import(name: str, statement: str) -> Check:
             stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
-        found = f"no answer in {_IMPORT_SECONDS:.0f} s"
-        return Check(f"import {name}", "failed", found, "is the machine overloaded?")
+        detail = f"no answer in {_IMPORT_SECONDS:.0f} s"
+        return Check(f"import {name}", "failed", detail, "is the machine overloaded?")
     seconds = time.monotonic() - begin
     if ended.returncode == 0:
         return Check(f"import {name}", "ok", f"{seconds:.1f} s")
     lines = [line for line in ended.stderr.splitlines() if line.strip()]
-    found = lines[-1][:300] if lines else f"exit code {ended.returncode}"
+    detail = lines[-1][:300] if lines else f"exit code {ended.returncode}"
     if ended.returncode < 0:
-        found = f"killed by signal {-ended.returncode}"
+        detail = f"killed by signal {-ended.returncode}"
     advice = f"reinstall it: pip install --force-reinstall {name.replace(' and', '')}"
-    return Check(f"import {name}", "failed", found, advice)
+    return Check(f"import {name}", "failed", detail, advice)

@@ -22,26 +22,26 @@ def check_room(folder: str | Path, config: OPTConfig | None = None) -> Iterator[
     """Free memory and disk; against a model's needs if its config is given."""
     memory, disk = available_memory(), free_bytes(folder)
     for name, have in (("memory", memory), ("disk", disk)):
-        found = "unknown" if have is None else f"{have / GIB:.1f} GiB free"
+        detail = "unknown" if have is None else f"{have / GIB:.1f} GiB free"
         if config is None or have is None:
-            yield Check(name, "note" if have is None else "ok", found)
+            yield Check(name, "note" if have is None else "ok", detail)
             continue
         planned = estimate_savedmodel(config, ExportOptions())
         peak = max(planned.export_memory, planned.verify_memory)
         need = peak if name == "memory" else planned.artefact
-        found += f", {need / GIB:.1f} GiB needed for float32"
+        detail += f", {need / GIB:.1f} GiB needed for float32"
         advice = f"a float32 export needs more {name}: int8 weights need about a third"
         fits = have >= need
-        yield Check(name, "ok" if fits else "note", found, "" if fits else advice)
+        yield Check(name, "ok" if fits else "note", detail, "" if fits else advice)
 
 
 def available_memory() -> int | None:
     """Bytes that a process may still take: the container's limit or the machine's."""
-    found = []
+    limits = []
     try:
         text = Path("/proc/meminfo").read_text()
         if match := re.search(r"^MemAvailable:\s*(\d+) kB", text, re.MULTILINE):
-            found.append(1024 * int(match[1]))
+            limits.append(1024 * int(match[1]))
     except OSError:
         pass
     group = Path("/sys/fs/cgroup")
@@ -49,10 +49,10 @@ def available_memory() -> int | None:
         limit = (group / "memory.max").read_text().strip()
         used = int((group / "memory.current").read_text())
         if limit != "max":
-            found.append(max(0, int(limit) - used))
+            limits.append(max(0, int(limit) - used))
     except (OSError, ValueError):
         pass
-    return min(found, default=None)
+    return min(limits, default=None)
 
 
 def check_port(port: int) -> Check:
@@ -72,11 +72,11 @@ def check_socket(path: str | Path) -> Check:
     path = Path(path)
     length = len(os.fsencode(path.absolute()))
     if length > _SOCKET_PATH_LIMIT:
-        found = f"{length} bytes long, {_SOCKET_PATH_LIMIT} are allowed"
-        return Check("socket", "failed", found, "choose a shorter path")
+        detail = f"{length} bytes long, {_SOCKET_PATH_LIMIT} are allowed"
+        return Check("socket", "failed", detail, "choose a shorter path")
     if not os.access(path.absolute().parent, os.W_OK):
-        found = f"{path.absolute().parent} does not exist or is not writable"
-        return Check("socket", "failed", found, "choose another folder")
+        detail = f"{path.absolute().parent} does not exist or is not writable"
+        return Check("socket", "failed", detail, "choose another folder")
     if path.exists() and not path.is_socket():
         return Check("socket", "failed", f"{path} is something else", "remove it")
     return Check("socket", "ok", str(path))

@@ -40,12 +40,12 @@ def check_packages(needed: tuple[str, ...] = ()) -> Iterator[Check]:
 def requirements() -> list[tuple[Requirement, str | None]]:
     """The distribution's requirements for this interpreter, each with the extra that
     brings it, None for the base install."""
-    found = []
+    requirements = []
     for requirement in map(Requirement, metadata.requires(DISTRIBUTION) or []):
         extra = next((e for e in (None, *EXTRAS) if _applies(requirement, e)), "")
         if extra != "" and requirement.name != DISTRIBUTION:
-            found.append((requirement, extra))
-    return found
+            requirements.append((requirement, extra))
+    return requirements
 
 
 def _applies(requirement: Requirement, extra: str | None) -> bool:

@@ -26,7 +26,7 @@ from ...models.weights import PackedWeight, Shape, params_from_weights, weight_s
 from ..errors import ExportError
 
 SCALE = "_scale"
-"""What the scales of a quantised matrix are called, behind the matrix's own name."""
+"""What the scales of a quantised matrix are called, after the matrix's own name."""
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,21 @@ def is_matrix(name: str, shape: Shape) -> bool:
 
 def arguments(config: OPTConfig, dtype: str) -> list[Argument]:
     """The weights that the graph takes; a tied table has two roles."""
-    found = []
+    taken = []
     for name, shape in weight_shapes(config).items():
         if not is_matrix(name, shape):
-            found.append(Argument(name, "vector", shape))
+            taken.append(Argument(name, "vector", shape))
             continue
         if name == "decoder.embed_tokens.weight":
             # float16 rows travel as integers: the gather op knows no half floats.
             stored = {"float16": "int16", "int4": "int8"}.get(dtype, dtype)
-            found.append(Argument(name, "table", shape, stored))
+            taken.append(Argument(name, "table", shape, stored))
             if stored == "int8":
-                found.append(Argument(name + SCALE, "vector", shape[:1]))
+                taken.append(Argument(name + SCALE, "vector", shape[:1]))
             if not config.tie_word_embeddings:
                 continue
-        found.append(Argument(name, "matrix", shape))
-    return found
+        taken.append(Argument(name, "matrix", shape))
+    return taken
 
 
 def convert(config: OPTConfig, framework: str, dtype: str, S: int, C: int) -> bytes:
@@ -158,13 +158,13 @@ class _MatrixTF(PackedWeight):
         return tf.matmul(x, self.matrix, transpose_b=True)
 
     def take(self, rows):
-        found = tf.gather(self.table, rows)
-        if found.dtype == tf.int16:
-            found = tf.bitcast(found, tf.float16)
-        found = tf.cast(found, tf.float32)
+        gathered = tf.gather(self.table, rows)
+        if gathered.dtype == tf.int16:
+            gathered = tf.bitcast(gathered, tf.float16)
+        gathered = tf.cast(gathered, tf.float32)
         if self.scale is None:
-            return found
-        return found * tf.gather(self.scale, rows)[..., None]
+            return gathered
+        return gathered * tf.gather(self.scale, rows)[..., None]
 
 
 def _step_tf(config: OPTConfig, inputs, by_role, S: int, C: int) -> dict[str, Any]:
@@ -210,13 +210,13 @@ def _step_jax(config: OPTConfig, inputs, by_role, S: int, C: int) -> dict[str, A
             return x @ self.matrix.T
 
         def take(self, rows):
-            found = jnp.take(self.table, rows, axis=0, mode="clip")
-            if found.dtype == jnp.int16:
-                found = jax.lax.bitcast_convert_type(found, jnp.float16)
-            found = found.astype(jnp.float32)
+            gathered = jnp.take(self.table, rows, axis=0, mode="clip")
+            if gathered.dtype == jnp.int16:
+                gathered = jax.lax.bitcast_convert_type(gathered, jnp.float16)
+            gathered = gathered.astype(jnp.float32)
             if self.scale is None:
-                return found
-            return found * jnp.take(self.scale, rows, mode="clip")[..., None]
+                return gathered
+            return gathered * jnp.take(self.scale, rows, mode="clip")[..., None]
 
     params = _params(config, by_role, Matrix)
     length = inputs["cache_length"]

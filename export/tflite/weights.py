@@ -29,9 +29,9 @@ BLOCK = 32
 def constants(
     config: OPTConfig, stored: Mapping[str, np.ndarray], dtype: str
 ) -> Iterator[tuple[str, Constant]]:
-    """The file's weights by name; each is made when it is written.
+    """The file's weights by name; each is computed when it is written.
 
-    Quantised ones are made twice, now for their scales, for memory to stay at one.
+    Quantised ones are computed twice, now for their scales, for memory to stay at one.
 
     Raises:
         ExportError: matrices that int4 does not divide.

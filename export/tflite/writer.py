@@ -1,7 +1,7 @@
 """Writing a ``.tflite`` file: converted graphs joined, weights put in once.
 
 The flatbuffer proper is small and comes first; the weights follow it in the file, each
-written as it is made, so that memory stays at one weight. While the whole is below
+written as it is read, so that memory stays at one weight. While the whole is below
 2 GiB they are ordinary vectors of the flatbuffer; beyond, they are referred to by
 offset, as the format provides for.
 

@@ -63,11 +63,11 @@ def _rounded_for_tflite(dtype: str, name: str, array: np.ndarray) -> np.ndarray:
 def _rounded(array: np.ndarray, dtype: str) -> np.ndarray:
     if dtype == "int8":
         values, scale = quantize(array)
-        found = aligned(array.shape, np.dtype(np.float32))
+        rounded = aligned(array.shape, np.dtype(np.float32))
 
         def block(rows: slice) -> None:
-            np.multiply(values[rows], scale[rows, None], out=found[rows])
+            np.multiply(values[rows], scale[rows, None], out=rounded[rows])
 
         by_blocks(block, values)
-        return found
+        return rounded
     return array.astype(_FLOATS[dtype]).astype(np.float32)

@@ -101,7 +101,7 @@ class ExportRunner:
         signature.check_dtypes(inputs)
         names = list(signature.outputs)
         outputs = self._loaded.run(signature, inputs, names)
-        release_freed_memory()  # what a graph's first call leaves behind
+        release_freed_memory()  # what a graph's first call has used
         return dict(zip(names, outputs, strict=True))
 
     def _complete(self, prefixes: Prefixes) -> None:

@@ -22,7 +22,7 @@ from ...models.weights import weight_shapes
 from ..weights import SCALE, is_matrix
 
 _STACKED = "decoder.layers."
-_BLOCK = 1 << 17  # numbers: with what is made of them they fit a processor's cache
+_BLOCK = 1 << 17  # numbers: they and what is computed of them fit a cache
 _HALF_STEP = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 _SMALLEST = {"float32": 0.0, "float16": 2.0**-25, "bfloat16": 2.0**-134}
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -69,7 +69,9 @@ def wrong_weights(
     """
     wrong = partial(_wrong, stored, weights, dtype)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        return [found for found in pool.map(wrong, _sources(config).items()) if found]
+        return [
+            problem for problem in pool.map(wrong, _sources(config).items()) if problem
+        ]
 
 
 Source = list[tuple[str, np.float32]]
@@ -87,21 +89,21 @@ def _wrong(
     name, layers = named
     if name not in stored:
         return f"{name} is not stored"
-    found, scale = stored[name], stored.get(name + SCALE)
+    tensor, scale = stored[name], stored.get(name + SCALE)
     if _STACKED in name:
-        if len(found) != len(layers):
-            return f"{name} has {len(found)} layers, the checkpoint {len(layers)}"
+        if len(tensor) != len(layers):
+            return f"{name} has {len(tensor)} layers, the checkpoint {len(layers)}"
     else:
-        found, scale = found[None], None if scale is None else scale[None]
+        tensor, scale = tensor[None], None if scale is None else scale[None]
     kind = dtype if is_matrix(name) else "float32"
     worst = (0.0, 0.0, 0.0)
     for i, parts in layers.items():
         arrays = [np.asarray(weights[part]) for part, _ in parts]
-        if len(found[i]) != (rows := sum(map(len, arrays))):
-            return f"{name} has {len(found[i])} rows, the checkpoint {rows}"
+        if len(tensor[i]) != (rows := sum(map(len, arrays))):
+            return f"{name} has {len(tensor[i])} rows, the checkpoint {rows}"
         factors = [factor for _, factor in parts]
         scales = None if scale is None else scale[i]
-        worst = max(worst, _worst_of(found[i], scales, arrays, factors, kind))
+        worst = max(worst, _worst_of(tensor[i], scales, arrays, factors, kind))
     share, off, allowed = worst
     if share <= 1:
         return None
@@ -112,7 +114,7 @@ def _wrong(
 
 
 def _worst_of(
-    found: np.ndarray,
+    tensor: np.ndarray,
     scale: np.ndarray | None,
     arrays: list[np.ndarray],
     factors: list[np.float32],
@@ -123,41 +125,41 @@ def _worst_of(
     for array, factor in zip(arrays, factors, strict=True):
         step = max(1, _BLOCK * len(array) // max(array.size, 1))
         for at in range(0, len(array), step):
-            wanted = np.asarray(array[at : at + step], np.float32)
+            expected = np.asarray(array[at : at + step], np.float32)
             if factor != 1:
-                wanted = wanted * factor
-            rows_at = slice(start + at, start + at + len(wanted))
-            got = found[rows_at].astype(np.float32, copy=False)
+                expected = expected * factor
+            rows_at = slice(start + at, start + at + len(expected))
+            got = tensor[rows_at].astype(np.float32, copy=False)
             if scale is not None:
                 got = got * scale[rows_at, None]
-            if not _explained(got, wanted, kind):
-                worst = max(worst, _worst(got, wanted, kind))
+            if not _explained(got, expected, kind):
+                worst = max(worst, _worst(got, expected, kind))
         start += len(array)
     return worst
 
 
-def _explained(got: np.ndarray, wanted: np.ndarray, kind: str) -> bool:
+def _explained(got: np.ndarray, expected: np.ndarray, kind: str) -> bool:
     """Whether rounding explains all that differs; :func:`_worst` without its detail."""
     if kind == "float32":
-        return np.array_equal(got, wanted)
-    off = np.subtract(got, wanted)
+        return np.array_equal(got, expected)
+    off = np.subtract(got, expected)
     np.abs(off, out=off)
-    return bool((off <= _allowed(wanted, kind)).all())
+    return bool((off <= _allowed(expected, kind)).all())
 
 
-def _allowed(wanted: np.ndarray, kind: str) -> np.ndarray:
+def _allowed(expected: np.ndarray, kind: str) -> np.ndarray:
     """How far off each number may be."""
-    size = np.abs(wanted)
+    size = np.abs(expected)
     if kind == "int8":
         return size.max(axis=-1, keepdims=True) / 254 * (1 + 1e-4)
     return size * _HALF_STEP[kind] + _SMALLEST[kind]
 
 
-def _worst(got: np.ndarray, wanted: np.ndarray, kind: str) -> tuple[float, ...]:
+def _worst(got: np.ndarray, expected: np.ndarray, kind: str) -> tuple[float, ...]:
     """The largest error as a share of what is allowed there, the error, the allowed."""
-    off = np.abs(got - wanted)
+    off = np.abs(got - expected)
     off[~np.isfinite(off)] = np.inf
-    allowed = np.broadcast_to(_allowed(wanted, kind), off.shape)
+    allowed = np.broadcast_to(_allowed(expected, kind), off.shape)
     share = np.divide(off, allowed, out=np.zeros_like(off), where=allowed > 0)
     share[(allowed == 0) & (off > 0)] = np.inf
     at = np.unravel_index(share.argmax(), share.shape)

@@ -81,8 +81,8 @@ def test_a_library_that_breaks_is_reported(monkeypatch):
     monkeypatch.setattr(environment, "_IMPORTS", lines)
     checks = {check.name: check for check in doctor.check_imports()}
     assert checks["import numpy"].state == "ok"
-    assert "libsomething.so" in checks["import protobuf"].found
-    assert "signal 6" in checks["import rich"].found
+    assert "libsomething.so" in checks["import protobuf"].detail
+    assert "signal 6" in checks["import rich"].detail
     assert len(checks) == 3
 
 
@@ -98,7 +98,7 @@ def test_ports():
 
 def test_sockets(tmp_path):
     assert doctor.check_socket(tmp_path / "s").state == "ok"
-    assert "allowed" in doctor.check_socket(tmp_path / ("x" * 120)).found
+    assert "allowed" in doctor.check_socket(tmp_path / ("x" * 120)).detail
     assert doctor.check_socket(tmp_path / "no" / "s").state == "failed"
     (tmp_path / "file").write_text("")
     assert doctor.check_socket(tmp_path / "file").state == "failed"
@@ -108,7 +108,7 @@ def test_a_good_checkpoint(tmp_path):
     write_random_checkpoint(tmp_path, TINY)
     checks = {check.name: check for check in doctor.check_checkpoint(tmp_path)}
     assert checks["config.json"].state == checks["weights"].state == "ok"
-    assert "safetensors, float32" in checks["weights"].found
+    assert "safetensors, float32" in checks["weights"].detail
     assert checks["tokenizer"].state == "note"
     room = states(doctor.check_room(tmp_path / "out", TINY))
     assert set(room) == {"memory", "disk"}
@@ -122,7 +122,7 @@ def test_checkpoints_that_cannot_be_exported(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, "ffn_dim": 48}))
     checks = {check.name: check for check in doctor.check_checkpoint(tmp_path)}
     assert checks["weights"].state == "failed"
-    assert "fc1" in checks["weights"].found
+    assert "fc1" in checks["weights"].detail
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
     checks = states(doctor.check_checkpoint(tmp_path))
