@@ -31,6 +31,10 @@ _OPTIONS = {
     "grpc.so_reuseport": 0,
     "grpc.per_message_decompression": 0,  # see compression.py
     "grpc.max_concurrent_streams": 4096,  # of one connection
+    # gRPC cancels some of more than 1000 calls that begin at once; here each is
+    # answered or refused, and a client knows what to do about that.
+    "grpc.server.max_pending_requests": 100_000,
+    "grpc.server.max_pending_requests_hard_limit": 200_000,
 }
 
 
@@ -200,6 +204,8 @@ class GrpcFront:
                 f"the request did not arrive as a whole within {seconds:g} seconds",
             ) from None
         if not isinstance(data, bytes):  # grpc.aio.EOF
+            if context.cancelled():
+                raise asyncio.CancelledError
             raise internal("the call has no message")
         return data
 

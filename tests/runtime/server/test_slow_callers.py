@@ -122,6 +122,18 @@ def iterate_done(futures):
         time.sleep(0.01)
 
 
+def test_a_crowd_is_answered_or_refused_and_nobody_is_cut_off():
+    with (
+        serving(bytes.upper, Limits(threads=4)) as target,
+        grpc.insecure_channel(target) as channel,
+    ):
+        call = channel.unary_unary(METHOD)
+        crowd = [call.future(b"x", timeout=60) for _ in range(3000)]
+        answers = [future.exception(60) for future in crowd]
+    codes = {answer and answer.code().name for answer in answers}
+    assert None in codes and codes <= {None, "RESOURCE_EXHAUSTED"}
+
+
 def test_a_call_given_up_while_it_waits_never_runs():
     method = Blocked()
     with (
