@@ -6,8 +6,11 @@ from typing import Any
 
 from ...runtime.contract import Manifest
 from . import serving
-from .options import DeployOptions
+from .options import DeployOptions, needs_xla
 from .resources import CONFIG_DIR, TLS_DIR, memory_mib
+
+COMPILED = "compiled"
+"""Name of the volume that keeps what XLA has compiled."""
 
 
 def compose_file(manifest: Manifest, options: DeployOptions) -> dict[str, Any]:
@@ -24,16 +27,20 @@ def compose_file(manifest: Manifest, options: DeployOptions) -> dict[str, Any]:
         # The folder, not its files: a file replaced by renaming would not be seen.
         f".:{CONFIG_DIR}:ro",
     ]
+    keeps_compiled = needs_xla(manifest)
+    if keeps_compiled:
+        volumes.append(f"{COMPILED}:{serving.XLA_CACHE_DIR}")
     if options.tls != "none":
         # No default: the file holds a private key and lives outside this folder.
         volumes.append(f"${{TLS_DIR:?folder of ssl.config}}:{TLS_DIR}:ro")
-    return {
+    document: dict[str, Any] = {
         "name": options.name,
         "services": {
             "serving": {
                 "image": options.image,
                 "entrypoint": ["/usr/bin/tensorflow_model_server"],
                 "command": [str(flag) for flag in flags],
+                "environment": {v.name: v.value for v in serving.environment(manifest)},
                 "ports": [
                     f"127.0.0.1:{port}:{port}"
                     for port in (serving.GRPC_PORT, serving.REST_PORT)
@@ -69,3 +76,6 @@ def compose_file(manifest: Manifest, options: DeployOptions) -> dict[str, Any]:
             }
         },
     }
+    if keeps_compiled:
+        document["volumes"] = {COMPILED: {}}
+    return document

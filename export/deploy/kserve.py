@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...runtime.contract import Manifest
 from . import serving
 from .options import DeployOptions
-from .resources import TLS_DIR, Object, labels, resources
+from .resources import TLS_DIR, Object, env, labels, resources
 
 
 def kserve_object(manifest: Manifest, options: DeployOptions) -> Object:
@@ -54,6 +54,8 @@ def kserve_object(manifest: Manifest, options: DeployOptions) -> Object:
                         "periodSeconds": 5,
                         "timeoutSeconds": 3,
                     },
+                    # Nothing keeps a folder of its runtime's containers.
+                    "env": [v for v in env(manifest) if v["name"] != "TF_XLA_FLAGS"],
                     "resources": resources(manifest, options),
                 },
             }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ...runtime.contract import Manifest
 from . import serving
-from .options import DeployOptions
-from .resources import CONFIG_DIR, TLS_DIR, Object, labels, resources
+from .options import DeployOptions, needs_xla
+from .resources import CONFIG_DIR, TLS_DIR, Object, env, labels, resources
 
 SECRET_DIR = "/etc/serving-secret"
 
@@ -24,7 +24,7 @@ def pod(manifest: Manifest, options: DeployOptions) -> Object:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [_container(manifest, options)],
-        "volumes": _volumes(options),
+        "volumes": _volumes(manifest, options),
         "topologySpreadConstraints": [
             {
                 "maxSkew": 1,
@@ -51,6 +51,7 @@ def _container(manifest: Manifest, options: DeployOptions) -> Object:
         "image": options.image,
         "command": ["/usr/bin/tensorflow_model_server"],
         "args": [*map(str, flags), f"--grpc_channel_arguments={age}"],
+        "env": env(manifest),
         "ports": [
             {"name": "grpc", "containerPort": serving.GRPC_PORT},
             {"name": "rest", "containerPort": serving.REST_PORT},
@@ -74,7 +75,7 @@ def _container(manifest: Manifest, options: DeployOptions) -> Object:
         },
         "lifecycle": {"preStop": {"exec": {"command": ["sleep", "30"]}}},
         "securityContext": _locked_down(),
-        "volumeMounts": _mounts(options),
+        "volumeMounts": _mounts(manifest, options),
     }
 
 
@@ -101,11 +102,13 @@ def _tls_container(options: DeployOptions) -> Object:
     }
 
 
-def _mounts(options: DeployOptions) -> list[Object]:
+def _mounts(manifest: Manifest, options: DeployOptions) -> list[Object]:
     mounts: list[Object] = [
         {"name": "config", "mountPath": CONFIG_DIR, "readOnly": True},
         {"name": "scratch", "mountPath": "/tmp"},
     ]
+    if needs_xla(manifest):
+        mounts.append({"name": "compiled", "mountPath": serving.XLA_CACHE_DIR})
     if options.volume_claim:
         mounts.append({"name": "models", "mountPath": "/models", "readOnly": True})
     if options.tls != "none":
@@ -113,11 +116,15 @@ def _mounts(options: DeployOptions) -> list[Object]:
     return mounts
 
 
-def _volumes(options: DeployOptions) -> list[Object]:
+def _volumes(manifest: Manifest, options: DeployOptions) -> list[Object]:
     volumes: list[Object] = [
         {"name": "config", "configMap": {"name": options.name}},
         {"name": "scratch", "emptyDir": {}},
     ]
+    if needs_xla(manifest):
+        # The pod's own: it outlives a server that crashes, and its processor is the
+        # one that was compiled for.
+        volumes.append({"name": "compiled", "emptyDir": {}})
     if options.volume_claim:
         claim = {"claimName": options.volume_claim, "readOnly": True}
         volumes.append({"name": "models", "persistentVolumeClaim": claim})

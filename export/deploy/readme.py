@@ -15,6 +15,7 @@ def readme(manifest: Manifest, options: DeployOptions) -> str:
         manifest, options, config_dir=CONFIG_DIR, tls_dir=TLS_DIR
     )
     table = "\n".join(f"| `{flag}` | {flag.why} |" for flag in flags)
+    variables = "\n".join(f"| `{v}` | {v.why} |" for v in serving.environment(manifest))
     weights = weights_bytes(manifest.config, manifest.weights_dtype) / 2**20
     labels = "`stable`" if options.canary is None else "`stable` and `canary`"
     loaded = max(2, len(options.versions))
@@ -40,6 +41,12 @@ The flags, without which the export would not be served as intended:
 | flag | why |
 |---|---|
 {table}
+
+Its environment:
+
+| variable | why |
+|---|---|
+{variables}
 
 Clients in the cluster use
 `dns:///{options.name}.NAMESPACE.svc.cluster.local:{serving.GRPC_PORT}`. The service is

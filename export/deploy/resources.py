@@ -6,6 +6,7 @@ from typing import Any
 
 from ...runtime.contract import Manifest
 from ..footprint import serving_bytes
+from . import serving
 from .options import DeployOptions, batches
 
 Object = dict[str, Any]
@@ -27,6 +28,11 @@ def memory_mib(manifest: Manifest, options: DeployOptions) -> int:
         rows=options.max_batch if batches(manifest, options) else options.cpus,
     )
     return -(-needed // (256 * _MIB)) * 256
+
+
+def env(manifest: Manifest) -> list[Object]:
+    """The server's environment, as containers have it."""
+    return [{"name": v.name, "value": v.value} for v in serving.environment(manifest)]
 
 
 def labels(options: DeployOptions) -> dict[str, str]:

@@ -85,3 +85,21 @@ def _flags_point_at_files(flags: list[str], names) -> None:
         assert name in names if folder == "/etc/serving" else name == "ssl.config"
     for flag in flags:
         assert flag.partition("=")[0].removeprefix("--") in KNOWN_FLAGS
+
+
+def test_what_xla_compiles_is_kept_where_there_is_any(made_of, files):
+    service = pyyaml.safe_load(files["compose.yaml"])["services"]["serving"]
+    documents = pyyaml.safe_load_all(files["kubernetes.yaml"])
+    (deployment,) = (d for d in documents if d["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    env = {v["name"]: v["value"] for v in container["env"]}
+    assert env == service["environment"]
+    assert env.pop("TF_ENABLE_ONEDNN_OPTS") == "1"
+    if made_of.compiler == "none":
+        assert not env
+        return
+    flag, _, folder = env["TF_XLA_FLAGS"].partition("=")
+    assert flag == "--tf_xla_persistent_cache_directory"
+    mounts = {m["mountPath"]: m for m in container["volumeMounts"]}
+    assert not mounts[folder].get("readOnly")
+    assert any(v.endswith(f":{folder}") for v in service["volumes"])

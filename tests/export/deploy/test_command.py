@@ -33,6 +33,7 @@ def test_the_readme_explains_every_flag(made_of, options, files):
         ({"replicas": 3, "max_replicas": 2}, "replicas"),
         ({"cpus": 0}, "cpus"),
         ({"tls": "yes"}, "tls"),
+        ({"stable": 2**63}, "a version is from 0 to 9223372036854775807"),
     ],
 )
 def test_wrong_options_are_refused(wrong, says):
