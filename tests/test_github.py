@@ -68,6 +68,11 @@ def test_the_suite_runs_on_every_python_that_is_supported():
     assert matrix["strategy"]["matrix"]["python"] == ["3.10", "3.11", "3.12", "3.13"]
 
 
+def test_every_night_runs_targets_that_there_are():
+    job = load(ROOT / ".github" / "workflows" / "nightly.yml")["jobs"]["long"]
+    assert set(job["strategy"]["matrix"]["target"]) <= {*TARGETS}
+
+
 def test_the_serving_suite_meets_the_image_that_deployments_name():
     jobs = load(ROOT / ".github" / "workflows" / "tests.yml")["jobs"]
     assert jobs["serving"]["services"]["serving"]["image"] == SERVER_IMAGE

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+from optserve.runtime import codec
+
+PREDICT = "/tensorflow.serving.PredictionService/Predict"
 
 
 def free_port() -> int:
@@ -98,14 +101,18 @@ class Versions:
 
 
 class HostileReplica:
-    """Answers every call with bytes, types, shapes or numbers that no model has."""
+    """Describes itself as ``model`` does, then answers with bytes, types, shapes or
+    numbers that no model has.
+    """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, model: str, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
-        self.calls = 0
+        self._channel = grpc.insecure_channel(model)
+        self._describe = self._channel.unary_unary(PREDICT)
+        self.answers = 0
+        service, method = PREDICT[1:].split("/")
         handler = grpc.method_handlers_generic_handler(
-            "tensorflow.serving.PredictionService",
-            {"Predict": grpc.unary_unary_rpc_method_handler(self._predict)},
+            service, {method: grpc.unary_unary_rpc_method_handler(self._predict)}
         )
         self._server = grpc.server(ThreadPoolExecutor(4))
         self._server.add_generic_rpc_handlers((handler,))
@@ -118,13 +125,17 @@ class HostileReplica:
 
     def __exit__(self, *_: object) -> None:
         self._server.stop(0).wait()
+        self._channel.close()
 
     def _predict(self, request: bytes, context: grpc.ServicerContext) -> bytes:
-        from optserve.runtime import codec
-
-        self.calls += 1
         spec = codec.decode_predict_request(request).model
-        if spec.signature == "describe" or self._rng.random() < 0.3:
+        if spec.signature in ("describe", "tokenizer"):
+            try:
+                return self._describe(request, timeout=10)
+            except grpc.RpcError:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "the model is away")
+        self.answers += 1
+        if self._rng.random() < 0.3:
             return self._rng.bytes(int(self._rng.integers(1, 200)))
         named = codec.ModelSpec(spec.name, spec.signature, spec.version or 1)
         values = [

@@ -67,15 +67,16 @@ def undisturbed(target: str) -> list[list[list[int]]]:
 def test_nothing_is_lost_and_nothing_is_different(replicas, versions):
     expected = undisturbed(replicas[0].target)
     done: Counter[str] = Counter()
-    with HostileReplica(SEED) as hostile:
+    with HostileReplica(replicas[0].target, SEED) as hostile:
         targets = [*(replica.target for replica in replicas), hostile.target]
         begin = time.monotonic()
         asyncio.run(_bad_day(targets, replicas, versions, expected, done))
-        done["hostile answer"] = hostile.calls
+        done["hostile answer"] = hostile.answers
     done["second"] = int(time.monotonic() - begin)
     print("\nchaos:", ", ".join(f"{n} {what}" for what, n in sorted(done.items())))
     assert done["failed"] == done["different"] == 0
-    assert done["SIGKILL"] and done["SIGSTOP"] and done["half-open connection"]
+    for trouble in ("SIGKILL", "SIGSTOP", "half-open connection", "hostile answer"):
+        assert done[trouble], trouble
 
 
 async def _bad_day(targets, replicas, versions, expected, done: Counter[str]) -> None:
