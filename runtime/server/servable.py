@@ -80,13 +80,16 @@ class Servable:
             options: TensorFlow's threads and XLA.
             exported: it is ours. Its weights are variables, so that looking for
                 constants to fold finds nothing, and looking a second time for anything
-                else. Both take half of the time that a large graph needs to load.
+                else. Both take half of the time that a large graph needs to load. And
+                all outputs are always fetched: they cost little beside a second program
+                of the same signature, which its first caller would wait for.
             limits: what its requests may be, for ``predict.predict`` to check.
 
         Raises:
             ServingError: it can't be loaded.
         """
         self.limits = limits
+        self._one_program = exported
         config = config_pb2.ConfigProto(
             intra_op_parallelism_threads=options.intra_op_threads,
             inter_op_parallelism_threads=options.inter_op_threads,
@@ -130,13 +133,15 @@ class Servable:
         """
         if signature.name in self._refused:
             raise internal("XLA compilation disabled")
-        run = self._callable(signature, tuple(outputs))
+        fetched = tuple(signature.outputs) if self._one_program else tuple(outputs)
+        run = self._callable(signature, fetched)
         try:
-            return run(*(BUFFERS.aligned(inputs[a]) for a in signature.inputs))
+            results = run(*(BUFFERS.aligned(inputs[a]) for a in signature.inputs))
         except tf.errors.OpError as error:
             raise from_tensorflow(error) from None
         except (TypeError, ValueError) as error:
             raise invalid_argument(str(error)) from None
+        return [results[fetched.index(alias)] for alias in outputs]
 
     def close(self) -> None:
         """Free the model's memory; no ``run`` may be under way."""

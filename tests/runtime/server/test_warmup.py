@@ -7,9 +7,12 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
+from optserve.runtime import Client
 from optserve.runtime.errors import OptserveError
 from optserve.runtime.server import EmbeddedServer, SessionOptions
 from tensorflow_serving.apis import prediction_log_pb2
+
+from tests.export.exports import exported
 
 from . import toy_models
 from .calls import Caller, refused, serving
@@ -90,3 +93,32 @@ def test_xla_signatures_are_refused_when_it_is_off(tmp_path):
             caller.predict("compiled", x=[[1.0]])
     with serving(tmp_path) as caller:
         assert caller.predict("compiled", x=[[1.0]])["y"].tolist() == [[2.0]]
+
+
+@pytest.fixture(scope="module")
+def export() -> EmbeddedServer:
+    with EmbeddedServer(exported("pre_ln").parent) as server:
+        yield server
+
+
+def test_no_call_that_a_client_makes_waits_for_a_program(export):
+    """Whatever signature and outputs are asked for, loading has prepared them."""
+    with export.manager.lease("opt", None) as (_, servable):
+        programs = dict(servable._callables)
+        with Client(export.target) as client:
+            client.generate([[2, 5], list(range(4, 40))], max_new_tokens=9)
+            client.generate([[2, 5]], max_new_tokens=3, top_logprobs=2)
+            client.score([[2, 5, 6]])
+            client.embed([[2, 5, 6]])
+        assert servable._callables == programs and len(programs) >= 7
+
+
+def test_some_outputs_of_an_export_are_those_of_all(export):
+    given = {"input_ids": np.int32([[2, 5, 6]]), "input_length": np.int32([3])}
+    with Caller(export.target, "opt") as caller:
+        request = caller.request("prefill", **given)
+        both = caller.prediction.Predict(request, timeout=30).outputs
+        for name in both:
+            request.output_filter[:] = [name]
+            one = caller.prediction.Predict(request, timeout=30).outputs
+            assert list(one) == [name] and one[name] == both[name]
