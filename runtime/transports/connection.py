@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypedDict
 
+from ..certificates import why_unusable
 from ..codec import EXPANSION_LIMIT
 from ..contract import MESSAGE_LIMIT
 from ..errors import InvalidRequest
@@ -66,13 +67,15 @@ class Tls:
         """PEM bytes of roots, private key and chain.
 
         Raises:
-            InvalidRequest: a file can't be read or holds no PEM.
+            InvalidRequest: a file can't be read or holds no PEM, or key and
+                certificate don't belong together.
         """
-        return (
-            _pem(self.roots, "roots"),
-            _pem(self.private_key, "private_key"),
-            _pem(self.certificate_chain, "certificate_chain"),
-        )
+        roots = _pem(self.roots, "roots")
+        key = _pem(self.private_key, "private_key")
+        chain = _pem(self.certificate_chain, "certificate_chain")
+        if key and chain and (reason := why_unusable(chain, key)):
+            raise InvalidRequest(f"private_key and certificate_chain {reason}")
+        return roots, key, chain
 
 
 @dataclass(frozen=True, kw_only=True)

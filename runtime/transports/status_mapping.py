@@ -124,9 +124,14 @@ def error_for(
         )
     if failure is Failure.DOWN:
         reason = _reason(details) or code
+        advice = "check the address, or start a server with `optserve serve OUT`"
+        if "Socket closed" in reason:  # all that a client hears of a failed handshake
+            advice = (
+                "if it is up, it may want TLS (--tls, or `tls`), or a client's "
+                "certificate with it (--tls-cert, or `certificate_chain`)"
+            )
         return Unavailable(
-            f"no server answers at {_places(target, others)} ({reason}): "
-            "check the address, or start a server with `optserve serve OUT`"
+            f"no server answers at {_places(target, others)} ({reason}): {advice}"
         )
     if failure is Failure.MISSING:
         return _missing(details, target, model)

@@ -128,7 +128,7 @@ def test_certificates_that_cannot_work_are_refused_before_anyone_calls(certifica
     ca, (key, cert), (other_key, _) = certificates
     assert server_credentials(TlsOptions(key, cert, ca, True)) is not None
     for tls, words in (
-        (TlsOptions(other_key, cert), "server_key is not the private key of"),
+        (TlsOptions(other_key, cert), "do not belong together"),
         (TlsOptions(key, cert, client_verify=True), "there is no custom_ca"),
         (TlsOptions(key, cert, b"nonsense", True), "custom_ca holds no PEM"),
         (TlsOptions(b"nonsense", cert), "server_key is not PEM"),

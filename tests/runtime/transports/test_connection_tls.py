@@ -7,7 +7,7 @@ import time
 import grpc
 import numpy as np
 import pytest
-from optserve.runtime.errors import Unavailable
+from optserve.runtime.errors import InvalidRequest, Unavailable
 from optserve.runtime.transports.base import Call
 from optserve.runtime.transports.connection import Retry, Tls
 
@@ -74,3 +74,20 @@ def test_tls_against_a_server_in_the_clear(server, connect, authority) -> None:
     )
     with pytest.raises(Unavailable):
         transport.call(CALL, timeout=10)
+
+
+def test_whoever_lacks_tls_or_a_certificate_is_told(authority, connect) -> None:
+    with secure(authority, clients=Authority()) as server:
+        for tls in (None, Tls(roots=authority.roots)):
+            transport = connect(server.target, tls=tls, retry=Retry(connect=0.2))
+            with pytest.raises(Unavailable, match=r"may want TLS .* client's"):
+                transport.call(CALL, timeout=10)
+
+
+def test_a_key_of_another_certificate_is_refused_before_connecting(authority) -> None:
+    chain, _ = authority.issue("client")
+    _, key = authority.issue("client")
+    tls = Tls(roots=authority.roots, certificate_chain=chain, private_key=key)
+    with pytest.raises(InvalidRequest, match="do not belong together") as error:
+        tls.load()
+    assert "PRIVATE" not in str(error.value)
