@@ -63,7 +63,7 @@ test-reference: pyproject.toml
 
 PEERS := ctranslate2-int8,ctranslate2-float32,openvino-int8,openvino-int4,torch-bfloat16
 DECODED := optserve-int8,optserve-xla-int8,optserve-jax-int8,optserve-litert-int8
-DECODED := $(DECODED),optserve-float32,optserve-xla-float32,$(PEERS),onnxruntime-float32
+DECODED := $(DECODED),optserve-float32,optserve-xla-float32,$(PEERS),torchao-int8,onnxruntime-float32
 LOADED := optserve-int8,optserve-xla-int8,openvino-paged-int8,ctranslate2-int8
 LONG := optserve-int8,optserve-xla-int8,ctranslate2-int8,openvino-int8
 FIGURES := bench-work/figures.json bench-work/figures-900.json bench-work/figures-load.json
@@ -74,7 +74,7 @@ bench: $(VENV)/ready
 	$(PYTHON) -m venv $(VENV)-peers
 	$(VENV)-peers/bin/python -m pip install --quiet torch==2.13.0
 	$(VENV)-peers/bin/python -m pip install --quiet ctranslate2 'transformers<5' \
-	    onnxruntime optimum-onnx openvino-genai 'optimum-intel[openvino]' nncf
+	    onnxruntime optimum-onnx openvino-genai 'optimum-intel[openvino]' nncf torchao
 	mkdir -p bench-work
 	$(BIN)/optserve bench --peer-python $(VENV)-peers/bin/python --rounds 3 \
 	    --batches 1,8 --engines $(DECODED) --json bench-work/figures.json

@@ -40,6 +40,7 @@ PEERS = (
     "openvino-paged-int4",
     "torch-bfloat16",
     "torch-float32",
+    "torchao-int8",
     "onnxruntime-float32",
     "litert-torch-opt-int8",
     "litert-torch-opt-float32",

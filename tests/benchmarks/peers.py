@@ -94,14 +94,20 @@ def hugging_face(model: Any, array: Callable, ones_like: Callable) -> Generate:
 
 
 def torch_engine(dtype: str, checkpoint: Path, cache: Path, threads: int) -> Runner:
-    """PyTorch through transformers' generate."""
+    """PyTorch through transformers' generate; int8 is torchao's, uncompiled."""
     import torch
     import transformers
 
     torch.set_num_threads(threads)
+    quantised = dtype == "int8"
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        checkpoint, dtype=getattr(torch, dtype)
+        checkpoint, dtype=torch.float32 if quantised else getattr(torch, dtype)
     ).eval()
+    if quantised:
+        from torchao import quantization
+
+        recipe = quantization.Int8DynamicActivationInt8WeightConfig()
+        quantization.quantize_(model, recipe)
     generate = hugging_face(model, torch.tensor, torch.ones_like)
     version = f"{torch.__version__}, transformers {transformers.__version__}"
     return Runner(version, torch.inference_mode()(generate))
@@ -170,6 +176,7 @@ ENGINES: dict[str, tuple[Callable[..., Runner], str]] = {
     "openvino-paged-int4": (peers_openvino.paged_engine, "int4"),
     "torch-bfloat16": (torch_engine, "bfloat16"),
     "torch-float32": (torch_engine, "float32"),
+    "torchao-int8": (torch_engine, "int8"),
     "onnxruntime-float32": (onnxruntime_engine, "float32"),
     "litert-torch-opt-int8": (peers_litert.engine, "opt-int8"),
     "litert-torch-opt-float32": (peers_litert.engine, "opt-float32"),
