@@ -52,7 +52,7 @@ async def publisher(
 ) -> None:
     """New versions of the same weights, now and then a corrupt one."""
     while True:
-        await asyncio.sleep(dice.uniform(5, 15))
+        await asyncio.sleep(dice.uniform(3, 8))
         if dice.random() < 0.3:
             folder = await asyncio.to_thread(versions.publish_corrupt)
             done["corrupt version"] += 1
