@@ -79,10 +79,11 @@ def _request(record: bytes, what: str) -> PredictRequest | None:
 
 
 def _named(request: PredictRequest) -> str:
-    """What a request asks for, by its largest shapes: enough to tell them apart."""
-    shapes = [
-        f"{alias} {list(array.shape)}"
-        for alias, array in request.inputs.items()
-        if array.ndim > 1
-    ]
-    return " ".join([request.model.signature or "serving_default", *shapes[:2]])
+    """Signature, rows, and new tokens and cache slots of each, or the shapes."""
+    name = request.model.signature or "serving_default"
+    shapes = {alias: array.shape for alias, array in request.inputs.items()}
+    ids, cache = shapes.get("input_ids", ()), shapes.get("cache", ())
+    if len(ids) != 2:
+        return f"{name} {shapes}"
+    slots = f", {cache[1]} cached" if len(cache) > 1 else ""
+    return f"{name} of {ids[0]} × {ids[1]} tokens{slots}"

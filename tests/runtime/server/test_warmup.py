@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import numpy as np
@@ -122,3 +123,18 @@ def test_some_outputs_of_an_export_are_those_of_all(export):
             request.output_filter[:] = [name]
             one = caller.prediction.Predict(request, timeout=30).outputs
             assert list(one) == [name] and one[name] == both[name]
+
+
+def test_the_log_says_what_is_prepared(caplog, monkeypatch):
+    monkeypatch.setattr("optserve.runtime.server.progress._WORTH_A_LINE", 0)
+    with caplog.at_level("INFO", "optserve.server"):
+        EmbeddedServer(exported("pre_ln").parent).stop()
+    steps = [r.step for r in caplog.records if hasattr(r, "step")]
+    first = ["files checked", "graph and weights loaded", "warm-up: describe"]
+    assert steps[:3] == first
+    numbered = [re.fullmatch(r"warm-up (\d+)/(\d+): .*", s) for s in steps[3:]]
+    count = len(numbered)
+    assert [(m[1], m[2]) for m in numbered] == [
+        (str(i + 1), str(count)) for i in range(count)
+    ]
+    assert any("generate_8 of 1 × 1 tokens, " in step for step in steps)
