@@ -7,6 +7,7 @@ driven a second time through the official TensorFlow Serving stub alone.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from optserve.runtime.server import EmbeddedServer
 
 from tests.export.exports import TINY, exported_tiny
 
+ROOT = Path(__file__).parents[1]
 PROMPT = "ROMEO:"
 NEW = 40
 
@@ -55,6 +57,16 @@ def test_client_makes_the_keras_models_tokens(server, expected):
     assert [token for piece in pieces for token in piece.tokens] == expected
     assert "".join(piece.text for piece in pieces) == found.text
     assert found.finish_reason == "length"
+
+
+def test_the_readmes_code_runs(server, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "README.md").read_text()
+    codes = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    for code in codes:
+        exec(code.replace("127.0.0.1:8500", server.target), {})
+    assert len(codes) == 2
+    assert "(1, 3, 1024)" in capsys.readouterr().out  # the last thing printed
 
 
 def test_official_stub_makes_the_same_tokens(server, expected):
