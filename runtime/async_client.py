@@ -28,7 +28,7 @@ import numpy as np
 from ..models.tokenizer import Tokenizer
 from .contract import Manifest
 from .conversation import AsyncConversation
-from .decoding.deadlines import deadline_in, time_left
+from .decoding.deadlines import check_waits, deadline_in, time_left
 from .decoding.driver import run_async
 from .decoding.engine import Engine
 from .decoding.loop import Task
@@ -42,10 +42,10 @@ from .errors import (
     Cancelled,
     DeadlineExceeded,
     IncompatibleModel,
-    InvalidRequest,
     OptserveError,
     ServerError,
 )
+from .option_checks import check_whole
 from .options import GenerationKeywords, GenerationOptions, Prompt
 from .results import Chunk, Generation, Score
 from .telemetry import open_telemetry, streamed_async
@@ -100,9 +100,10 @@ class AsyncClient:
         transport: AsyncTransport | None = None,
         **options: Unpack[TransportKeywords],
     ) -> None:
-        for name, value in (("max_active", max_active), ("in_flight", in_flight)):
-            if value is not None and value < 1:
-                raise InvalidRequest(f"{name} must be 1 or more, got {value}")
+        check_waits(connect_timeout, wait)
+        check_whole("max_active", max_active, 1)
+        if in_flight is not None:
+            check_whole("in_flight", in_flight, 1)
         self._tokenizer = open_tokenizer(tokenizer)
         self._telemetry = open_telemetry(telemetry, model)
         self._max_rows = max_rows

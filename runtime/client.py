@@ -20,7 +20,7 @@ import numpy as np
 from ..models.tokenizer import Tokenizer
 from .contract import Manifest
 from .conversation import Conversation
-from .decoding.deadlines import deadline_in, time_left
+from .decoding.deadlines import check_waits, deadline_in, time_left
 from .decoding.driver import drive, run
 from .decoding.loop import Task
 from .decoding.model_versions import IDENTITY
@@ -86,6 +86,7 @@ class Client:
         transport: Transport | None = None,
         **options: Unpack[TransportKeywords],
     ) -> None:
+        check_waits(connect_timeout, wait)
         own_tokenizer = open_tokenizer(tokenizer)
         self._telemetry = open_telemetry(telemetry, model)
         self._transport = transport or open_transport(

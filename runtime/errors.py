@@ -17,9 +17,18 @@ Every message is one sentence that says what was expected, what came, what to do
 
 from __future__ import annotations
 
+from .printable import printable
+
 
 class OptserveError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose.
+
+    Its message may quote a server or a file, so what would act on a terminal is shown
+    as an escape.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
 
 
 class InvalidRequest(OptserveError, ValueError):
@@ -35,7 +44,7 @@ class IncompatibleModel(OptserveError):
 
 
 class MalformedReply(OptserveError):
-    """A reply does not decode, or its tensors have the wrong shape."""
+    """A reply does not decode, or has not the shapes and values asked for."""
 
 
 class MalformedMessage(MalformedReply, ValueError):

@@ -9,7 +9,13 @@ from typing import Literal, TypedDict
 
 from ..models.generation.logits_processors import LogitsProcessor
 from .errors import InvalidRequest
+from .option_checks import INT32_MAX, check_number, check_seconds, check_whole
 from .sampling import GREEDY, Sampling
+
+MOST_SEQUENCES = 4096
+"""Most beams, or samples of one prompt."""
+
+_LARGEST_BIAS = 1e30  # added to a logit, far from where float32 ends
 
 Prompt = str | Sequence[int]
 """Text, or token ids taken as they are."""
@@ -31,16 +37,9 @@ class Beams:
     early_stopping: bool | Literal["never"] = False
 
     def __post_init__(self) -> None:
-        if self.width < 1:
-            raise InvalidRequest(f"a beam search's width must be 1+, got {self.width}")
-        if not 1 <= self.returned <= self.width:
-            raise InvalidRequest(
-                f"returned must be 1 to width ({self.width}), got {self.returned}"
-            )
-        if not math.isfinite(self.length_penalty):
-            raise InvalidRequest(
-                f"length_penalty must be finite, got {self.length_penalty}"
-            )
+        check_whole("a beam search's width", self.width, 1, MOST_SEQUENCES)
+        check_whole("returned", self.returned, 1, self.width)
+        check_number("length_penalty", self.length_penalty, -100, 100)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,16 +60,14 @@ class Constraints:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.no_repeat_ngram < 0:
-            raise InvalidRequest(
-                f"no_repeat_ngram must be 0 (off) or more, got {self.no_repeat_ngram}"
-            )
-        if self.min_new_tokens < 0:
-            raise InvalidRequest(
-                f"min_new_tokens must be 0 or more, got {self.min_new_tokens}"
-            )
-        if any(math.isnan(bias) for bias in self.logit_bias.values()):
-            raise InvalidRequest("logit_bias must hold numbers, got NaN")
+        check_whole("no_repeat_ngram", self.no_repeat_ngram, 0)
+        check_whole("min_new_tokens", self.min_new_tokens, 0)
+        for token, bias in self.logit_bias.items():
+            _check_id("logit_bias", token)
+            check_number("logit_bias", bias, -math.inf, _LARGEST_BIAS)
+        for step, token in self.forced.items():
+            check_whole("a step of forced", step, 0)
+            _check_id("forced", token)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,16 +104,14 @@ class GenerationOptions:
     timeout: float | None = None
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise InvalidRequest(
-                f"max_new_tokens must be 1 or more, got {self.max_new_tokens}"
-            )
+        check_whole("max_new_tokens", self.max_new_tokens, 1)
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
         if any(not isinstance(s, str) or not s for s in self.stop):
             raise InvalidRequest("stop must be strings that aren't empty")
-        if self.samples < 1:
-            raise InvalidRequest(f"samples must be 1 or more, got {self.samples}")
+        for token in self.stop_token_ids or ():
+            _check_id("stop_token_ids", token)
+        check_whole("samples", self.samples, 1, MOST_SEQUENCES)
         if self.samples > 1 and (self.beams or self.sampling_or_greedy.greedy):
             raise InvalidRequest(
                 "several samples need sampling with a temperature above 0: "
@@ -126,16 +121,13 @@ class GenerationOptions:
             raise InvalidRequest(
                 "beam search takes no temperature: give one of the two"
             )
-        if self.top_logprobs < 0:
-            raise InvalidRequest(
-                f"top_logprobs must be 0 or more, got {self.top_logprobs}"
-            )
+        check_whole("top_logprobs", self.top_logprobs, 0)
         if self.truncate not in (None, "left"):
             raise InvalidRequest(
                 f"truncate must be None or 'left', got {self.truncate!r}"
             )
-        if self.timeout is not None and not self.timeout > 0:
-            raise InvalidRequest(f"timeout must be above 0, got {self.timeout}")
+        if self.timeout is not None:
+            check_seconds("timeout", self.timeout)
 
     @property
     def sampling_or_greedy(self) -> Sampling:
@@ -155,6 +147,11 @@ class GenerationOptions:
             or self.beams
             or (self.constraints and self.constraints != Constraints())
         )
+
+
+def _check_id(where: str, token: int) -> None:
+    """A whole number; whether the model has it is known only when connected."""
+    check_whole(f"a token id of {where}", token, -INT32_MAX)
 
 
 class GenerationKeywords(TypedDict, total=False):

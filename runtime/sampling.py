@@ -14,7 +14,6 @@ One row at a time, in this order (the graphs' ``generate_{N}`` do the same):
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -28,7 +27,10 @@ from ..models.generation.sampling import (
     log_softmax,
     penalize,
 )
-from .errors import InvalidRequest
+from .option_checks import INT32_MAX, check_number, check_whole
+
+_TINY = float(np.finfo(np.float32).tiny)
+_SMALLEST_DIVISOR, _LARGEST_DIVISOR = 1e-6, 1e38
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,20 +50,14 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise InvalidRequest(
-                f"temperature must be 0 (greedy) or more, got {self.temperature}"
-            )
-        if self.top_k < 0:
-            raise InvalidRequest(f"top_k must be 0 (off) or more, got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise InvalidRequest(f"top_p must be in (0, 1], got {self.top_p}")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise InvalidRequest(
-                f"repetition_penalty must be above 0, got {self.repetition_penalty}"
-            )
-        if self.seed is not None and not -(2**63) <= self.seed < 2**64:
-            raise InvalidRequest(f"seed must fit 64 bits, got {self.seed}")
+        if self.temperature != 0:
+            _check_divisor("temperature", self.temperature, "0 (greedy) or ")
+        check_whole("top_k", self.top_k, 0, hint=f"0 (off) to {INT32_MAX}")
+        # Below that, float32 has no number but 0.
+        check_number("top_p", self.top_p, _TINY, 1, "in (0, 1]")
+        _check_divisor("repetition_penalty", self.repetition_penalty)
+        if self.seed is not None:
+            check_whole("seed", self.seed, -(2**63), 2**64 - 1, "a number of 64 bits")
 
     @property
     def greedy(self) -> bool:
@@ -70,14 +66,20 @@ class Sampling:
 
     def seeded(self, offset: int = 0) -> Sampling:
         """The same with a seed for certain; ``offset`` gives other draws of it."""
-        seed = secrets.randbits(63) if self.seed is None else self.seed
+        seed = secrets.randbits(63) if self.seed is None else int(self.seed)
         return replace(self, seed=(seed + offset) % 2**64)
 
     def key(self) -> np.ndarray:
         """The seed as the ``[2]`` int32 that the graphs take: low word, high word."""
-        seed = (self.seed or 0) % 2**64
+        seed = int(self.seed or 0) % 2**64
         words = np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32)
         return words.view(np.int32)
+
+
+def _check_divisor(name: str, value: float, besides: str = "") -> None:
+    """Logits are divided by it, in float32: neither 0 nor infinity may come of it."""
+    span = f"{besides}{_SMALLEST_DIVISOR:g} to {_LARGEST_DIVISOR:g}"
+    check_number(name, value, _SMALLEST_DIVISOR, _LARGEST_DIVISOR, span)
 
 
 GREEDY = Sampling(temperature=0.0, seed=0)

@@ -16,7 +16,7 @@ from ..errors import InvalidRequest
 from ..options import Beams, Constraints, GenerationKeywords
 from ..printable import printable
 from ..sampling import Sampling
-from .local_targets import is_local
+from ..transports.connection import Connection, Tls, check_secrecy
 
 _INT32 = 2**31 - 1
 _SMALLEST, _LARGEST = 1e-37, 1e38  # that float32 holds with all its digits
@@ -264,8 +264,6 @@ def _connection(args: argparse.Namespace) -> dict[str, Any]:
     files = (args.tls_ca, args.tls_cert, args.tls_key)
     encrypted = args.tls or args.tls_server_name or any(files)
     if encrypted:
-        from ..transports.connection import Tls
-
         roots, chain, key = (None if file is None else Path(file) for file in files)
         options["tls"] = Tls(
             roots=roots,
@@ -274,8 +272,9 @@ def _connection(args: argparse.Namespace) -> dict[str, Any]:
             server_name=args.tls_server_name,
         )
     if args.token_file:
-        if not (encrypted or args.insecure_token):
-            _require_local(args.target)
+        options["insecure_token"] = args.insecure_token
+        secret = [("authorization", "")]
+        check_secrecy(secret, args.target, Connection(**options))
         options["metadata"] = _bearer_token(Path(args.token_file))
     return options
 
@@ -287,16 +286,6 @@ def _bearer_token(path: Path) -> Callable[[], list[tuple[str, str]]]:
         )
     path.read_bytes()  # tells at once where it can't be read
     return lambda: [("authorization", "Bearer " + path.read_text().strip())]
-
-
-def _require_local(targets: list[str]) -> None:
-    """Refuse to send a secret in the clear to where others may read it."""
-    for target in targets:
-        if not is_local(target):
-            raise InvalidRequest(
-                f"the token would go to {target} without encryption: add --tls (or "
-                "another --tls option), or --insecure-token if nobody can listen there"
-            )
 
 
 def say(text: str, *, end: str = "") -> None:

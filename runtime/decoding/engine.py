@@ -12,6 +12,7 @@ import numpy as np
 from ...models.tokenizer import Detokenizer, Tokenizer, TokenizerError
 from ..contract import tokens_per_call
 from ..errors import InvalidRequest, PromptTooLong
+from ..option_checks import check_seconds, check_whole
 from ..options import GenerationOptions, Prompt
 from ..results import Generation, Score
 from ..transports.base import Call
@@ -34,8 +35,8 @@ class Engine:
     def __init__(
         self, versions: ModelVersions, tokenizer: Tokenizer | None, max_rows: int | None
     ) -> None:
-        if max_rows is not None and max_rows < 1:
-            raise InvalidRequest(f"max_rows must be 1 or more, got {max_rows}")
+        if max_rows is not None:
+            check_whole("max_rows", max_rows, 1)
         self.versions = versions
         self.tokenizer = tokenizer
         sizes = versions.current.manifest.batch_sizes
@@ -232,6 +233,8 @@ class Engine:
         return self.versions.of(call.version).padded_rows(rows)
 
     def _limits(self, timeout: float | None) -> tuple[ModelVersions, int, float | None]:
+        if timeout is not None:
+            check_seconds("timeout", timeout)
         return self.versions, self.capacity, deadline_in(timeout)
 
     def _whole(self, texts: Iterable[Prompt]) -> list[list[int]]:

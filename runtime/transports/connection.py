@@ -5,7 +5,9 @@ Nothing here imports grpc.
 
 from __future__ import annotations
 
+import os
 import re
+import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,8 @@ from ..certificates import why_unusable
 from ..codec import EXPANSION_LIMIT
 from ..contract import MESSAGE_LIMIT
 from ..errors import InvalidRequest
+from ..option_checks import check_seconds, check_whole
+from .addresses import is_local
 
 Metadata = Iterable[tuple[str, str | bytes]]
 """Pairs sent with every call; names ending in ``-bin`` have bytes as values."""
@@ -28,17 +32,14 @@ Only the asyncio transport takes a function that returns an awaitable.
 Pem = bytes | str | Path
 """PEM text as bytes or str, or the path of a file that holds it."""
 
-SCHEMES = ("unix:", "unix-abstract:", "vsock:", "dns:", "ipv4:", "ipv6:", "xds:")
-"""How gRPC addresses begin that aren't HOST:PORT."""
-
+_ROOTS_FILES = (  # Debian, Fedora, Alpine and macOS
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/cert.pem",
+)
+_LONGEST_MS = 2e6  # seconds; gRPC counts milliseconds in 32 bits
 _METADATA_KEY = re.compile(r"[0-9a-z_.-]+")
-_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^:/\s]+):([0-9]{1,5})")
-_SCHEME = re.compile(rf"({'|'.join(SCHEMES)})\S+")
-
-
-def _positive(what: str, value: float) -> None:
-    if not value > 0:
-        raise InvalidRequest(f"the {what} must be above 0, got {value}")
+_SECRET = re.compile(r"authorization|cookie|token|secret|password|api-?key")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,8 @@ class Tls:
     """Encrypt, and check who answers.
 
     Attributes:
-        roots: certificates to trust; None trusts gRPC's own list.
+        roots: certificates to trust; None trusts the system's, or gRPC's own list where
+            the system has none.
         certificate_chain: the client's certificate, for servers that ask (mTLS).
         private_key: its key.
         server_name: the name expected in the server's certificate, if not the host's.
@@ -70,7 +72,7 @@ class Tls:
             InvalidRequest: a file can't be read or holds no PEM, or key and
                 certificate don't belong together.
         """
-        roots = _pem(self.roots, "roots")
+        roots = _system_roots() if self.roots is None else _pem(self.roots, "roots")
         key = _pem(self.private_key, "private_key")
         chain = _pem(self.certificate_chain, "certificate_chain")
         if key and chain and (reason := why_unusable(chain, key)):
@@ -90,8 +92,8 @@ class Keepalive:
     timeout: float = 20.0
 
     def __post_init__(self) -> None:
-        _positive("keepalive interval", self.interval)
-        _positive("keepalive timeout", self.timeout)
+        check_seconds("keepalive interval", self.interval, most=_LONGEST_MS)
+        check_seconds("keepalive timeout", self.timeout, most=_LONGEST_MS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,11 +119,10 @@ class Retry:
     busy_rounds: int = 5
 
     def __post_init__(self) -> None:
-        for name in ("connect", "recover", "first_wait", "longest_wait", "busy_rounds"):
-            if not getattr(self, name) >= 0:
-                raise InvalidRequest(
-                    f"retry {name} must be 0 or more, got {getattr(self, name)}"
-                )
+        for name in ("recover", "first_wait", "longest_wait"):
+            check_seconds(f"retry {name}", getattr(self, name), zero=True)
+        check_seconds("retry connect", self.connect, most=_LONGEST_MS, zero=True)
+        check_whole("retry busy_rounds", self.busy_rounds, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +136,8 @@ class Ejection:
     longest: float = 10.0
 
     def __post_init__(self) -> None:
-        _positive("ejection first", self.first)
-        _positive("ejection longest", self.longest)
+        check_seconds("ejection first", self.first)
+        check_seconds("ejection longest", self.longest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,11 +152,10 @@ class Limits:
     expansion: int = EXPANSION_LIMIT
 
     def __post_init__(self) -> None:
-        if not 0 < self.message <= MESSAGE_LIMIT:
-            raise InvalidRequest(
-                f"the message limit must be 1 to {MESSAGE_LIMIT}, got {self.message}"
-            )
-        _positive("expansion limit", self.expansion)
+        check_whole(
+            "the message limit", self.message, 1, hint=f"1 to {MESSAGE_LIMIT} bytes"
+        )
+        check_whole("the expansion limit", self.expansion, 1, 2**63 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +165,8 @@ class Connection:
     Attributes:
         tls: encrypt; None sends in the clear.
         metadata: pairs for every call, or a function that makes them. Never logged.
+        insecure_token: send tokens and the like (pairs named authorization, …token,
+            …api-key, cookie …) without encryption to other machines, too.
         attempt_timeout: seconds after which one attempt is given up and made
             elsewhere; None lets it take as long as the call may.
         retry: how failed calls are repeated.
@@ -178,6 +180,7 @@ class Connection:
 
     tls: Tls | None = None
     metadata: MetadataSource = field(default=(), repr=False)
+    insecure_token: bool = False
     attempt_timeout: float | None = None
     retry: Retry = Retry()
     ejection: Ejection = Ejection()
@@ -189,7 +192,7 @@ class Connection:
 
     def __post_init__(self) -> None:
         if self.attempt_timeout is not None:
-            _positive("attempt_timeout", self.attempt_timeout)
+            check_seconds("attempt_timeout", self.attempt_timeout)
         if self.compression not in (None, "gzip", "deflate"):
             raise InvalidRequest(
                 f"compression must be None, 'gzip' or 'deflate', "
@@ -204,6 +207,7 @@ class ConnectionKeywords(TypedDict, total=False):
 
     tls: Tls | None
     metadata: MetadataSource
+    insecure_token: bool
     attempt_timeout: float | None
     retry: Retry
     ejection: Ejection
@@ -212,29 +216,6 @@ class ConnectionKeywords(TypedDict, total=False):
     compression: Literal["gzip", "deflate"] | None
     user_agent: str
     channel_options: Sequence[tuple[str, str | int]]
-
-
-def checked_targets(targets: str | Iterable[str]) -> tuple[str, ...]:
-    """The addresses as a tuple, each once.
-
-    Raises:
-        InvalidRequest: none, or one that is not ``HOST:PORT``, ``unix:PATH`` or
-            another of gRPC's own schemes.
-    """
-    addresses = (targets,) if isinstance(targets, str) else tuple(targets)
-    if not addresses:
-        raise InvalidRequest("no server address was given: write HOST:PORT")
-    for target in addresses:
-        match = isinstance(target, str) and _HOST_PORT.fullmatch(target)
-        if match and 0 < int(match.group(2)) < 65536:
-            continue
-        if isinstance(target, str) and _SCHEME.fullmatch(target):
-            continue
-        raise InvalidRequest(
-            f"{target!r} is not a server's address: write HOST:PORT, unix:PATH or "
-            "dns:///NAME:PORT"
-        )
-    return tuple(dict.fromkeys(addresses))
 
 
 def checked_label(label: str) -> str:
@@ -246,6 +227,26 @@ def checked_label(label: str) -> str:
     if not isinstance(label, str) or (label and not label.isprintable()):
         raise InvalidRequest(f"a version label is a short text, got {label!r}")
     return label
+
+
+def check_secrecy(
+    pairs: Metadata, targets: Iterable[str], connection: Connection
+) -> None:
+    """Refuse to send a secret in the clear to where others may read it.
+
+    Raises:
+        InvalidRequest: it would be; the secret is not repeated.
+    """
+    if connection.tls or connection.insecure_token:
+        return
+    secrets = [name for name, _ in pairs if _SECRET.search(name)]
+    remote = [target for target in targets if not is_local(target)]
+    if secrets and remote:
+        raise InvalidRequest(
+            f"the metadata {secrets[0]!r} would go to {remote[0]} without encryption: "
+            "use TLS (tls=Tls(), --tls), or say that nobody can listen there "
+            "(insecure_token=True, --insecure-token)"
+        )
 
 
 def checked_metadata(pairs: Metadata) -> tuple[tuple[str, str | bytes], ...]:
@@ -292,3 +293,18 @@ def _pem(source: Pem | None, what: str) -> bytes | None:
     if b"-----BEGIN" not in source:
         raise InvalidRequest(f"the TLS {what} holds no PEM (-----BEGIN …)")
     return source
+
+
+def _system_roots() -> bytes | None:
+    """The certificates that this machine trusts; None leaves it to gRPC.
+
+    gRPC's Python package brings a list of its own and doesn't look at the system's,
+    where an organisation's own authority is.
+    """
+    if "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH" in os.environ:
+        return None
+    default = ssl.get_default_verify_paths().cafile
+    for path in (default, *_ROOTS_FILES):
+        if path and os.path.isfile(path):
+            return Path(path).read_bytes()
+    return None

@@ -12,12 +12,13 @@ import grpc.aio
 
 from ..codec import ModelMetadata
 from ..errors import InvalidRequest
+from .addresses import checked_targets
 from .base import AsyncTransport, Call, Identity, Reply
 from .connection import (
     Connection,
     ConnectionKeywords,
+    check_secrecy,
     checked_metadata,
-    checked_targets,
 )
 from .grpc_channel import open_channel, outcome_of, reply_limit
 from .operations import Operation, Operations, Pause, TargetStatus
@@ -172,7 +173,9 @@ class AsyncGrpcTransport(AsyncTransport):
         pairs = source()
         if inspect.isawaitable(pairs):
             pairs = await pairs
-        return checked_metadata(pairs)
+        checked = checked_metadata(pairs)
+        check_secrecy(checked, self.targets, self._operations.connection)
+        return checked
 
 
 def _being_cancelled() -> bool:

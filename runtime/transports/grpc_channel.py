@@ -9,11 +9,11 @@ import grpc
 
 from ..contract import MESSAGE_LIMIT
 from ..grpc_options import LONG_MESSAGES
+from .addresses import is_local
 from .connection import Connection
 from .status_mapping import Outcome
 
 _REPLY_LIMITS = (4 << 20, 32 << 20, 256 << 20, MESSAGE_LIMIT)
-_LOOPBACK = ("127.", "localhost:", "[::1]:")
 
 _COMPRESSION = {
     None: None,
@@ -44,7 +44,7 @@ def open_channel(api: Any, target: str, connection: Connection, limit: int) -> A
         InvalidRequest: the TLS files can't be read.
     """
     options = channel_arguments(connection, limit)
-    if target.startswith(_LOOPBACK):  # http_proxy leads nowhere for this machine
+    if is_local(target):  # http_proxy leads nowhere for this machine
         options.append(("grpc.enable_http_proxy", 0))
     compression = _COMPRESSION[connection.compression]
     if connection.tls is None:

@@ -15,12 +15,13 @@ import grpc
 
 from ..codec import ModelMetadata
 from ..errors import InvalidRequest
+from .addresses import checked_targets
 from .base import Call, Identity, Reply, Transport
 from .connection import (
     Connection,
     ConnectionKeywords,
+    check_secrecy,
     checked_metadata,
-    checked_targets,
 )
 from .grpc_channel import open_channel, outcome_of, reply_limit
 from .operations import Operation, Operations, Pause, TargetStatus
@@ -192,4 +193,6 @@ class GrpcTransport(Transport):
                 "the metadata function returned an awaitable: "
                 "only the asyncio client can wait for it"
             )
-        return checked_metadata(pairs)
+        checked = checked_metadata(pairs)
+        check_secrecy(checked, self.targets, self._operations.connection)
+        return checked

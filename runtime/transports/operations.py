@@ -40,7 +40,7 @@ from ..errors import (
     VersionGone,
 )
 from .base import Call, Identity, Reply
-from .connection import Connection, checked_label
+from .connection import Connection, check_secrecy, checked_label
 from .replicas import Replicas
 from .retry_policy import Attempts
 from .same_model import SameModel
@@ -131,6 +131,8 @@ class Operations:
         if not model:
             raise InvalidRequest("the model has no name: give the served model's name")
         checked_label(label)
+        if not callable(connection.metadata):
+            check_secrecy(connection.metadata, targets, connection)
         self.targets = targets
         self.model = model
         self.label = label

@@ -10,8 +10,9 @@ from typing import Any
 from ...models.tokenizer import Tokenizer, TokenizerError
 from ..errors import InvalidRequest
 from ..model_dir import SAVED_MODEL_FILE, version_folders
+from .addresses import SCHEMES
 from .base import AsyncTransport, Identity, Transport
-from .connection import SCHEMES, ConnectionKeywords
+from .connection import ConnectionKeywords
 
 
 class TransportKeywords(ConnectionKeywords, total=False):

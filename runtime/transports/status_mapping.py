@@ -21,6 +21,7 @@ from ..errors import (
     Unavailable,
     VersionGone,
 )
+from ..printable import sentence
 
 
 @dataclass(frozen=True)
@@ -212,8 +213,8 @@ def _places(target: str, others: int) -> str:
 
 
 def one_line(details: str) -> str:
-    """A status message without line breaks, and of a length that can be shown."""
-    line = " ".join(details.split())
+    """A status message on one line, printable, and of a length that can be shown."""
+    line = sentence(details)
     return line if len(line) <= 300 else line[:297] + "…"
 
 

@@ -8,8 +8,8 @@ import os
 import pytest
 from optserve.runtime import cli
 from optserve.runtime.commands.arguments import add_connection, opened_client
-from optserve.runtime.commands.local_targets import is_local
 from optserve.runtime.errors import InvalidRequest
+from optserve.runtime.transports.addresses import is_local
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ HERE += ["127.9.9.9:1", "dns:///localhost:8500", "unix-abstract:opt"]
 def test_a_token_does_not_leave_the_machine_in_the_clear(opened, token, target):
     assert not is_local(target)
     given = ["--target", "127.0.0.1:1", "--target", target, "--token-file", token]
-    with pytest.raises(InvalidRequest, match=r"without encryption: add --tls") as error:
+    with pytest.raises(InvalidRequest, match=r"without encryption: use TLS") as error:
         opened(*given)
     assert target in str(error.value) and "secret" not in str(error.value)
     for flag in (["--tls"], ["--tls-server-name", "x"], ["--insecure-token"]):
