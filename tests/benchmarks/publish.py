@@ -11,7 +11,7 @@ from .plot import plot
 
 ROOT = Path(__file__).parents[2]
 RESULTS = "tests/benchmarks/results"
-_BLOCK = re.compile(r"(<!-- benchmark[^>]*-->\n).*?(<!-- /benchmark -->)", re.DOTALL)
+INDEX = "tests/benchmarks/README.md"
 
 
 def readme_block(run: Run, plot_link: str) -> str:
@@ -25,22 +25,42 @@ def readme_block(run: Run, plot_link: str) -> str:
     )
 
 
+def index(results: Path) -> str:
+    """A line for each run that has a page in the folder."""
+    pages = sorted(results.glob("*.md"))
+    lines = [page.read_text().partition("\n")[0].lstrip("# ") for page in pages]
+    return "".join(
+        f"- [{line}]({results.name}/{page.name})\n"
+        for page, line in zip(pages, lines, strict=True)
+    )
+
+
 def publish(run: Run, root: Path = ROOT) -> list[Path]:
     """Write the README's block, the plot, and the run with all its tables.
 
-    Returns the files. Raises ``ValueError`` if the README has no place for it.
+    Returns the files. Raises ``ValueError`` if a page has no place for it.
     """
     readme, picture = root / "README.md", root / ".github" / "benchmark.svg"
     block = readme_block(run, ".github/benchmark.svg")
-    text, count = _BLOCK.subn(lambda m: m[1] + block + m[2], readme.read_text())
-    if count != 1:
-        raise ValueError(f"{readme} has no one pair of the marks of a benchmark")
+    readme_text = _between(readme, "benchmark", block)
     name = re.sub(r"[^a-z0-9]+", "-", f"{run.machine['cpu']} {run.preset}".lower())
     results = root / RESULTS
     results.mkdir(parents=True, exist_ok=True)
     data, page = results / f"{name}.json", results / f"{name}.md"
     run.save(data)
     page.write_text(report.details(run))
+    (root / INDEX).write_text(_between(root / INDEX, "results", index(results)))
     plot(picture, run)
-    readme.write_text(text)
-    return [readme, picture, data, page]
+    readme.write_text(readme_text)
+    return [readme, picture, data, page, root / INDEX]
+
+
+def _between(page: Path, mark: str, block: str) -> str:
+    """The page's text with ``block`` between the comments of this name."""
+    marks = re.compile(rf"(<!-- {mark}[^>]*-->\n).*?(<!-- /{mark} -->)", re.DOTALL)
+    text, count = marks.subn(
+        lambda found: found[1] + block + found[2], page.read_text()
+    )
+    if count != 1:
+        raise ValueError(f"{page} has no one pair of the marks of {mark}")
+    return text

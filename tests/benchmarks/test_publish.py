@@ -28,10 +28,13 @@ def test_failures_are_named(run):
 def test_the_readmes_block_is_replaced_and_nothing_else(run, tmp_path):
     pytest.importorskip("matplotlib")
     (tmp_path / ".github").mkdir()
+    listed = tmp_path / "tests" / "benchmarks" / "README.md"
+    listed.parent.mkdir(parents=True)
+    listed.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter")
     old = (ROOT / "README.md").read_text()
     (tmp_path / "README.md").write_text(old)
     for _ in range(2):  # once more changes nothing
-        readme, picture, data, page = publish(run, tmp_path)
+        readme, picture, data, page, _ = publish(run, tmp_path)
     new = readme.read_text()
     begin, end = new.index("<!-- benchmark"), new.index("<!-- /benchmark -->")
     assert SUMMARY in new[begin:end]
@@ -40,6 +43,10 @@ def test_the_readmes_block_is_replaced_and_nothing_else(run, tmp_path):
     assert picture.read_text().lstrip().startswith("<?xml")
     assert data.name == "a-cpu-125m.json"
     assert "**prompt 128, 8 rows, 65 tokens**" in page.read_text()
+    assert listed.read_text() == (
+        f"before\n<!-- results -->\n- [{run.title}](results/a-cpu-125m.md)\n"
+        "<!-- /results -->\nafter"
+    )
 
 
 def test_a_readme_without_a_place_stays_as_it_is(run, tmp_path):
