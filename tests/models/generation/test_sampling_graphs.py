@@ -28,7 +28,7 @@ ROWS: dict[str, tuple[np.ndarray, Sampling]] = {
     "top-p of almost all": (RNG.normal(size=1003), Sampling(top_p=0.999, seed=8)),
     "top-p of a few": (4 * RNG.normal(size=1003), Sampling(top_p=0.5, seed=9)),
     "top-p of one": (RNG.normal(size=1003), Sampling(top_p=1e-6, seed=10)),
-    "top-p of almost none": (RNG.normal(size=1003), Sampling(top_p=1e-42, seed=11)),
+    "top-p of almost none": (RNG.normal(size=1003), Sampling(top_p=1.2e-38, seed=11)),
     "everything": (
         RNG.normal(size=1003),
         Sampling(temperature=1.3, top_k=40, top_p=0.7, repetition_penalty=1.5, seed=12),
