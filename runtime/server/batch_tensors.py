@@ -6,6 +6,7 @@ Rules and messages of TensorFlow Serving's ``batching_session.cc`` and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -41,6 +42,15 @@ def batch_rows(signature: Signature, inputs: Mapping[str, np.ndarray]) -> int:
         rows = len(array)
     assert rows is not None
     return rows
+
+
+def joined_bytes(requests: Sequence[Mapping[str, np.ndarray]], rows: int) -> int:
+    """Bytes that ``rows`` rows of these requests take when their axes are padded."""
+    total = 0
+    for alias, first in requests[0].items():
+        inner = zip(*(request[alias].shape[1:] for request in requests), strict=False)
+        total += rows * math.prod(map(max, inner)) * first.dtype.itemsize
+    return total
 
 
 def concatenate(

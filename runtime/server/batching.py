@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 import grpc
 import numpy as np
 
-from .batch_tensors import batch_rows, concatenate, split
+from ..contract import MESSAGE_LIMIT
+from .batch_tensors import batch_rows, concatenate, joined_bytes, split
 from .servable import Servable, Signature
 from .serving_error import ServingError, internal, invalid_argument
 from .settings import BatchingParameters
@@ -109,7 +110,7 @@ class Batcher:
         """Join the open batch, or open one; the lock is held."""
         limits = self._parameters
         queue = self._queues.setdefault(key, deque())
-        if not queue or queue[-1].rows + task.rows > limits.max_batch_size:
+        if not queue or not self._fits(queue[-1], task):
             if len(queue) >= limits.max_enqueued_batches:
                 raise ServingError(
                     grpc.StatusCode.UNAVAILABLE,
@@ -122,6 +123,15 @@ class Batcher:
         batch = task.batch = queue[-1]
         batch.tasks.append(task)
         batch.rows += task.rows
+
+    def _fits(self, batch: _Batch, task: _Task) -> bool:
+        """Whether a request may join: one long one would lengthen every row's axes."""
+        rows = batch.rows + task.rows
+        if rows > self._parameters.max_batch_size:
+            return False
+        requests = [t.inputs for t in (*batch.tasks, task)]
+        padded = self._parameters.padded_rows(rows)
+        return joined_bytes(requests, padded) <= MESSAGE_LIMIT
 
     def _dispatch(self) -> None:
         """Give free slots to the batches that are ready; the lock is held."""

@@ -140,6 +140,21 @@ def test_inner_axes_are_padded_with_the_first_element(servable):
     assert "empty tensor in batch of non-empty" in results[2].details
 
 
+def test_a_batch_is_closed_before_padding_takes_gigabytes(servable, monkeypatch):
+    monkeypatch.setattr("optserve.runtime.server.batching.MESSAGE_LIMIT", 4 * 1000)
+
+    def ragged(rows, columns):
+        return {"x": np.ones((rows, columns), np.float32)}
+
+    parameters = BatchingParameters(pad_variable_length_inputs=True, **ONE)
+    requests = [ragged(1, 1), ragged(9, 10), ragged(1, 900), ragged(1, 20)]
+    outputs = ["last", "first"]
+    results, gate = run_behind_a_gate(servable, parameters, "ragged", requests, outputs)
+    # together they would be 11 rows of 900 columns
+    assert [shape["x"] for shape in gate.shapes] == [(1, 1), (9, 10), (1, 900), (1, 20)]
+    assert [last.tolist() for last, _ in results] == [[1], [1] * 9, [1], [1]]
+
+
 def test_many_axes_and_strings():
     from optserve.runtime.server.batch_tensors import concatenate
 
