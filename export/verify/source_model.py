@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from ...models.checkpoints import open_weights
 from ...models.config import OPTConfig
+from ...models.layer_context import LayerContext
 from ...models.weights import check_weights, params_from_weights, weight_shapes
 from ...runtime.contract import tokens_per_call
 from .answers import Answer
@@ -20,9 +21,11 @@ from .packed_sequences import PackedSequences
 from .plan import Plan, Row
 from .rounding import Rounding, exact
 
-_MOST_TOKENS = 1024
-"""Read at once, which attention's memory grows with: all weights are read again for
-each chunk."""
+_MOST_TOKENS = 512
+"""Given to a layer at once: attention's memory grows with it."""
+
+_SEEN, _UNSEEN = np.float32(0), np.finfo(np.float32).min
+"""Added to attention's scores."""
 
 _HEAD_ROWS = 8192
 """Of the largest matrix, which is read and rounded in parts."""
@@ -100,21 +103,40 @@ class SourceModel:
             if key not in ("layers", "embed_tokens", "lm_head")
         }
         params["layers"] = _Layers(names["layers"], self._load)
-        hidden, cache = [], None
-        for begin in range(0, len(packed.tokens), _MOST_TOKENS):
-            chunk = slice(begin, begin + _MOST_TOKENS)
-            decoded = self._math.decoder(
-                self.config,
-                params,
-                self._embedded(params, packed.tokens[chunk], packed.positions[chunk]),
-                self._array(packed.mask(chunk)[None, None]),
-                past=cache,
-                store=self._store,
-            )
-            hidden.append(np.asarray(decoded.last_hidden_state)[0])
-            cache = decoded.cache
-        assert cache is not None
-        return np.concatenate(hidden), [(k[0], v[0]) for k, v in cache]
+        decoded = self._math.decoder(
+            self.config,
+            params,
+            self._embedded(params, packed.tokens, packed.positions),
+            None,
+            store=self._store,
+            run=self._in_chunks(packed),
+        )
+        hidden = np.asarray(decoded.last_hidden_state)[0]
+        return hidden, [(k[0], v[0]) for k, v in decoded.cache]
+
+    def _in_chunks(self, packed: PackedSequences) -> Callable[..., Iterator[Any]]:
+        """Layers one after the other, each on some tokens at a time.
+
+        So attention takes little memory, and each layer's weights are read once.
+        """
+        starts = range(0, len(packed.tokens), _MOST_TOKENS)
+        chunks = [slice(start, start + _MOST_TOKENS) for start in starts]
+        biases = [
+            self._array(np.where(packed.mask(chunk), _SEEN, _UNSEEN)[None, None])
+            for chunk in chunks
+        ]
+
+        def run(context: LayerContext, layers: Any, x: Any, past: None):
+            for params in layers:
+                outputs, cache = [], None
+                for chunk, bias in zip(chunks, biases, strict=True):
+                    part = replace(context, bias=bias)
+                    y, cache, _ = self._math.layer(part, params, x[chunk], cache)
+                    outputs.append(np.asarray(y))
+                x = self._array(np.concatenate(outputs))
+                yield x, cache, None
+
+        return run
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """``[T,W]`` to ``[T,V]`` by the model's head, some of its rows at a time."""
