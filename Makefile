@@ -103,7 +103,7 @@ bench-edge: $(VENV)/ready
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/basedpyright --level error --pythonpath $(BIN)/python
 
 format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
