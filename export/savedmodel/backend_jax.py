@@ -13,7 +13,7 @@ from ...runtime.contract import CacheLayout
 from . import graph_jax, paged_cache
 from .buckets import Sizes
 from .loop_jax import JaxLoop
-from .programs_jax import JaxPrograms, int32
+from .programs_jax import JaxPrograms, float32, int32, stored_once
 from .requests import Generated, GenerateRequest
 from .row_groups import by_rows, fit, in_groups, position
 
@@ -46,7 +46,7 @@ class JaxBackend:
         pages = 2 * -(-config.max_position_embeddings // slots)
         self._jax = JaxPrograms(config, stored, layout, pages, slots)
         self._rows = self._jax.affordable(sizes.rows)
-        self._extend = {
+        self._prompt = {
             (rows, S): self._extend_program(rows, S)
             for rows in self._rows
             for S in self._prompts
@@ -54,6 +54,18 @@ class JaxBackend:
         self._head = {
             rows: self._head_program(rows) for rows in {*self._rows, _HEAD_ROWS}
         }
+        self._extend_rows = {
+            rows: stored_once(partial(self._extended_rows, rows), *self._fed(rows))
+            for rows in self._rows
+        }
+        self.extend = stored_once(self._extended, *self._fed(None))
+        hidden = float32(None, None, config.embed_dim)
+        self._score = stored_once(self._scored, hidden, int32(None, None))
+
+    def _fed(self, rows: int | None) -> tuple[tf.TensorSpec, ...]:
+        """What :meth:`extend` takes."""
+        cache = float32(rows, None, *self._jax.layout.row_shape)
+        return int32(rows, None), cache, int32(rows)
 
     # --- programs -------------------------------------------------------------------
 
@@ -73,30 +85,28 @@ class JaxBackend:
         def head(params, hidden, ids):
             return graph_jax.score(self._jax.config, params, hidden, ids)
 
-        hidden = tf.TensorSpec([rows, self._jax.config.embed_dim])
+        hidden = float32(rows, self._jax.config.embed_dim)
         return self._jax.program(head, hidden, int32(rows))
 
     # --- what the signatures call ---------------------------------------------------
 
-    def extend(self, ids, cache, cache_length):
+    def _extended(self, ids, cache, cache_length):
         """Hidden states [B,S,W] and new rows [B,S,L,2,H,·] of ``ids`` [B,S]."""
 
-        def extend(rows: int):
-            return lambda *inputs: self._extend_rows(rows, *inputs)
-
         outputs = (
-            tf.TensorSpec([None, None, self._jax.config.embed_dim]),
-            tf.TensorSpec([None, None, *self._jax.layout.row_shape]),
+            float32(None, None, self._jax.config.embed_dim),
+            float32(None, None, *self._jax.layout.row_shape),
         )
-        return by_rows(self._rows, extend, (ids, cache, cache_length), outputs)
+        inputs = ids, cache, cache_length
+        return by_rows(self._rows, self._extend_rows.__getitem__, inputs, outputs)
 
-    def _extend_rows(self, rows: int, ids, cache, cache_length):
+    def _extended_rows(self, rows: int, ids, cache, cache_length):
         S = tf.shape(ids)[1]
         pages = self._jax.paged(rows, cache, cache_length)
 
         def whole(size: int):
             padded = tf.ensure_shape(fit(ids, 1, size), [rows, size])
-            hidden, new_cache = self._extend[rows, size](padded, cache_length, pages)
+            hidden, new_cache = self._prompt[rows, size](padded, cache_length, pages)
             return hidden[:, :S], new_cache[:, :S]
 
         def in_pieces():
@@ -112,7 +122,7 @@ class JaxBackend:
         full, dtype = tf.fill([rows], size), self._jax.layout.dtype
 
         def feed(i, pages, hidden, new_cache) -> Any:
-            program = self._extend[rows, size]
+            program = self._prompt[rows, size]
             made = program(pieces[:, i], start + size * i, pages)
             pages = paged_cache.append(pages, made[1], full, dtype)
             return i + 1, pages, hidden.write(i, made[0]), new_cache.write(i, made[1])
@@ -141,7 +151,7 @@ class JaxBackend:
             nothing = tf.zeros([rows], tf.int32)
             return lambda hidden: self._head[rows](hidden, nothing)[:1]
 
-        outputs = (tf.TensorSpec([None, self._jax.config.vocab_size]),)
+        outputs = (float32(None, self._jax.config.vocab_size),)
         return by_rows(self._rows, head, (hidden,), outputs)[0]
 
     def full_logits(self, ids, mask):
@@ -164,12 +174,12 @@ class JaxBackend:
         _, logprobs = self._score(hidden, tf.roll(ids, -1, axis=1))
         return tf.pad(logprobs[:, :-1], [[0, 0], [1, 0]])
 
-    def _score(self, hidden, ids):
+    def _scored(self, hidden, ids):
         """Logits [B,S,V] of ``hidden``, and log-probabilities [B,S] of ``ids``."""
         B, S = tf.unstack(tf.shape(ids))
         W, V = self._jax.config.embed_dim, self._jax.config.vocab_size
         flat = tf.reshape(hidden, [B * S, W]), tf.reshape(ids, [B * S])
-        outputs = tf.TensorSpec([None, V]), tf.TensorSpec([None])
+        outputs = float32(None, V), float32(None)
         head = self._head[_HEAD_ROWS]
         logits, logprobs = in_groups(_HEAD_ROWS, head, flat, outputs)
         return tf.reshape(logits, [B, S, V]), tf.reshape(logprobs, [B, S])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import tensorflow as tf
 
@@ -10,7 +12,7 @@ from ...models.config import OPTConfig
 from ...runtime.contract import CacheLayout
 from . import graph_jax
 from .buckets import Sizes
-from .programs_jax import JaxPrograms, int32
+from .programs_jax import JaxPrograms, float32, int32, stored_once
 from .requests import Generated, GenerateRequest, SamplingParams
 from .row_groups import by_rows
 
@@ -43,26 +45,33 @@ class JaxLoop:
         self._rows = self._jax.affordable(rows)
         self._programs = {rows: self._program(rows, tokens) for rows in self._rows}
         self.sizes = Sizes(rows=self._rows)
+        self._generate_rows = {
+            rows: stored_once(
+                partial(self._run, rows), *tf.nest.flatten(self._request_spec(rows))
+            )
+            for rows in self._rows
+        }
+        self._generate = stored_once(self._by_rows, self._request_spec(None))
 
     def generate(self, request: GenerateRequest) -> Generated:
         """Up to N tokens for each row; ``request.input_ids`` are [B,1]."""
+        return self._generate(request)
 
-        def loop(rows: int):
-            def run(*inputs):
-                request = _packed(inputs)
-                pages = self._jax.paged(rows, request.cache, request.cache_length)
-                return self._programs[rows](request._replace(cache=pages))
-
-            return run
-
+    def _by_rows(self, request: GenerateRequest) -> Generated:
         outputs = (
-            tf.TensorSpec([None, None], tf.int32),
-            tf.TensorSpec([None, None]),
-            tf.TensorSpec([None], tf.int32),
-            tf.TensorSpec([None, None, *self._jax.layout.row_shape]),
+            int32(None, None),
+            float32(None, None),
+            int32(None),
+            float32(None, None, *self._jax.layout.row_shape),
         )
         inputs = tf.nest.flatten(request)
-        return Generated(*by_rows(self._rows, loop, inputs, outputs))
+        made = by_rows(self._rows, self._generate_rows.__getitem__, inputs, outputs)
+        return Generated(*made)
+
+    def _run(self, rows: int, *inputs: Any) -> tuple[Any, ...]:
+        request = _packed(inputs)
+        pages = self._jax.paged(rows, request.cache, request.cache_length)
+        return tuple(self._programs[rows](request._replace(cache=pages)))
 
     def _program(self, rows: int, tokens: int):
         jax = self._jax
@@ -73,19 +82,23 @@ class JaxLoop:
                 jax.config, params, jax.layout.dtype, tokens, request
             )
 
-        vector, real = int32(rows), tf.TensorSpec([rows])
-        flags = tf.TensorSpec([rows, jax.config.vocab_size], tf.bool)
-        request = GenerateRequest(
+        request = self._request_spec(rows)._replace(cache=jax.pages_spec(rows))
+        return jax.program(loop, request)
+
+    def _request_spec(self, rows: int | None) -> GenerateRequest:
+        cache = float32(rows, None, *self._jax.layout.row_shape)
+        vector, real = int32(rows), float32(rows)
+        flags = tf.TensorSpec([rows, self._jax.config.vocab_size], tf.bool)
+        return GenerateRequest(
             input_ids=int32(rows, 1),
             input_length=vector,
-            cache=jax.pages_spec(rows),
+            cache=cache,
             cache_length=vector,
             max_new_tokens=vector,
             stops=flags,
             seen=flags,
             sampling=SamplingParams(int32(rows, 2), real, vector, real, real),
         )
-        return jax.program(loop, request)
 
 
 def _packed(flat) -> GenerateRequest:

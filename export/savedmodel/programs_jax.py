@@ -73,6 +73,20 @@ class JaxPrograms:
         return paged_cache.append(empty, cache, length, self.layout.dtype)
 
 
-def int32(*shape: int) -> tf.TensorSpec:
+def stored_once(function: Callable[..., Any], *inputs: Any) -> Any:
+    """``function`` of tensors as one that all signatures call.
+
+    Else each of them would hold all of it, and a server, which prepares signatures one
+    by one, would take that many times as long to be ready.
+    """
+    return tf.function(function, input_signature=inputs, autograph=False)
+
+
+def int32(*shape: int | None) -> tf.TensorSpec:
     """The specification of such a tensor."""
     return tf.TensorSpec(list(shape), tf.int32)
+
+
+def float32(*shape: int | None) -> tf.TensorSpec:
+    """The specification of such a tensor."""
+    return tf.TensorSpec(list(shape))

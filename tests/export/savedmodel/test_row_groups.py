@@ -1,0 +1,47 @@
+"""Any number of rows through functions of a few sizes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from optserve.export.savedmodel.row_groups import by_rows, position
+
+
+@pytest.fixture(scope="module")
+def doubled():
+    """Twice a vector, by functions for 2 and 3 rows; and which of them are made."""
+    sizes = []
+
+    def of(size: int):
+        sizes.append(size)
+
+        def function(x, y):
+            assert x.shape[0] == y.shape[0] == size
+            return 2 * x, x[:, None] + y
+
+        return function
+
+    @tf.function(input_signature=[tf.TensorSpec([None]), tf.TensorSpec([None, None])])
+    def run(x, y):
+        outputs = tf.TensorSpec([None]), tf.TensorSpec([None, None])
+        return by_rows((2, 3), of, (x, y), outputs)
+
+    run.get_concrete_function()
+    assert set(sizes) == {2, 3}
+    return run
+
+
+@pytest.mark.parametrize("rows", range(1, 9))
+def test_every_number_of_rows(doubled, rows):
+    rng = np.random.default_rng(rows)
+    x = rng.standard_normal(rows).astype(np.float32)
+    y = rng.standard_normal((rows, 2)).astype(np.float32)
+    twice, sums = doubled(x, y)
+    np.testing.assert_array_equal(twice, 2 * x)
+    np.testing.assert_array_equal(sums, x[:, None] + y)
+
+
+def test_position_counts_smaller_sizes():
+    found = [int(position((1, 8), size)) for size in (1, 2, 8, 9)]
+    assert found == [0, 1, 1, 2]
