@@ -19,7 +19,7 @@ import grpc.aio
 
 from ..grpc_options import LONG_MESSAGES
 from .address import Address
-from .compression import inflated
+from .compression import INFLATED_LIMIT, inflated, is_compressed
 from .serving_error import ServingError, as_serving_error, internal
 from .settings import TlsOptions
 
@@ -80,6 +80,9 @@ class Workers:
                     grpc.StatusCode.RESOURCE_EXHAUSTED, "Server Threadpool Exhausted"
                 )
             self._calls, self._bytes = calls, held
+            # counted before it runs: what is refused took its memory all the same
+            taken = INFLATED_LIMIT if is_compressed(data) else size
+            self._largest = max(self._largest, taken)
         future = self._pool.submit(self._call, method, data)
         future.add_done_callback(lambda _: self._release(size))
         return future
@@ -95,9 +98,9 @@ class Workers:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _call(self, method: Method, data: bytes) -> bytes:
-        reply = method(message := inflated(data))
+        reply = method(inflated(data))
         with self._lock:
-            self._largest = max(self._largest, len(message), len(reply))
+            self._largest = max(self._largest, len(reply))
         return reply
 
     def _release(self, size: int) -> None:

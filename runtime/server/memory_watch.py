@@ -24,8 +24,8 @@ class MemoryWatch:
     def __init__(self, workers: Workers, stopping: threading.Event) -> None:
         self._workers = workers
         self._stopping = stopping
-        self._settled = 0
-        self._quiet_looks = 0
+        self._settled = self._lowest = self._quiet_looks = 0
+        self._large_since = False
 
     def start(self) -> None:
         """Begin to look, until ``stopping`` is set."""
@@ -33,14 +33,19 @@ class MemoryWatch:
 
     def look(self) -> None:
         """Look once."""
-        quiet = self._workers.largest_message() < _LARGE
-        self._quiet_looks = self._quiet_looks + 1 if quiet else 0
+        if self._workers.largest_message() >= _LARGE:
+            self._large_since, self._quiet_looks = True, 0
+            return
+        self._quiet_looks += 1
         size = resident_bytes()
-        self._settled = min(self._settled, size)
-        if self._quiet_looks >= 2 and size > _GROWTH * self._settled + _SLACK:
+        # What was measured while a large message arrived is no level to return to.
+        level = self._lowest if self._large_since else self._settled
+        if self._quiet_looks >= 2 and size > _GROWTH * level + _SLACK:
             BUFFERS.clear()
             release_freed_memory()
             self._settled = resident_bytes()
+            self._lowest = min(self._lowest or self._settled, self._settled)
+            self._large_since = False
 
     def _run(self) -> None:
         while not self._stopping.wait(_LOOK_SECONDS):

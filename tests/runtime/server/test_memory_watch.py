@@ -53,7 +53,7 @@ class Watched:
     """A process whose size and messages the test decides."""
 
     def __init__(self, monkeypatch) -> None:
-        self.size, self.released = 100 * MB, 0
+        self.size, self.released, self.in_use = 100 * MB, 0, 0
         monkeypatch.setattr(memory_watch, "resident_bytes", lambda: self.size)
         monkeypatch.setattr(memory_watch, "release_freed_memory", self.release)
         self.workers = Workers(Limits(threads=1))
@@ -61,7 +61,7 @@ class Watched:
 
     def release(self) -> None:
         self.released += 1
-        self.size = 100 * MB
+        self.size = max(100 * MB, self.in_use)
 
 
 def test_what_grew_is_released_after_two_quiet_looks(monkeypatch):
@@ -79,6 +79,21 @@ def test_what_grew_is_released_after_two_quiet_looks(monkeypatch):
     for _ in range(5):
         process.watch.look()
     assert process.released == 2
+    process.workers.close()
+
+
+def test_a_look_while_a_message_arrives_does_not_hide_what_it_leaves(monkeypatch):
+    process = Watched(monkeypatch)
+    for _ in range(3):
+        process.watch.look()
+    process.in_use = process.size = 900 * MB  # half a message, not yet a call
+    process.watch.look()
+    assert process.size == 900 * MB
+    process.workers.submit(bytes.upper, bytes(8 * MB)).result(10)
+    process.in_use = 0
+    for _ in range(3):
+        process.watch.look()
+    assert process.size == 100 * MB
     process.workers.close()
 
 
