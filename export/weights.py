@@ -119,8 +119,7 @@ def assemble(
 ) -> dict:
     """The params of the pure functions from stored tensors of either framework.
 
-    ``params["layers"]`` is one layer's dict whose leaves are stacked over layers;
-    :func:`of_layer` takes one of them.
+    ``params["layers"]`` is one layer's dict whose leaves are stacked over layers.
 
     Args:
         stored: tensors by the names of :func:`packed_weights`.
@@ -147,14 +146,6 @@ def assemble(
         "final_layer_norm": pair("decoder.final_layer_norm"),
         "project_out": pair("decoder.project_out"),
         "lm_head": pair("lm_head"),
-    }
-
-
-def of_layer(layers: Mapping[str, Mapping[str, Any]], i: Any) -> dict[str, Any]:
-    """Layer ``i``'s dict of leaves, from one whose leaves are stacked."""
-    return {
-        name: {leaf: value[i] for leaf, value in pair.items()}
-        for name, pair in layers.items()
     }
 
 

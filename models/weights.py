@@ -161,3 +161,14 @@ class PackedWeight:
     def take(self, rows: Any) -> Any:
         """The table's ``rows``, each of its width."""
         raise NotImplementedError
+
+
+class PackedNorm:
+    """A layer norm's weight and bias together, for a kernel that takes both.
+
+    Stands where a norm's weight may.
+    """
+
+    def __call__(self, x: Any) -> Any:
+        """``x`` [N, E] normed over its last axis."""
+        raise NotImplementedError

@@ -1,108 +1,85 @@
-"""Which of two ways is quicker here: timed once, when a version is loaded.
-
-That depends on the processor, and on the kernels in the TensorFlow that serves. Both
-ways give the same numbers, but for the order of sums.
-"""
+"""What a processor does quickly, found out once, when a version is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
 
-from .int8_matmul import compiled_sums, in_halves, integer_sums, joined
-from .matmul_tf import Matrix
+from . import int8_matmul
+from .matmul_tf import Kernels
 
-_compiled = partial(tf.function, autograph=False, jit_compile=True)
-
-_INT8 = 8, 4, 1536  # rows, products one after the other, and the size of a matrix
-_IN_A_LOOP = 1.2
-"""How much more pieces lose than one program does where other work stands between them
-and threads fall asleep. On one processor the program took 1.3 to 2.1 times as long in
-this trial, and 1.25 times in a whole step; on another 14 ms of products alone against
-13, and 37 against 51 in a step."""
+NATIVE_BFLOAT16, EXACT_INT8 = "native_bfloat16", "exact_int8"
 
 
-def quicker_compiled():
-    """Whether a loop of int8 products is quicker in one program of XLA's than in pieces
-    with oneDNN's products between them, as a boolean to be found at load.
+_MOST_ROWS_OF_INT8 = 64  # from there on conversion weighs less than a second product
 
-    XLA's take 50 times as long in some TensorFlows. The trial takes 50 ms, and about a
-    second to compile.
+
+class FoundAtLoad(tf.saved_model.experimental.TrackableResource):
+    """The boolean that ``find()`` gives when a model is loaded.
+
+    ``name`` must say what it is of: in one process it is one resource.
     """
-    rows, products, size = _INT8
-    drawn = tf.random.uniform([products, size, size], -127, 128, tf.int32)
-    matrices = tf.unstack(tf.cast(drawn, tf.int8))
 
-    def step(x, values, sums: Callable[..., Any]):
-        halves = in_halves(x)
-        return joined(sums(halves.parts, values), halves.scale)
+    def __init__(self, find: Callable[[], Any], name: str) -> None:
+        super().__init__()
+        self._find, self._name = find, f"optserve_{name}"
+        with tf.init_scope():  # not in the branch of a graph that asks first
+            _ = self.resource_handle
 
-    @_compiled
-    def whole(x):
-        for values in matrices:
-            x = step(x, values, compiled_sums)
-        return x
+    def _create_resource(self):
+        unknown: Any = None
+        return tf.raw_ops.VarHandleOp(
+            dtype=tf.bool, shape=tf.TensorShape(unknown), shared_name=self._name
+        )
 
-    halve, join = _compiled(in_halves), _compiled(joined)
+    def _initialize(self):
+        tf.raw_ops.AssignVariableOp(resource=self.resource_handle, value=self._find())
 
-    def pieces(x):
-        for values in matrices:
-            halves = halve(x)
-            sums = integer_sums(halves.parts, values, keep=True)
-            x = join(sums, halves.scale)
-        return x
-
-    x = tf.random.uniform([rows, size])
-    return _seconds(whole, x) < _IN_A_LOOP * _seconds(pieces, x)
+    def read(self):
+        """The answer."""
+        found = tf.raw_ops.ReadVariableOp(resource=self.resource_handle, dtype=tf.bool)
+        found.set_shape([])
+        return found
 
 
-_ONE_ROW = 1536, 96 * 1024**2  # size of a row, bytes of a matrix: more than caches hold
+def questions(weights: tf.DType, *, portable: bool) -> dict[str, FoundAtLoad]:
+    """What is to be found out for products of this type of weights.
 
-
-def quicker_in_turns(dtype: tf.DType):
-    """Whether one row times a matrix of ``dtype`` is quicker if the matrix is read in
-    several places in turns (:class:`.products_tf.Matrix`), as a boolean to be found at
-    load.
-
-    Some processors then fetch more of it ahead (15.6 → 13.0 ms a step of int8), others
-    only have more to do (3.7 → 7.7 ms). 0.2 s, and half a second to compile.
+    ``portable`` leaves out the kernels that TensorFlow has on x86-64 alone.
     """
-    size, bytes_ = _ONE_ROW
-    out = bytes_ // dtype.size // size
-    values = tf.cast(tf.random.uniform([out, 1], -9, 10, tf.int32), dtype)
-    values = tf.tile(values, [1, size])
-
-    def product(in_turns: bool):
-        @_compiled
-        def one_row(x, values, step):
-            y = Matrix(values, step=step, in_turns=in_turns).matmul(x)
-            return y[:, :size]
-
-        return lambda x: one_row(x, values, tf.zeros([], tf.int32))
-
-    x = tf.random.uniform([1, size])
-    return _seconds(product(True), x) < 0.95 * _seconds(product(False), x)
+    found: dict[str, Callable[[], Any]] = {}
+    if weights in (tf.int8, tf.bfloat16):
+        found[NATIVE_BFLOAT16] = native_bfloat16
+    if weights == tf.int8 and not portable and int8_matmul.available():
+        found[EXACT_INT8] = int8_matmul.exact
+    return {name: FoundAtLoad(find, name) for name, find in found.items()}
 
 
-_TIMES = 12  # the first of which compiles
+def kernels(resources: Mapping[str, FoundAtLoad], rows: Any) -> Kernels:
+    """The kernels for products of ``rows`` rows, inside a graph.
+
+    A few rows times int8 as such if that is exact; else values are converted, to
+    bfloat16 where the processor multiplies that.
+    """
+    native = resources.get(NATIVE_BFLOAT16)
+    exact = resources.get(EXACT_INT8)
+    return Kernels(
+        None if native is None else native.read(),
+        None if exact is None else exact.read() & (rows <= _MOST_ROWS_OF_INT8),
+    )
 
 
-def _seconds(run: Callable[[Any], Any], x):
-    """The shortest of some calls of ``run(x)``, one after the other."""
+def native_bfloat16():
+    """Whether products of bfloat16 are fast here, as a boolean to be found out at load.
 
-    def once(i, shortest, x) -> Any:
-        with tf.control_dependencies([shortest]):
-            begin = tf.timestamp()
-        # Tied by what is computed: of a function whose values nobody needs TensorFlow
-        # leaves nothing to wait for.
-        x = run(x + tf.cast(tf.minimum(begin, 0.0), x.dtype))
-        x = x / tf.reduce_max(tf.abs(x))
-        with tf.control_dependencies([x]):
-            return i + 1, tf.minimum(shortest, tf.timestamp() - begin), x
-
-    start = tf.constant(0), tf.constant(float("inf"), tf.float64), x
-    _, shortest, x = tf.while_loop(lambda i, *_: i < _TIMES, once, start)
-    return shortest + tf.cast(tf.minimum(tf.reduce_max(x), 0.0), shortest.dtype)
+    Where processors have the instructions, oneDNN multiplies and rounds to the nearest.
+    Elsewhere TensorFlow's own kernel, which cuts off, takes two or three times as long
+    as a product of float32 and the conversion before it.
+    """
+    one = 1 + tf.floor(tf.random.uniform([]))  # nothing to be folded into a constant
+    x = tf.reshape(tf.one_hot(0, 64) + 0.75 * tf.one_hot(1, 64), [1, 64]) * one
+    y = tf.reshape(tf.one_hot(0, 64) + 2.0**-7 * tf.one_hot(1, 64), [64, 1])
+    product = tf.matmul(tf.cast(x, tf.bfloat16), tf.cast(y, tf.bfloat16))
+    return tf.cast(product[0, 0], tf.float32) > 1  # 1 + 0.75 * 2^-7, the last bit 2^-7

@@ -14,6 +14,7 @@ from . import graph_jax, paged_cache
 from .buckets import Sizes
 from .loop_jax import JaxLoop
 from .programs_jax import JaxPrograms, float32, int32, stored_once
+from .prompts import after_prompt
 from .requests import Generated, GenerateRequest
 from .row_groups import by_rows, fit, in_groups, position
 
@@ -140,9 +141,9 @@ class JaxBackend:
             for array, shape in zip(made, ([W], row), strict=True)
         )
 
-    def generate(self, request: GenerateRequest, *, often: bool) -> Generated:
-        """Up to N tokens for each row; ``request.input_ids`` are [B,1]."""
-        return self._loop.generate(request)
+    def generate(self, request: GenerateRequest, N: int, *, often: bool) -> Generated:
+        """Up to N tokens for each row."""
+        return after_prompt(request, N, self.extend, self._loop.generate)
 
     def logits(self, hidden):
         """Hidden states [B,W] → [B,V]."""

@@ -40,17 +40,7 @@ def chosen_sizes(
     """
     if framework == "jax":
         return _chosen_for_jax(positions, prompt, rows)
-    if prompt is None:
-        prompt = [1, *_steps(32, positions, 4)]
-    if cache is None:
-        cache = _steps(128, positions, 2)
-    if rows is None:
-        rows = [1, 2, 4, 8, 16, 32]
-    return Sizes(
-        rows=_checked("--batch-sizes", rows, None),
-        prompt=_checked("--prompt-buckets", prompt, positions),
-        cache=_checked("--cache-buckets", cache, positions),
-    )
+    return Sizes(rows=_checked("--batch-sizes", [1, 8] if rows is None else rows, None))
 
 
 def _chosen_for_jax(

@@ -23,6 +23,9 @@ from .buckets import Sizes, chosen_sizes
 from .reproducible import settle_fingerprint, without_locations
 from .warmup import write_warmup
 
+_MOST_FULL_ROWS = 32
+"""Rows of a call that may have all positions; of shorter ones there may be more."""
+
 SIGNATURES = ("serving_default", "prefill", "decode", "score", "embed")
 
 
@@ -157,18 +160,20 @@ def _write(
 
         backend = JaxBackend(config, stored, layout, tokens=tokens, sizes=sizes)
     else:
-        from .backends import TFBackend
+        from .backend_tf import TFBackend
 
         backend = TFBackend(
-            config,
-            stored,
-            layout,
-            compiler=manifest.compiler,
-            tokens=tokens,
-            sizes=sizes,
-            portable=portable,
+            config, stored, layout, tokens=tokens, sizes=sizes, portable=portable
         )
-    module = Signatures(config, backend, stored, layout, texts, manifest.generate)
+    module = Signatures(
+        config,
+        backend,
+        stored,
+        layout,
+        texts,
+        manifest.generate,
+        most_tokens=_MOST_FULL_ROWS * config.max_position_embeddings,
+    )
     progress("tracing the signatures")
     with without_locations() if manifest.framework == "jax" else nullcontext():
         concrete = module.concrete()

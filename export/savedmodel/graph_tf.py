@@ -1,23 +1,25 @@
 """The serving graph in TensorFlow: the shared math with a cache that comes in and goes
 out explicitly. Reads side by side with ``graph_jax.py``.
 
-``cache`` is the wire's [B,C,L,2,H,·]; inside, a layer's keys and values are [B,H,C,D].
+``cache`` is the wire's [B,C,L,2,H,·]. Inside, the keys and values of all layers, old
+slots and new ones, are one buffer that rows are written into in place: ``kv``
+[2·L·B·H·T, D], in the order [L,2,B,H,T,D], where T is C and room for what is fed.
+One body computes all layers, so that a graph is small whatever their number.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
-from tensorflow.compiler.tf2xla.python import xla
 
 from ...models.config import OPTConfig
-from ...models.generation.sampling import SamplingParams
 from ...models.layer_context import LayerContext
 from ...models.tf import model as opt
 from ...models.tf.sampling import choose
-from .matmul_tf import Matrix, barrier
+from .matmul_tf import one_of, place
+from .requests import DecodeState, Generated, GenerateRequest
 
 
 def pack(x, dtype: str):
@@ -60,213 +62,239 @@ def positions(config: OPTConfig, start, S):
     return tf.minimum(start[:, None] + tf.range(S), last)
 
 
-def by_layers(cache, length, dtype: str):
-    """The wire's cache as L pairs of keys and values [B,H,C,D], transposed once.
+# --- cache --------------------------------------------------------------------------
 
-    Zero at ``length`` [B] and behind it, whatever a client left there: a weight of
-    nothing doesn't make a NaN go away.
+
+class KVCache(NamedTuple):
+    """Keys and values of all layers: old slots, then new ones, then room for more."""
+
+    kv: Any  # [2·L·B·H·T, D] float32
+    T: Any  # slots
+
+
+def unpack_cache(cache, length, dtype: str, *, room) -> KVCache:
+    """The wire's cache, transposed once, and ``room`` ≥ 1 more slots.
+
+    Zero at ``length`` [B] and beyond, whatever a client left there: a weight of
+    nothing doesn't make a NaN go away. Padding makes the buffer, so it is nobody
+    else's and may be written into.
     """
-    _, C, L, two, _, _ = opt.shape(cache)
+    C = opt.shape(cache)[1]
     used = (tf.range(C) < length[:, None])[:, None, :, None]
-
-    def part(layer, kind):
-        found = unpack(tf.transpose(cache[:, :, layer, kind], [0, 2, 1, 3]), dtype)
-        return tf.where(used, found, 0.0)
-
-    return [[part(layer, kind) for kind in range(two)] for layer in range(L)]
+    kv = tf.where(used, unpack(tf.transpose(cache, [2, 3, 0, 4, 1, 5]), dtype), 0.0)
+    kv = tf.pad(kv, [[0, 0]] * 4 + [[0, room], [0, 0]])
+    return KVCache(tf.reshape(kv, [-1, kv.shape[-1]]), C + room)
 
 
-def run_layers(context: LayerContext, layers, x, past):
-    """:func:`.tf_opt.run_layers` by one function that each layer calls.
+def store_at(config: OPTConfig, dtype: str, start, B, S, T):
+    """The cache policy: new rows go to slots ``start`` [B] and following, in place.
 
-    Layers written one by one make a graph of twelve of them twice as large, and so
-    what it takes in memory and time to trace and to load. Probabilities are None.
+    ``store`` takes (kv, i) of layer i, and gives its keys and values [B,H,T,D] of all
+    slots: old and new ones are attended to together.
     """
-    first = tf.nest.flatten(layers[0])
+    H, D = config.num_attention_heads, config.head_dim
+    slots = start[:, None] + tf.range(S)
+    heads = tf.reshape(tf.range(2 * B * H) * T, [2, B, H, 1])
+    rows, per_layer = tf.reshape(heads + slots[:, None], [-1]), 2 * B * H * T
+    by_layer = tf.stack([config.num_hidden_layers, 2, B, H, T, D])
 
-    @partial(tf.function, autograph=False)
-    def one(given, x, past):
-        leaves = [
-            leaf.like(*found) if isinstance(leaf, Matrix) else found
-            for leaf, found in zip(first, given, strict=True)
-        ]
-        p = tf.nest.pack_sequence_as(layers[0], leaves)
-        return opt.layer(context, p, x, past)[:2]
+    def store(past, k, v):
+        kv, i = past
+        first = i[0] if isinstance(i, tuple) else i
+        new = unpack(pack(tf.stack([k, v]), dtype), dtype)
+        kv = tf.raw_ops.InplaceUpdate(
+            x=kv, i=rows + first * per_layer, v=tf.reshape(new, [-1, D])
+        )
+        mine = one_of(tf.reshape(kv, by_layer), i)
+        return one_of(mine, 0), one_of(mine, 1), kv
 
-    for i, p in enumerate(layers):
-        given = [
-            [read(leaf.values), read(leaf.scale)]
-            if isinstance(leaf, Matrix)
-            else read(leaf)
-            for leaf in tf.nest.flatten(p)
-        ]
-        x, present = one(given, x, past[i] if past is not None else None)
-        yield x, present, None
+    return store
 
 
-def read(leaf):
-    """Variables as tensors: functions are traced anew for each variable."""
-    return tf.convert_to_tensor(leaf) if isinstance(leaf, tf.Variable) else leaf
+def new_rows(config: OPTConfig, cache: KVCache, start, count, dtype: str):
+    """The wire's rows [B,count,L,2,H,·] from slot ``start`` [B] on."""
+    L, H, D = config.num_hidden_layers, config.num_attention_heads, config.head_dim
+    B, T = opt.shape(start)[0], cache.T
+    slots = (tf.range(B) * H * T + start)[:, None] + tf.range(count)
+    rows = slots[:, :, None, None] + tf.range(2 * L)[:, None] * (B * H * T)
+    found = tf.gather(cache.kv, rows + tf.range(H) * T)
+    return pack(tf.reshape(found, [B, count, L, 2, H, D]), dtype)
+
+
+# --- layers -------------------------------------------------------------------------
+
+
+def run_layers(context: LayerContext, layers, x, kv):
+    """All layers on ``x`` [N,E]: what the last one gave, and the buffer after it.
+
+    Stacked ``layers`` are gone through by a loop of one body, which keeps graphs small;
+    a list one by one, for kernels that keep something for each matrix.
+    """
+    if isinstance(layers, list):
+        for i, p in enumerate(layers):
+            x, kv, _ = opt.layer(context, p, x, (kv, i))
+        return x, kv
+
+    def body(i, x, kv) -> Any:
+        at = place(i)
+        p = tf.nest.map_structure(lambda leaf: one_of(leaf, at), layers)
+        x, kv, _ = opt.layer(context, p, x, (kv, at))
+        return i + 1, x, kv
+
+    _, x, kv = tf.while_loop(
+        lambda i, *_: i < context.config.num_hidden_layers,
+        body,
+        (tf.constant(0), x, kv),
+        shape_invariants=(
+            tf.TensorShape([]),
+            tf.TensorShape([None, x.shape[1]]),
+            tf.TensorShape([None, kv.shape[1]]),
+        ),
+        parallel_iterations=1,
+    )
+    return x, kv
+
+
+def forward(config: OPTConfig, params, dtype: str, hidden, cache: KVCache, start):
+    """``hidden`` [B,S,E] through all layers, to slots ``start`` [B] and following.
+
+    Returns hidden states [B,S,W] and the cache with the new rows in it.
+    """
+    B, S = opt.shape(hidden)[:2]
+    slots = start[:, None, None, None] + tf.range(S)[:, None]
+    bias = tf.where(tf.range(cache.T) <= slots, 0.0, tf.float32.min)
+    store = store_at(config, dtype, start, B, S, cache.T)
+    x = tf.reshape(hidden, [B * S, config.hidden_size])
+    context = LayerContext(config, B, bias, store)
+    x, kv = run_layers(context, params["layers"], x, cache.kv)
+    x = opt.final_projection(config, params, x)
+    return tf.reshape(x, [B, S, config.embed_dim]), cache._replace(kv=kv)
+
+
+# --- what the signatures call -------------------------------------------------------
 
 
 def extend(config: OPTConfig, params, cache_dtype: str, ids, cache, cache_length):
-    """Feed ``ids`` [B,S] behind the cache: hidden [B,S,W], wire rows [L,2,B,H,S,·]."""
-    B, S = opt.shape(ids)
-    C = opt.shape(cache)[1]
+    """Feed ``ids`` [B,S] after the cache: hidden [B,S,W], wire rows [B,S,L,2,H,·]."""
+    S = opt.shape(ids)[1]
+    kv = unpack_cache(cache, cache_length, cache_dtype, room=S)
     at = positions(config, cache_length, S)
     hidden = opt.embed(config, params, opt.take(params["embed_tokens"], ids), at)
-    cached = tf.broadcast_to(
-        (tf.range(C) < cache_length[:, None])[:, None, None, :], [B, 1, S, C]
-    )
-    causal = tf.range(S)[None, :] <= tf.range(S)[:, None]
-    mask = tf.concat([cached, tf.broadcast_to(causal, [B, 1, S, S])], axis=-1)
-
-    def store(old, k, v):
-        wire = pack(k, cache_dtype), pack(v, cache_dtype)
-        k, v = (unpack(x, cache_dtype) for x in wire)
-        return tf.concat([old[0], k], axis=2), tf.concat([old[1], v], axis=2), wire
-
-    past = by_layers(cache, cache_length, cache_dtype)
-    done = opt.decoder(
-        config, params, hidden, mask, past=past, store=store, run=run_layers
-    )
-    return done.last_hidden_state, tf.stack([tf.stack(wire) for wire in done.cache])
+    hidden, kv = forward(config, params, cache_dtype, hidden, kv, cache_length)
+    return hidden, new_rows(config, kv, cache_length, S, cache_dtype)
 
 
-class Request(NamedTuple):
-    """What :func:`generate` starts from.
+class Prompt(NamedTuple):
+    """A prompt that has been fed, but for each row's last token."""
 
-    ``token`` [B] is fed first, to slot ``length`` [B]; a row makes up to ``limit`` [B]
-    tokens and ends after one that ``stops`` [B,V] marks; all end after ``steps``.
-    """
-
-    token: Any
-    cache: Any
-    length: Any
-    limit: Any
-    stops: Any
-    seen: Any
-    steps: Any
-    wanted: SamplingParams
+    token: Any  # [B] int32, the last ones
+    start: Any  # [B] int32, their slots
+    cache: KVCache
 
 
-class Chosen(NamedTuple):
-    """What a loop has made after ``step`` steps."""
+def feed_prompt(
+    config: OPTConfig, params, cache_dtype: str, N, request: GenerateRequest
+) -> Prompt:
+    """Feed a request's prompt, if it is longer than one token, into its cache."""
+    ids, length = request.input_ids, request.cache_length
+    S = opt.shape(ids)[1]
+    cache = unpack_cache(request.cache, length, cache_dtype, room=S + N - 1)
 
-    step: Any
-    token: Any  # [B], fed next
-    alive: Any  # [B]
-    tokens: Any  # [B,N], −1 where there is none
-    logprobs: Any  # [B,N]
-    seen: Any  # [B,V]
+    def feed():
+        at = positions(config, length, S)
+        hidden = opt.embed(config, params, opt.take(params["embed_tokens"], ids), at)
+        return forward(config, params, cache_dtype, hidden, cache, length)[1].kv
+
+    kv = tf.cond(S > 1, feed, lambda: cache.kv)
+    kv = tf.ensure_shape(kv, [None, config.head_dim])
+    last = tf.maximum(request.input_length - 1, 0)
+    token = tf.gather(ids, last, axis=1, batch_dims=1)
+    return Prompt(token, length + last, cache._replace(kv=kv))
 
 
-def generate(
+def decode_loop(
     config: OPTConfig,
-    params_at,
+    params,
     cache_dtype: str,
-    N: int,
-    request: Request,
-    *,
-    compiled: bool,
-):
-    """:func:`loop` with one function for all of a step.
+    N,
+    request: GenerateRequest,
+    prompt: Prompt,
+    advance: Callable[..., DecodeState],
+) -> DecodeState:
+    """Feed a token, choose the next, up to the most that a row asks for, ≤ N times.
 
-    ``params_at(step)`` are the weights inside the loop; ``compiled`` says that XLA
-    compiles it.
+    ``advance`` is :func:`advance`, or a function of it that graphs share.
     """
-    hold = barrier if compiled else tf.identity
-    past = [  # made once, not in each step again
-        [hold(x) for x in layer]
-        for layer in by_layers(request.cache, request.length, cache_dtype)
-    ]
-
-    def forward(step, token, made):
-        params = params_at(step)
-        done = opt.decoder(
-            config,
-            params,
-            embed_token(config, params, token, request.length + step),
-            attended(request.length, opt.shape(past[0][0])[2], step, N),
-            past=list(zip(past, made, strict=True)),
-            store=store_at(step, cache_dtype, compiled=compiled),
-            run=run_layers,
-        )
-        return opt.lm_logits(config, params, done.last_hidden_state[:, 0]), done.cache
-
-    def choose_next(chosen, logits):
-        return advance(request, chosen, logits, compiled=compiled)
-
-    made = nothing_made(config, opt.shape(request.token)[0], N)
-    chosen, made = loop(N, request, forward, choose_next, made)
-    return results(chosen, made, cache_dtype)
-
-
-def loop(N: int, request: Request, forward, choose_next, made):
-    """Feed a token, choose the next, up to ``steps`` ≤ N times, while a row goes on.
-
-    ``forward(step, token, made)`` gives what ``choose_next(chosen, ·)`` chooses from,
-    and ``made``, the keys and values [B,H,N,D] of the new rows. That is all of the
-    cache that the loop carries: it may copy what it carries. Returns the last of both.
-    """
-    B = opt.shape(request.token)[0]
-    start = Chosen(
+    B = opt.shape(prompt.token)[0]
+    steps = tf.reduce_max(request.max_new_tokens)
+    state = DecodeState(
         tf.constant(0),
-        request.token,
-        request.limit > 0,
+        prompt.token,
+        request.max_new_tokens > 0,
         tf.fill([B, N], -1),
         tf.zeros([B, N]),
         request.seen,
+        prompt.cache.kv,
     )
 
-    def body(chosen, made) -> Any:
-        found, made = forward(chosen.step, chosen.token, made)
-        return choose_next(chosen, found), made
+    def body(state: DecodeState):
+        start = prompt.start + state.step
+        hidden = embed_token(config, params, state.token, start)
+        cache = prompt.cache._replace(kv=state.new_kv)
+        hidden, cache = forward(config, params, cache_dtype, hidden, cache, start)
+        logits = opt.lm_logits(config, params, hidden[:, 0])
+        state = advance(request._replace(cache=None), state, logits, start + 1)
+        return (state._replace(new_kv=cache.kv),)
 
-    return tf.while_loop(
-        lambda chosen, _: (chosen.step < request.steps) & tf.reduce_any(chosen.alive),
+    (state,) = tf.while_loop(
+        lambda state: (state.step < steps) & tf.reduce_any(state.alive),
         body,
-        (start, made),
+        (state,),
         parallel_iterations=1,
     )
+    return state
 
 
-def nothing_made(config: OPTConfig, B, N: int):
-    """Room for N new rows: L pairs of keys and values [B,H,N,D]."""
-    room = tf.zeros([B, config.num_attention_heads, N, config.head_dim])
-    return [[room, room] for _ in range(config.num_hidden_layers)]
+def generated(
+    config: OPTConfig,
+    cache_dtype: str,
+    request: GenerateRequest,
+    prompt: Prompt,
+    state: DecodeState,
+) -> Generated:
+    """What a loop made, and the rows of all tokens that were fed."""
+    S, N = opt.shape(request.input_ids)[1], opt.shape(state.tokens)[1]
+    count = tf.reduce_sum(tf.cast(state.tokens >= 0, tf.int32), axis=1)
+    cache = prompt.cache._replace(kv=state.new_kv)
+    rows = new_rows(config, cache, request.cache_length, S + N - 1, cache_dtype)
+    return Generated(state.tokens, state.logprobs, count, rows)
 
 
-def results(chosen: Chosen, made, cache_dtype: str):
-    """Tokens [B,N], logprobs [B,N], count [B], and wire rows [L,2,B,H,N,·].
+def advance(
+    request: GenerateRequest, state: DecodeState, logits, position
+) -> DecodeState:
+    """Choose each row's next token from ``logits`` [B,V]; the cache isn't looked at.
 
-    ``made`` are L pairs of keys and values [B,H,N,D].
+    ``position`` [B] is the new tokens' slot.
     """
-    made = tf.stack([tf.stack(layer) for layer in made])
-    count = tf.reduce_sum(tf.cast(chosen.tokens >= 0, tf.int32), axis=1)
-    return chosen.tokens, chosen.logprobs, count, pack(made, cache_dtype)
-
-
-def advance(request: Request, chosen: Chosen, logits, *, compiled: bool) -> Chosen:
-    """Choose each row's next token from ``logits`` [B,V]; the cache isn't looked at."""
-    step, alive = chosen.step, chosen.alive
-    B, N = opt.shape(chosen.tokens)
-    position = request.length + step + 1
+    step, alive = state.step, state.alive
+    B, N = opt.shape(state.tokens)
     token, logprob = choose(
-        logits, request.wanted, position, chosen.seen, compiled=compiled
+        logits, request.sampling, position, state.seen, compiled=False
     )
     now = tf.range(N) == step
     tokens = tf.where(alive, token, -1)[:, None]
     logprob = tf.where(alive, logprob, 0.0)[:, None]
     stop = tf.gather(request.stops, token, axis=1, batch_dims=1)
     marks = tf.stack([tf.range(B), token], axis=1)
-    return Chosen(
+    return DecodeState(
         step + 1,
-        tf.where(alive, token, chosen.token),
-        alive & ~stop & (step + 1 < request.limit),
-        tf.where(now, tokens, chosen.tokens),
-        tf.where(now, logprob, chosen.logprobs),
-        tf.tensor_scatter_nd_update(chosen.seen, marks, tf.fill([B], True)),
+        tf.where(alive, token, state.token),
+        alive & ~stop & (step + 1 < request.max_new_tokens),
+        tf.where(now, tokens, state.tokens),
+        tf.where(now, logprob, state.logprobs),
+        tf.tensor_scatter_nd_update(state.seen, marks, tf.fill([B], True)),
+        state.new_kv,
     )
 
 
@@ -277,47 +305,18 @@ def embed_token(config: OPTConfig, params, token, at):
     return opt.embed(config, params, embeds, at[:, None])
 
 
-def attended(length, C, step, N: int):
-    """Which of C cached and N new slots a loop attends to: boolean [B,1,1,C+N]."""
-    B = opt.shape(length)[0]
-    cached = tf.range(C) < length[:, None]
-    new = tf.broadcast_to(tf.range(N) <= step, [B, N])
-    return tf.concat([cached, new], axis=1)[:, None, None, :]
-
-
-def store_at(step, cache_dtype: str, *, compiled: bool):
-    """A loop's cache policy: old keys and values stay apart from the new ones."""
-    write = write_slot_compiled if compiled else write_slot
-
-    def store(old, k, v):
-        (old_k, old_v), made = old
-        kv = (unpack(pack(x, cache_dtype), cache_dtype) for x in (k, v))
-        k, v = (write(*pair, step) for pair in zip(made, kv, strict=True))
-        return (old_k, k), (old_v, v), [k, v]
-
-    return store
-
-
-def write_slot(buffer, rows, slot):
-    """``rows`` [B,H,1,D] into ``buffer`` [B,H,T,D] at ``slot``."""
-    B, H, T, D = opt.shape(buffer)
-    at = tf.range(B * H)[:, None] * T + slot
-    flat = tf.reshape(buffer, [B * H * T, D])
-    flat = tf.tensor_scatter_nd_update(flat, at, tf.reshape(rows, [B * H, D]))
-    return tf.reshape(flat, [B, H, T, D])
-
-
-def write_slot_compiled(buffer, rows, slot):
-    """The same for XLA."""
-    return xla.dynamic_update_slice(buffer, rows, tf.stack([0, 0, slot, 0]))
-
-
 def full_logits(config: OPTConfig, params, ids, mask):
     """Logits [B,S,V] of whole rows; ``mask`` [B,S] as Hugging Face has it."""
+    B, S = opt.shape(ids)
     mask = tf.cast(mask, tf.int32)
     at = tf.minimum(opt.positions_from_mask(mask), config.max_position_embeddings - 1)
-    done = opt.base_model(config, params, ids, mask, position_ids=at, run=run_layers)
-    return opt.lm_logits(config, params, done.last_hidden_state)
+    hidden = opt.embed(config, params, opt.take(params["embed_tokens"], ids), at)
+    bias = tf.where(opt.causal_mask(mask, S, 0), 0.0, tf.float32.min)
+    context = LayerContext(config, B, bias, lambda past, k, v: (k, v, past[0]))
+    x = tf.reshape(hidden, [B * S, config.hidden_size])
+    x, _ = run_layers(context, params["layers"], x, tf.zeros([0, config.head_dim]))
+    x = opt.final_projection(config, params, x)
+    return opt.lm_logits(config, params, tf.reshape(x, [B, S, config.embed_dim]))
 
 
 def token_logprobs(config: OPTConfig, params, ids, hidden):

@@ -1,137 +1,100 @@
-"""Products with stored weights in TensorFlow, the quickest way a processor has.
+"""Stored weights in TensorFlow, multiplied by the processor's best kernels.
 
-What a processor has is found out when a version is loaded, once.
+Which kernels those are is found out when a version is loaded (``autotune.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from math import gcd
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
-from tensorflow.compiler.tf2xla.python import xla
+from tensorflow.python.framework import kernels, op_def_library
 
-from ...models.tf import model as opt
-from ...models.weights import PackedWeight
+from ...models.tf.model import NORM_EPSILON
+from ...models.weights import PackedNorm, PackedWeight
 from . import int8_matmul
+from .shared_constants import constant
+
+_NORM_OP = "_MklLayerNorm"
 
 
-def native_bfloat16():
-    """Whether products of bfloat16 are fast here, as a boolean to be found out at load.
+def one_of(stack, i):
+    """``stack[i]``, in the memory of the stack, by as few operations as there can be.
 
-    Where processors have the instructions, oneDNN multiplies and rounds to the nearest.
-    Elsewhere TensorFlow's own kernel, which cuts off, takes two or three times as long
-    as a product of float32 and the conversion before it.
+    ``i`` is a number, or for many stacks at one place :func:`place` of a tensor.
     """
-    one = 1 + tf.floor(tf.random.uniform([]))  # nothing to be folded into a constant
-    x = tf.reshape(tf.one_hot(0, 64) + 0.75 * tf.one_hot(1, 64), [1, 64]) * one
-    y = tf.reshape(tf.one_hot(0, 64) + 2.0**-7 * tf.one_hot(1, 64), [64, 1])
-    product = tf.matmul(tf.cast(x, tf.bfloat16), tf.cast(y, tf.bfloat16))
-    return tf.cast(product[0, 0], tf.float32) > 1  # 1 + 0.75 * 2^-7, the last bit 2^-7
+    if isinstance(stack, (Matrix, Norm)):
+        return stack.one_of(i)
+    begin, end = i if isinstance(i, tuple) else (constant([i]), constant([i + 1]))
+    found = tf.raw_ops.StridedSlice(
+        input=stack, begin=begin, end=end, strides=constant([1]), shrink_axis_mask=1
+    )
+    found.set_shape(stack.shape[1:])
+    return found
 
 
-class MadeAtLoad(tf.saved_model.experimental.TrackableResource):
-    """A tensor of ``dtype`` that ``make()`` gives when a model is loaded.
-
-    ``name`` must say what it is made of: in one process it is one resource.
-    """
-
-    def __init__(self, make: Callable[[], Any], dtype: Any, name: str) -> None:
-        super().__init__()
-        self._make, self._dtype, self._name = make, dtype, name
-        with tf.init_scope():  # not in the branch of a graph that asks first
-            _ = self.resource_handle
-
-    def _create_resource(self):
-        unknown: Any = None
-        return tf.raw_ops.VarHandleOp(
-            dtype=self._dtype,
-            shape=tf.TensorShape(unknown),
-            shared_name=self._name,
-        )
-
-    def _initialize(self):
-        tf.raw_ops.AssignVariableOp(resource=self.resource_handle, value=self._make())
-
-    def read(self):
-        """The value."""
-        return tf.raw_ops.ReadVariableOp(
-            resource=self.resource_handle, dtype=self._dtype
-        )
+def place(i):
+    """A scalar tensor as :func:`one_of` takes it."""
+    return tf.reshape(i, [1]), tf.reshape(i + 1, [1])
 
 
-_MOST_ROWS_OF_INT8 = 64  # from there on conversion weighs less than a second product
-_MOST_ROWS_OF_FLOAT32 = 4  # one by one, without anything to convert
-_BLOCK = 8192  # of a matrix's rows: stays in the processor's cache for the next row
-_LONG_ROW = 4096  # numbers: with 16 KiB XLA makes no one loop of a product any more
-_PIECE = 2048  # of a long row
-_PLACES = 4  # of a matrix read in turns: some processors fetch ahead at each
+class Kernels(NamedTuple):
+    """What is the quickest here, as boolean scalars; None: not asked."""
+
+    native_bfloat16: Any = None
+    exact_int8: Any = None
 
 
 class Matrix(PackedWeight):
-    """A stored matrix [out, in] of any of the weight dtypes.
-
-    ``native`` says whether to multiply bfloat16 (see :func:`native_bfloat16`) and
-    ``exact`` whether to multiply int8 (see :func:`.int8_products.exact`). With ``step``
-    instead XLA multiplies the values as they are stored, in float32 and row by row,
-    a single row ``in_turns`` (see :func:`.trials.quicker_in_turns`);
-    ``graph_jax.Matrix`` tells why that looks as it does.
-    """
+    """A stored matrix [out, in] of any of the weight dtypes, or a stack of them."""
 
     def __init__(
-        self,
-        values: Any,
-        scale: Any = None,
-        *,
-        native: Any = None,
-        exact: Any = None,
-        step: Any = None,
-        in_turns: bool = False,
+        self, values: Any, scale: Any = None, *, kernels: Kernels | None = None
     ) -> None:
-        self.values, self.scale, self.step = values, scale, step
-        self.native, self.exact, self.in_turns = native, exact, in_turns
+        self.values, self.scale = values, scale
+        self.kernels = kernels or Kernels()
 
-    def like(self, values: Any, scale: Any) -> Matrix:
-        """Another matrix that is multiplied the same way."""
-        how = {"native": self.native, "exact": self.exact}
-        return Matrix(values, scale, **how, step=self.step, in_turns=self.in_turns)
-
-    def __getitem__(self, i: Any) -> Matrix:
+    def one_of(self, i: Any) -> Matrix:
         """One of the matrices of a stack."""
-        return self.like(self.values[i], None if self.scale is None else self.scale[i])
+        scale = None if self.scale is None else one_of(self.scale, i)
+        return type(self)(one_of(self.values, i), scale, kernels=self.kernels)
 
     def matmul(self, x):
-        y = self._whole(x) if self.step is None else self._by_row(x)
+        y = self._product(x)
         return y if self.scale is None else y * self.scale
 
-    def _whole(self, x):
+    def _product(self, x):
+        """``x`` [N, in] times the values: [N, out], not scaled.
+
+        A few rows times int8 as such if that is exact; else values of 8 or 16 bits are
+        converted, at each call anew, to bfloat16 where the processor multiplies that
+        (a sixth of a prompt's time), or to float32.
+        """
         if self.values.dtype == tf.float32:
             return tf.matmul(x, self.values, transpose_b=True)
-        y = _product(x, self.values, self.native, self.exact)
-        return tf.ensure_shape(y, [None, self.values.shape[0]])
+        if self.kernels.exact_int8 is None:
+            return self._converted(x)
+        return tf.cond(
+            self.kernels.exact_int8,
+            lambda: int8_matmul.product(x, self.values),
+            lambda: self._converted(x),
+        )
 
-    def _by_row(self, x):
-        rows, size = opt.shape(x)
-        values = xla.optimization_barrier(self.values, self.step)[0]
-        if values.dtype == tf.float32:
-            if rows > _MOST_ROWS_OF_FLOAT32:
-                return barrier(tf.matmul(x, values, transpose_b=True))
-            values = values * tf.where(self.step < -1, 2.0, 1.0)  # see `graph_jax`
-        values = tf.cast(values, tf.float32)
-        x = x / tf.where(tf.range(size) < -1 - self.step, 2.0, 1.0)
-        if rows == 1 and self.in_turns:
-            turns = [gcd(_PLACES, values.shape[0]), -1]
-            y = _one_row(x, _swapped(tf.transpose(values), turns))
-            return _swapped(y, turns[::-1])
-        size = _BLOCK if rows > 1 else values.shape[0]
-        columns = []
-        for at in range(0, values.shape[0], size):
-            block = tf.transpose(values[at : at + size])
-            products = [_one_row(x[row : row + 1], block) for row in range(rows)]
-            columns.append(tf.concat(products, axis=0))
-        return tf.concat(columns, axis=1)
+    def _converted(self, x):
+        native = self.kernels.native_bfloat16
+        if native is None:
+            return self._converted_to(tf.float32, x)
+        return tf.cond(
+            native,
+            lambda: self._converted_to(tf.bfloat16, x),
+            lambda: self._converted_to(tf.float32, x),
+        )
+
+    def _converted_to(self, dtype: tf.DType, x):
+        with tf.control_dependencies([x]):  # else all are converted at once: gigabytes
+            values = tf.cast(tf.identity(self.values), dtype)
+        y = tf.matmul(tf.cast(x, dtype), values, transpose_b=True)
+        return tf.cast(y, tf.float32)
 
     def take(self, rows):
         found = tf.cast(tf.gather(self.values, rows), tf.float32)
@@ -140,52 +103,51 @@ class Matrix(PackedWeight):
         return found * tf.gather(self.scale, rows)[..., None]
 
 
-def _one_row(x, matrix):
-    """``x`` [1, K] times ``matrix`` [K, N], in pieces that XLA makes one loop of."""
-    K = x.shape[1]
-    size = K if K < _LONG_ROW else _PIECE
-    starts = range(0, K, size)
-    pieces = (tf.matmul(x[:, k : k + size], matrix[k : k + size]) for k in starts)
-    return sum(map(barrier, pieces))
+class KeptInt8Matrix(Matrix):
+    """An int8 matrix that its kernel packs once and keeps, in memory of the same size.
 
-
-def _swapped(x, sizes):
-    """Columns of ``x`` [N, a·b], for ``sizes`` (a, b), in the order of [N, b·a]."""
-    split = tf.transpose(tf.reshape(x, [x.shape[0], *sizes]), [0, 2, 1])
-    return tf.reshape(split, x.shape)
-
-
-@partial(tf.function, autograph=False)
-def _product(x, values, native, exact):
-    """``x`` [N, in] times ``values`` of 8 or 16 bits, the quickest way there is here.
-
-    A few rows times int8 as such if that is ``exact``; else the values are converted,
-    for each product anew, to bfloat16 if that is ``native`` (a sixth of a prompt's
-    time), or to float32. A function of its own, traced and written once for each shape.
+    Only where :func:`.int8_matmul.exact` holds, and one place of a graph for each
+    matrix: the place keeps what it saw first.
     """
-    with tf.control_dependencies([x]):  # else all are converted at once: gigabytes
-        values = tf.identity(values)
 
-    def in_bfloat16():
-        y = tf.matmul(
-            tf.cast(x, tf.bfloat16), tf.cast(values, tf.bfloat16), transpose_b=True
+    def _product(self, x):
+        return int8_matmul.product(x, self.values, keep=True)
+
+
+class Norm(PackedNorm):
+    """A layer norm by oneDNN's kernel, which TensorFlow has on x86-64 alone."""
+
+    def __init__(self, weight: Any, bias: Any) -> None:
+        self.weight, self.bias = weight, bias
+
+    def one_of(self, i: Any) -> Norm:
+        """One of the norms of a stack."""
+        return Norm(one_of(self.weight, i), one_of(self.bias, i))
+
+    def __call__(self, x):
+        return op_def_library.apply_op(
+            _NORM_OP,
+            name="layer_norm",
+            x=x,
+            scale=self.weight,
+            offset=self.bias,
+            epsilon=NORM_EPSILON,
         )
-        return tf.cast(y, tf.float32)
 
-    def in_float32():
-        return tf.matmul(x, tf.cast(values, tf.float32), transpose_b=True)
-
-    def converted():
-        return (
-            in_float32() if native is None else tf.cond(native, in_bfloat16, in_float32)
-        )
-
-    if exact is None:
-        return converted()
-    few = tf.shape(x)[0] <= _MOST_ROWS_OF_INT8
-    return tf.cond(exact & few, lambda: int8_matmul.product(x, values), converted)
+    @staticmethod
+    def available() -> bool:
+        """Whether this TensorFlow has the kernel."""
+        return bool(kernels.get_registered_kernels_for_op(_NORM_OP).kernel)
 
 
-def barrier(x):
-    """``x``, which XLA computes on its own, apart from what uses it."""
-    return xla.optimization_barrier(x)[0]
+def fuse_norms(params: dict[str, Any]) -> dict[str, Any]:
+    """``params`` with a :class:`Norm` for each layer norm that has weights."""
+
+    def fused(name: str, pair: Any) -> Any:
+        if not name.endswith("layer_norm") or not pair:
+            return pair
+        return {"weight": Norm(**pair)}
+
+    layers = {name: fused(name, pair) for name, pair in params["layers"].items()}
+    rest = {name: fused(name, pair) for name, pair in params.items()}
+    return {**rest, "layers": layers}

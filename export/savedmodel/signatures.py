@@ -1,28 +1,38 @@
-"""The contract's signatures as one TensorFlow module, over either backend.
+"""The contract's signatures as one TensorFlow module, over any backend.
 
-Here requests become what the backends take, of sizes that they are compiled for, and
-replies become token-major rows again.
+Here requests are checked and become what the backends take.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import tensorflow as tf
 
 from ...models.config import OPTConfig
+from ...models.generation.sampling import SamplingParams
 from ...runtime.contract import CacheLayout, generate_name, signature
-from . import graph_tf
-from .buckets import Sizes
-from .requests import GenerateRequest, SamplingParams
+from .backends import Backend
+from .requests import GenerateRequest
 
-Backend = Any
+MOST_ROWS = 1024
+"""Of one call: a text for each of them is still a small reply."""
 
 
 class Signatures(tf.Module):
-    """Functions named as the contract names them; ``stored`` are the weights."""
+    """Functions named as the contract names them.
+
+    Args:
+        config: the architecture.
+        backend: computes.
+        stored: the weights.
+        layout: the cache's.
+        texts: what ``describe`` and ``tokenizer`` reply.
+        generate: the N of ``generate_{N}``.
+        most_tokens: that a call may bring, in prompts and in caches.
+    """
 
     def __init__(
         self,
@@ -32,14 +42,15 @@ class Signatures(tf.Module):
         layout: CacheLayout,
         texts: Mapping[str, str],
         generate: Sequence[int],
+        *,
+        most_tokens: int,
     ) -> None:
         super().__init__(name="optserve")
         self._config, self._backend, self._layout = config, backend, layout
-        self._sizes = getattr(backend, "sizes", Sizes())
-        self._loop_sizes = getattr(backend, "loop_sizes", Sizes())
         self.stored, self.resources = dict(stored), dict(backend.resources)
         self._texts = tuple(texts.items())
         self._tokens_per_call = tuple(generate)
+        self._most_tokens = most_tokens
 
     def concrete(self) -> dict[str, Any]:
         """Signature names and traced functions, ready for ``tf.saved_model.save``.
@@ -77,37 +88,66 @@ class Signatures(tf.Module):
         outputs = [tensor.name for tensor in spec.outputs]
 
         def run(*tensors):
-            checks = self._checks(dict(zip(names, tensors, strict=True)))
-            with tf.control_dependencies(checks):
-                found = body(tf.identity(tensors[0]), *tensors[1:])
+            given = self._checked(dict(zip(names, tensors, strict=True)))
+            found = body(**given)
             return {key: tf.identity(found[key], name=key) for key in outputs}
 
         run.__name__ = name
         return tf.function(run, input_signature=inputs, autograph=False)
 
-    def _checks(self, inputs: Mapping[str, Any]) -> list[Any]:
-        """Ids and lengths beyond the model are an error, never a wrong answer."""
+    # --- checks ---------------------------------------------------------------------
+
+    def _checked(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Sizes, ids and lengths beyond the model are an error, never a wrong answer.
+
+        Sizes come first: nothing is computed for a request that is too large.
+        """
+        first = next(iter(inputs))
+        for rules in (self._sizes, self._values):
+            checks = [
+                tf.debugging.Assert(tf.reduce_all(holds), [rule])
+                for rule, holds in rules(inputs)
+            ]
+            with tf.control_dependencies(checks):
+                inputs = {**inputs, first: tf.identity(inputs[first])}
+        return inputs
+
+    def _sizes(self, inputs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        if "row" in inputs:
+            rows = tf.shape(inputs["row"])[0]
+            yield f"a call should have at most {MOST_ROWS} rows", rows <= MOST_ROWS
+        positions, most = self._config.max_position_embeddings, self._most_tokens
+        for name, what in (("input_ids", "tokens"), ("cache", "slots")):
+            if name in inputs:
+                B, size = tf.unstack(tf.shape(inputs[name], tf.int64)[:2])
+                yield (
+                    f"{name} should have at most {positions} {what} a row, and "
+                    f"{most} in all",
+                    (size <= positions) & (B * size <= most) & (most >= B),
+                )
+
+    def _values(self, inputs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         if "input_ids" not in inputs:
-            return []
+            return
         V, most = self._config.vocab_size, self._config.max_position_embeddings
         ids = inputs["input_ids"]
-        rules = {f"input_ids should be from 0 to {V - 1}": (ids >= 0) & (ids < V)}
-        if "input_length" in inputs:
-            length, cached = inputs["input_length"], inputs.get("cache_length", 0)
-            slots = tf.shape(inputs["cache"])[1] if "cache" in inputs else 0
-            rules |= {
-                "input_length should be from 0 to input_ids' size": (length >= 0)
-                & (length <= tf.shape(ids)[1]),
-                "cache_length should be from 0 to the cache's size": (cached >= 0)
-                & (cached <= slots),
-                f"cache_length + input_length should be at most {most} positions": (
-                    cached + length <= most
-                ),
-            }
-        return [
-            tf.debugging.Assert(tf.reduce_all(holds), [rule])
-            for rule, holds in rules.items()
-        ]
+        yield f"input_ids should be from 0 to {V - 1}", (ids >= 0) & (ids < V)
+        if "input_length" not in inputs:
+            return
+        length, cached = inputs["input_length"], inputs.get("cache_length", 0)
+        slots = tf.shape(inputs["cache"])[1] if "cache" in inputs else 0
+        yield (
+            "input_length should be from 0 to input_ids' size",
+            (length >= 0) & (length <= tf.shape(ids)[1]),
+        )
+        yield (
+            "cache_length should be from 0 to the cache's size",
+            (cached >= 0) & (cached <= slots),
+        )
+        yield (
+            f"cache_length + input_length should be at most {most} positions",
+            cached + length <= most,
+        )
 
     # --- bodies ---------------------------------------------------------------------
 
@@ -115,29 +155,21 @@ class Signatures(tf.Module):
         return self._decode(input_ids, input_length, *self._no_cache(input_ids))
 
     def _decode(self, input_ids, input_length, cache, cache_length):
-        B, S = _sizes(input_ids)
-        hidden, new_cache = self._extend(input_ids, cache, cache_length)
-        length = _fit(input_length, [_sizes(hidden)[0]])
-        last = tf.gather(hidden, tf.maximum(length - 1, 0), axis=1, batch_dims=1)
-        logits = self._backend.logits(last)
-        return {"logits": logits[:B], "new_cache": new_cache[:B, :S]}
+        hidden, new_cache = self._backend.extend(input_ids, cache, cache_length)
+        last = tf.maximum(input_length - 1, 0)
+        hidden = tf.gather(hidden, last, axis=1, batch_dims=1)
+        return {"logits": self._backend.logits(hidden), "new_cache": new_cache}
 
     def _score(self, input_ids, input_length):
-        B, S = _sizes(input_ids)
-        hidden, _ = self._extend(input_ids, *self._no_cache(input_ids))
-        ids = _fit(input_ids, _sizes(hidden)[:2])
-        return {"logprobs": self._backend.token_logprobs(ids, hidden)[:B, :S]}
+        hidden, _ = self._backend.extend(input_ids, *self._no_cache(input_ids))
+        return {"logprobs": self._backend.token_logprobs(input_ids, hidden)}
 
     def _embed(self, input_ids, input_length):
-        B, S = _sizes(input_ids)
-        hidden, _ = self._extend(input_ids, *self._no_cache(input_ids))
-        return {"last_hidden_state": hidden[:B, :S]}
+        hidden, _ = self._backend.extend(input_ids, *self._no_cache(input_ids))
+        return {"last_hidden_state": hidden}
 
     def _serving_default(self, input_ids, attention_mask):
-        B, S = _sizes(input_ids)
-        size = [_round_up(B, self._sizes.rows), _round_up(S, self._sizes.prompt)]
-        ids, mask = _fit(input_ids, size), _fit(attention_mask, size)
-        return {"logits": self._backend.full_logits(ids, mask)[:B, :S]}
+        return {"logits": self._backend.full_logits(input_ids, attention_mask)}
 
     def _generate(
         self,
@@ -149,99 +181,25 @@ class Signatures(tf.Module):
         max_new_tokens,
         history,
         stop_ids,
-        *sampling,
+        **sampling,
     ):
-        """The prompt but its last token is fed at once; the loop starts there."""
-        B, S = _sizes(input_ids)
-        before = tf.maximum(input_length - 1, 0)
-
-        def feed():
-            new = self._extend(input_ids, cache, cache_length)[1][:B, :S]
-            return new, _joined(cache, new, cache_length)
-
-        new, cached = tf.cond(
-            S > 1,
-            feed,
-            lambda: (tf.zeros([B, S, *self._layout.row_shape]), cache),
+        V = self._config.vocab_size
+        request = GenerateRequest(
+            input_ids=input_ids,
+            input_length=input_length,
+            cache=cache,
+            cache_length=cache_length,
+            max_new_tokens=tf.minimum(max_new_tokens, N),
+            stops=_marked(stop_ids, V),
+            seen=_marked(history, V),
+            sampling=SamplingParams(**sampling),
         )
-        last = tf.gather(input_ids, before, axis=1, batch_dims=1)
-        length = cache_length + before
-        rows = _round_up(B, self._loop_sizes.rows)
-        vectors = [last, length, tf.minimum(max_new_tokens, N)]
-        flags = [_marked(ids, self._config.vocab_size) for ids in (stop_ids, history)]
-        last, length, limit, *rest = (
-            _fit(x, [rows, *_sizes(x)[1:]]) for x in (*vectors, *flags, *sampling)
-        )
-        cached = self._fit_cache(cached, rows, self._loop_sizes)
-        stops, seen, *sampling = rest
-        made = self._backend.generate(
-            GenerateRequest(
-                input_ids=last[:, None],
-                input_length=tf.ones_like(last),
-                cache=cached,
-                cache_length=length,
-                max_new_tokens=limit,
-                stops=stops,
-                seen=seen,
-                sampling=SamplingParams(*sampling),
-            ),
-            often=max(self._tokens_per_call) == N,
-        )
-        rows = made.new_cache[:B, :N]
-        return {
-            "tokens": made.tokens[:B, :N],
-            "logprobs": made.logprobs[:B, :N],
-            "count": made.count[:B],
-            "new_cache": tf.cond(
-                S > 1, lambda: _joined(new, rows, before)[:, :-1], lambda: rows
-            ),
-        }
-
-    # --- pieces ---------------------------------------------------------------------
+        often = max(self._tokens_per_call) == N
+        return self._backend.generate(request, N, often=often)._asdict()
 
     def _no_cache(self, input_ids):
         B = tf.shape(input_ids)[0]
         return tf.zeros([B, 0, *self._layout.row_shape]), tf.zeros([B], tf.int32)
-
-    def _extend(self, input_ids, cache, cache_length):
-        """Hidden states [B,S,W] and wire rows [L,2,B,H,S,·], both of rounded sizes."""
-        B, S = _sizes(input_ids)
-        rows = _round_up(B, self._sizes.rows)
-        ids = _fit(input_ids, [rows, _round_up(S, self._sizes.prompt)])
-        cache_length = _fit(cache_length, [rows])
-        cache = self._fit_cache(cache, rows, self._sizes)
-        return self._backend.extend(ids, cache, cache_length)
-
-    def _fit_cache(self, cache, rows, sizes):
-        """The wire's cache of rounded sizes, with at least one slot."""
-        slots = _round_up(tf.maximum(tf.shape(cache)[1], 1), sizes.cache)
-        return _fit(cache, [rows, slots, *self._layout.row_shape])
-
-
-def _sizes(tensor) -> list[Any]:
-    return graph_tf.opt.shape(tensor)
-
-
-def _round_up(size, steps: tuple[int, ...]):
-    """The first of ``steps`` that is at least ``size``; ``size`` if there is none."""
-    if not steps:
-        return size
-    larger = tf.boolean_mask(tf.constant(steps), tf.constant(steps) >= size)
-    return tf.concat([larger, tf.reshape(size, [1])], axis=0)[0]
-
-
-def _fit(tensor, sizes):
-    """``tensor`` with zeros behind, up to ``sizes``."""
-    missing = [want - have for want, have in zip(sizes, _sizes(tensor), strict=True)]
-    return tf.pad(tensor, [[0, more] for more in missing])
-
-
-def _joined(rows, more, length):
-    """Each row's first ``length`` slots of ``rows`` [B,C,…], then ``more`` [B,S,…]."""
-    C, S = _sizes(rows)[1], _sizes(more)[1]
-    slot, end = tf.range(C + S), length[:, None]
-    source = tf.where(slot < end, slot, tf.minimum(C + slot - end, C + S - 1))
-    return tf.gather(tf.concat([rows, more], axis=1), source, axis=1, batch_dims=1)
 
 
 def _marked(ids, V: int):
@@ -249,7 +207,7 @@ def _marked(ids, V: int):
 
     Negative ids, and those that are none, mark nothing.
     """
-    B, K = _sizes(ids)
+    B, K = tf.unstack(tf.shape(ids))
     column = tf.reshape(tf.where((ids < 0) | (ids >= V), V, ids), [-1])
     at = tf.stack([tf.repeat(tf.range(B), K), column], axis=1)
     nothing = tf.zeros([B, V + 1], tf.bool)

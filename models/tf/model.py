@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from ..config import POSITION_OFFSET, OPTConfig
 from ..layer_context import Cache, LayerContext, Store
-from ..weights import PackedWeight
+from ..weights import PackedNorm, PackedWeight
 
 NORM_EPSILON = 1e-5
 IGNORED_LABEL = -100
@@ -56,6 +56,8 @@ def linear(x, weight, bias=None):
 
 def layer_norm(x, weight: Any = None, bias: Any = None):
     """Over the last axis, in float32; without ``weight`` and ``bias`` affine-free."""
+    if isinstance(weight, PackedNorm):
+        return weight(x)
     x32 = tf.cast(x, tf.float32)
     mean, variance = tf.nn.moments(x32, [-1], keepdims=True)
     scale: Any = None if weight is None else tf.cast(weight, tf.float32)

@@ -1,39 +1,37 @@
-"""What is timed when a version is loaded."""
+"""What is found out when a version is loaded."""
 
 from __future__ import annotations
 
 import pytest
 import tensorflow as tf
-from optserve.export.savedmodel import autotune, int8_matmul, matmul_tf
+from optserve.export.savedmodel import autotune, int8_matmul
+from optserve.export.savedmodel.autotune import EXACT_INT8, NATIVE_BFLOAT16
+
+
+def test_only_what_the_weights_need_is_asked() -> None:
+    def asked(weights: tf.DType, *, portable: bool = False) -> set[str]:
+        return set(autotune.questions(weights, portable=portable))
+
+    int8 = {EXACT_INT8} if int8_matmul.available() else set()
+    assert asked(tf.int8) == {NATIVE_BFLOAT16} | int8
+    assert asked(tf.int8, portable=True) == {NATIVE_BFLOAT16}
+    assert asked(tf.bfloat16) == {NATIVE_BFLOAT16}
+    assert asked(tf.float32) == asked(tf.float16) == set()
+
+
+@pytest.mark.parametrize("answer", [False, True])
+def test_the_answer_is_found_when_a_version_is_loaded(answer) -> None:
+    found = autotune.FoundAtLoad(lambda: tf.constant(answer), f"test_{answer}")
+    found._initialize()
+    assert bool(tf.function(found.read)()) == answer
 
 
 @pytest.mark.skipif(not int8_matmul.available(), reason="no int8 kernels")
-@pytest.mark.parametrize("slow", ["compiled_sums", "integer_sums"])
-def test_the_quicker_way_of_several_rows_is_found(slow: str, monkeypatch) -> None:
-    quick = getattr(autotune, slow)
-
-    def many_times(parts, values, **options):
-        for _ in range(12):
-            sums = quick(parts, values, **options)
-            parts += tf.cast(tf.clip_by_value(sums[:, :1], 0.0, 1.0), tf.int8)
-        return sums
-
-    monkeypatch.setattr(autotune, slow, many_times)
-    found = tf.function(autotune.quicker_compiled, autograph=False)()
-    assert bool(found) == (slow == "integer_sums")
-
-
-@pytest.mark.parametrize("dtype", ["int8", "bfloat16", "float32"])
-@pytest.mark.parametrize("slow", [False, True])
-def test_the_quicker_way_of_one_row_is_found(dtype, slow: bool, monkeypatch) -> None:
-    quick = matmul_tf.Matrix._by_row
-
-    def many_times(self, x):
-        for _ in range(12 if self.in_turns == slow else 1):
-            x = quick(self, x[:, : self.values.shape[1]])
-        return x
-
-    monkeypatch.setattr(matmul_tf.Matrix, "_by_row", many_times)
-    dtype = tf.as_dtype(dtype)
-    found = tf.function(lambda: autotune.quicker_in_turns(dtype), autograph=False)()
-    assert bool(found) != slow
+def test_many_rows_are_not_multiplied_as_int8() -> None:
+    questions = autotune.questions(tf.int8, portable=False)
+    for question in questions.values():
+        tf.raw_ops.AssignVariableOp(
+            resource=question.resource_handle, value=tf.constant(True)
+        )
+    exact = tf.function(lambda rows: autotune.kernels(questions, rows).exact_int8)
+    assert bool(exact(tf.constant(64))) and not bool(exact(tf.constant(65)))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from optserve.export.errors import ExportError
 from optserve.export.options import ExportOptions
+from optserve.export.savedmodel import int8_matmul
 from optserve.export.savedmodel.exporter import export_savedmodel
 from optserve.runtime.cli import main
 from optserve.runtime.contract import Manifest, signature
@@ -142,18 +143,25 @@ def test_greedy_tokens_equal_the_reference(case, framework):
     np.testing.assert_array_equal(np.stack(tokens, 1), golden["greedy"])
 
 
-@pytest.mark.parametrize("compiler", ["none", "xla"])
-def test_layers_are_calls_of_one_function(compiler):
-    """Written out one by one they were half of the graph of 125m."""
+@pytest.mark.parametrize(
+    ("weights", "loops"), [("float32", 0), ("bfloat16", 0), ("int8", 1)]
+)
+def test_one_body_computes_all_layers(weights, loops):
+    """A server's time to get ready goes with the size of all functions.
+
+    Only one loop is written out, for int8 kernels that keep each matrix.
+    """
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
-    data = (exported("pre_ln", compiler=compiler) / "saved_model.pb").read_bytes()
+    data = (exported("pre_ln", weights=weights) / "saved_model.pb").read_bytes()
     functions = SavedModel.FromString(data).meta_graphs[0].graph_def.library.function
     softmaxes = [
         sum(node.op == "Softmax" for node in function.node_def)
         for function in functions
     ]
-    assert max(softmaxes) == 1
+    assert softmaxes.count(3) == (loops if int8_matmul.available() else 0)
+    assert set(softmaxes) <= {0, 1, 3}
+    assert sum(softmaxes) <= 8
 
 
 @pytest.mark.parametrize("framework", ROUTES)
@@ -200,7 +208,8 @@ def test_weights_are_stored_once(tmp_path):
         ([[5, 128]], [2], "input_ids should be from 0 to 127"),
         ([[-1, 5]], [2], "input_ids should be from 0 to 127"),
         ([[5, 5]], [3], "input_length should be from 0"),
-        ([[5] * 65], [65], "should be at most 64 positions"),
+        ([[5] * 65], [65], "input_ids should have at most 64 tokens a row"),
+        ([[]] * 2049, [0] * 2049, "and 2048 in all"),
     ],
 )
 def test_what_is_out_of_range_is_refused(framework, ids, length, wanted):
@@ -209,6 +218,28 @@ def test_what_is_out_of_range_is_refused(framework, ids, length, wanted):
     model = served("pre_ln", framework=framework)
     with pytest.raises(tf.errors.InvalidArgumentError, match=wanted):
         model("prefill", input_ids=int32(*ids), input_length=int32(*length))
+
+
+@pytest.mark.parametrize("framework", ROUTES)
+def test_large_requests_are_refused_before_anything_is_computed(framework):
+    import tensorflow as tf
+
+    model = served("pre_ln", framework=framework)
+    for shape in ((0, 500_000_000), (1, 65), (33, 64)):
+        ids, lengths = np.zeros(shape, np.int32), np.zeros(shape[0], np.int32)
+        with pytest.raises(tf.errors.InvalidArgumentError, match="should have at most"):
+            model("prefill", input_ids=ids, input_length=lengths)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="at most 1024 rows"):
+        model("describe", row=np.zeros(1025, np.int32))
+    slots = np.zeros((1, 65, *model.row_shape), np.float32)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="at most 64 slots a row"):
+        model(
+            "decode",
+            input_ids=int32([5]),
+            input_length=int32(1),
+            cache=slots,
+            cache_length=int32(1),
+        )
 
 
 @pytest.mark.parametrize(

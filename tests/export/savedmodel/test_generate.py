@@ -83,21 +83,6 @@ def test_an_export_for_single_rows_alone(prompts):
     np.testing.assert_array_equal(reply["tokens"], expected(CASE)["greedy"][:1, :8])
 
 
-@pytest.mark.parametrize("weights", ["float32", "int8"])
-def test_one_row_goes_through_matrices_either_way(weights, prompts):
-    model = served(CASE, compiler="xla", weights=weights)
-    ways = []
-    for in_turns in (False, True):
-        with model.answering("quicker_in_turns", in_turns):
-            ways.append(generate(model, 8, prompts[:1]))
-    np.testing.assert_array_equal(ways[0]["tokens"], ways[1]["tokens"])
-    for key in ("logprobs", "new_cache"):
-        np.testing.assert_allclose(ways[0][key], ways[1][key], atol=1e-4)
-    if weights == "float32":
-        golden = expected(CASE)["greedy"][:1, :8]
-        np.testing.assert_array_equal(ways[0]["tokens"], golden)
-
-
 def test_more_rows_than_are_compiled_for(model, prompts):
     """Rows go through in groups, the last of them filled up, and come back in order."""
     order = [0, 2, 1, 1, 0, 2, 2, 0, 1, 0, 1]

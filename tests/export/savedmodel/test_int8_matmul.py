@@ -11,52 +11,49 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from optserve.export.options import ExportOptions
-from optserve.export.savedmodel import autotune, graph_tf, int8_loop, int8_matmul
-from optserve.export.savedmodel.backends import unstacked
+from optserve.export.savedmodel import int8_matmul
 from optserve.export.savedmodel.exporter import export_savedmodel
-from optserve.export.savedmodel.graph_tf import Request
-from optserve.export.savedmodel.int8_matmul import (
-    Halves,
-    compiled_sums,
-    in_halves,
-    integer_sums,
-    joined,
-)
-from optserve.export.savedmodel.matmul_tf import Matrix
-from optserve.export.weights import assemble, packed_weights
-from optserve.models.checkpoints import open_weights
-from optserve.models.config import OPTConfig
-from optserve.models.generation.sampling import SamplingParams
+from optserve.export.savedmodel.int8_matmul import accumulators, joined, split_int8
+from optserve.export.savedmodel.matmul_tf import KeptInt8Matrix, Kernels, Matrix
 from safetensors.numpy import load_file, save_file
 
-from tests.export.exports import CASES, FEW_SHAPES, GOLDEN, Served, exported
+from tests.export.exports import CASES, GOLDEN, Served, exported, served
 
 
-def test_halves_hold_sixteen_bits() -> None:
+def test_two_int8_numbers_hold_sixteen_bits() -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((6, 300)).astype(np.float32)
     x[1, 7], x[2] = 60, 0  # an outlier, a row of nothing
-    halves = in_halves(tf.constant(x))
-    high, low = np.split(halves.parts.numpy().astype(np.float64), 2)
-    found = (256 * high + low) * halves.scale.numpy()
+    split = split_int8(tf.constant(x))
+    high, low = np.split(split.parts.numpy().astype(np.float64), 2)
+    found = (255 * high + low) * split.scale.numpy()
     largest = np.abs(x).max(axis=1, keepdims=True)
-    assert (np.abs(found - x) <= largest / 65024 * 1.001).all()
-    assert halves.parts.dtype == tf.int8
+    assert (np.abs(found - x) <= largest / 64770 * 1.001).all()
+    assert split.parts.dtype == tf.int8
 
 
-def test_joined_is_the_product_of_the_numbers_that_halves_hold() -> None:
+@pytest.mark.parametrize("size", [1e-38, 1e30, 3e38])
+def test_numbers_of_any_size_are_split(size: float) -> None:
+    x = np.float32([[0.5 * size, -size, 0.25 * size]])
+    split = split_int8(tf.constant(x))
+    high, low = np.split(split.parts.numpy().astype(np.float64), 2)
+    found = (255 * high + low) * split.scale.numpy().astype(np.float64)
+    assert np.abs(found - x).max() <= max(size, 1e-30) / 64000
+
+
+def test_joined_is_the_product_of_the_numbers_that_were_split() -> None:
     rng = np.random.default_rng(1)
     high, low = rng.integers(-127, 128, (2, 3, 50))
     weights = rng.integers(-127, 128, (4, 50))
     sums = np.concatenate([high, low]) @ weights.T
     scale = np.float32([[1], [0.5], [4]])
     found = joined(tf.constant(sums, tf.float32), scale)
-    np.testing.assert_array_equal(found, (256 * high + low) @ weights.T * scale)
+    np.testing.assert_array_equal(found, (255 * high + low) @ weights.T * scale)
 
 
 _PROBE = """
 import numpy as np, tensorflow as tf
-from optserve.export.savedmodel.int8_matmul import exact, integer_sums
+from optserve.export.savedmodel.int8_matmul import accumulators, exact
 rng = np.random.default_rng(0)
 for rows, size, out in [(2, 64, 48), (16, 768, 200), (70, 3072, 96)]:
     x = rng.integers(-127, 128, (rows, size)).astype(np.int8)
@@ -64,7 +61,7 @@ for rows, size, out in [(2, 64, 48), (16, 768, 200), (70, 3072, 96)]:
     values = rng.integers(-127, 128, (out, size)).astype(np.int8)
     values[0] = 127
     for keep in (False, True):
-        run = tf.function(lambda x, keep=keep: integer_sums(x, values, keep=keep))
+        run = tf.function(lambda x, keep=keep: accumulators(x, values, keep=keep))
         right = x.astype(np.int64) @ values.T.astype(np.int64)
         same = [np.array_equal(run(x), right.astype(np.float32)) for _ in range(2)]
         print(all(same), tf.function(exact)().numpy())
@@ -91,97 +88,33 @@ def test_a_processor_that_does_not_sum_exactly_is_found(instructions: str) -> No
         assert any(right == "False" for right, _ in answers)
 
 
-@pytest.mark.parametrize("rows, size, out", [(2, 64, 48), (16, 768, 203), (7, 3072, 9)])
-def test_compiled_sums_are_exact(rows, size, out) -> None:
+@pytest.mark.skipif(not int8_matmul.available(), reason="no int8 kernels")
+def test_a_place_keeps_its_matrix_for_any_number_of_rows() -> None:
     rng = np.random.default_rng(4)
-    x = rng.integers(-127, 128, (rows, size)).astype(np.int8)
-    values = rng.integers(-127, 128, (out, size)).astype(np.int8)
-    x[0], values[0] = 127, -127
-    found = tf.function(compiled_sums, jit_compile=True)(x, values)
-    np.testing.assert_array_equal(found, x.astype(np.int64) @ values.T.astype(np.int64))
-
-
-@pytest.fixture
-def sums_of_floats(monkeypatch):
-    """The kernel's sums on any processor: of less than 2^24 they are exact."""
-
-    def sums(parts, values, *, keep=False):
-        as_floats = (tf.cast(x, tf.float32) for x in (parts, values))
-        return tf.matmul(*as_floats, transpose_b=True)
-
-    monkeypatch.setattr(int8_loop, "integer_sums", sums)
-
-
-@pytest.mark.parametrize("way", ["ops", "pieces", "whole"])
-@pytest.mark.parametrize("case", CASES)
-def test_the_loop_of_int8_products_is_the_loop(case, way, sums_of_floats) -> None:
-    config = OPTConfig.from_pretrained(GOLDEN / case)
-    stored = dict(packed_weights(config, open_weights(GOLDEN / case), "int8"))
-    params = unstacked(
-        config,
-        assemble(
-            config,
-            stored,
-            lambda name, values, scale: Matrix(tf.constant(values), scale),
-        ),
+    values = rng.integers(-127, 128, (48, 768)).astype(np.int8)
+    matrix = KeptInt8Matrix(tf.constant(values))
+    product = tf.function(
+        matrix.matmul, input_signature=[tf.TensorSpec([None, 768])], autograph=False
     )
-    N, request = 6, _request(config, rows=5, slots=9)
-
-    right = graph_tf.generate(
-        config, lambda step: params, "float32", N, request, compiled=False
-    )
-    loop = int8_loop.Int8Loop(
-        config, "float32", N, compiled=way != "ops", whole=way == "whole"
-    )
-    found = tf.function(
-        lambda: loop.generate(params, request, keep=False),
-        autograph=False,
-        jit_compile=way == "whole",
-    )()
-
-    np.testing.assert_array_equal(found[0], right[0])  # tokens
-    np.testing.assert_array_equal(found[2], right[2])  # counts
-    np.testing.assert_allclose(found[1], right[1], atol=2e-3)
-    assert sorted(set(right[2].numpy())) == [0, 2, 3, 6]
-    for row, count in enumerate(right[2].numpy()):
-        made = [loops[3][:, :, row, :, :count] for loops in (found, right)]
-        np.testing.assert_allclose(*made, atol=2e-3)
+    once = tf.function(int8_matmul.product)
+    for rows in (1, 8, 2, 64, 1):
+        x = rng.standard_normal((rows, 768)).astype(np.float32)
+        np.testing.assert_array_equal(product(x), once(x, values))
 
 
 @pytest.mark.skipif(not int8_matmul.available(), reason="no int8 kernels")
-def test_an_export_has_the_whole_loop_for_projections_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(int8_matmul, "exact", lambda: tf.constant(True))
-    monkeypatch.setattr(autotune, "quicker_compiled", lambda: tf.constant(True))
-    options = {"weights": "int8", "generate": (8,)}
-    plain = exported("post_ln_proj", **options)
-    compiled = {**FEW_SHAPES, "compiler": "xla"}
-    folder = export_savedmodel(
-        GOLDEN / "post_ln_proj", tmp_path / "out", ExportOptions(**options, **compiled)
-    )
-    found, right = _logprobs(Served(folder)), _logprobs(Served(plain))
+@pytest.mark.parametrize("case", CASES)
+def test_the_loop_of_kept_matrices_is_the_loop_over_layers(case) -> None:
+    """The other one multiplies in float32 here, so the products of 16 bits differ."""
+    model = served(case, weights="int8")
+    with (
+        model.answering("exact_int8", False),
+        model.answering("native_bfloat16", False),
+    ):
+        right = _logprobs(model)
+    with model.answering("exact_int8", True):
+        found = _logprobs(model)
     np.testing.assert_allclose(found, right, atol=2e-3)
-
-
-def _request(config: OPTConfig, *, rows: int, slots: int) -> Request:
-    rng = np.random.default_rng(3)
-    shape = [rows, slots, config.num_hidden_layers, 2, config.num_attention_heads]
-    vocabulary = [rows, config.vocab_size]
-    return Request(
-        tf.constant(rng.integers(4, 60, rows), tf.int32),
-        tf.constant(rng.standard_normal([*shape, config.head_dim]), tf.float32),
-        tf.constant([9, 4, 0, 7, 1]),
-        tf.constant([6, 3, 6, 0, 2]),
-        tf.zeros(vocabulary, tf.bool),
-        tf.constant(rng.random(vocabulary) < 0.1),
-        tf.constant(6),
-        SamplingParams(
-            tf.constant(rng.integers(-9, 9, (rows, 2)), tf.int32),
-            tf.constant([0.0, 0.7, 1.3, 0.0, 0.0]),
-            tf.constant([0, 5, 0, 0, 0]),
-            tf.constant([1.0, 0.9, 1.0, 1.0, 1.0]),
-            tf.constant([1.0, 1.0, 1.2, 1.0, 1.3]),
-        ),
-    )
 
 
 def test_a_matrix_multiplies_int8_as_such_where_that_is_exact() -> None:
@@ -189,7 +122,8 @@ def test_a_matrix_multiplies_int8_as_such_where_that_is_exact() -> None:
     x = rng.standard_normal((3, 96)).astype(np.float32)
     values = rng.integers(-127, 128, (40, 96)).astype(np.int8)
     exact = tf.function(int8_matmul.exact)()
-    matrix = Matrix(tf.constant(values), native=tf.constant(True), exact=exact)
+    kernels = Kernels(native_bfloat16=tf.constant(True), exact_int8=exact)
+    matrix = Matrix(tf.constant(values), kernels=kernels)
     right = x.astype(np.float64) @ values.T
     error = np.abs(tf.function(matrix.matmul)(x).numpy() - right).max()
     # Otherwise it multiplies in bfloat16, which keeps 8 bits of every factor.
@@ -198,9 +132,8 @@ def test_a_matrix_multiplies_int8_as_such_where_that_is_exact() -> None:
 
 @pytest.mark.skipif(not int8_matmul.available(), reason="no int8 kernels")
 def test_sums_of_nothing() -> None:
-    halves = Halves(tf.zeros([4, 64], tf.int8), tf.ones([2, 1]))
-    values = tf.ones([8, 64], tf.int8)
-    found = tf.function(lambda: integer_sums(halves.parts, values))()
+    parts, values = tf.zeros([4, 64], tf.int8), tf.ones([8, 64], tf.int8)
+    found = tf.function(lambda: accumulators(parts, values))()
     np.testing.assert_array_equal(found, np.zeros([4, 8]))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from optserve.export.savedmodel import matmul_jax
-from optserve.export.savedmodel.matmul_tf import Matrix
+from optserve.export.savedmodel.matmul_tf import Kernels, Matrix
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -22,7 +22,7 @@ def test_either_way_of_multiplying(dtype: str, native: bool) -> None:
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.bool)])
     def product(native):
-        return Matrix(tf.constant(stored), native=native).matmul(x)
+        return Matrix(tf.constant(stored), kernels=Kernels(native)).matmul(x)
 
     error = np.abs(product(tf.constant(native)).numpy() - exact).max()
     # bfloat16 keeps 8 bits of every factor and of the sum.
@@ -34,20 +34,6 @@ def test_float16_is_multiplied_as_float32() -> None:
     x = np.float32([[1, 2]])
     product = tf.function(lambda: Matrix(tf.constant(half)).matmul(x))
     np.testing.assert_allclose(product(), x @ half.T.astype(np.float32), rtol=1e-6)
-
-
-@pytest.mark.parametrize("in_turns", [False, True])
-@pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("dtype", ["int8", "float32"])
-def test_rows_longer_than_xla_makes_one_loop_of(dtype, rows, in_turns):
-    x, values, exact = long_rows(rows, dtype)
-
-    @tf.function(jit_compile=True)
-    def product(x, values, step):
-        return Matrix(values, step=step, in_turns=in_turns).matmul(x)
-
-    found = product(x, values, np.int32(0))
-    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-5 * np.abs(exact).max())
 
 
 @pytest.mark.parametrize("rows", [1, 3, 32])

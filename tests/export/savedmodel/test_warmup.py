@@ -83,14 +83,12 @@ def test_more_than_a_server_replays_is_refused(model, tmp_path):
         write_warmup(tmp_path, manifest, sizes, sizes)
 
 
-def test_default_sizes_reach_the_models_positions():
-    sizes = chosen_sizes(2048, None, None, None)
-    assert sizes.prompt[-1] == sizes.cache[-1] == 2048
-    assert sizes.prompt[0] == 1
-    small = chosen_sizes(40, None, None, None)
-    assert small.cache == (40,)
-    with pytest.raises(ExportError, match="--cache-buckets should stay within"):
-        chosen_sizes(40, None, [64], None)
+def test_sizes_are_ascending_and_within_the_model():
+    assert chosen_sizes(2048, None, None, None).rows == (1, 8)
+    assert chosen_sizes(2048, None, None, None, framework="jax").prompt[-1] == 128
+    assert chosen_sizes(40, None, None, None, framework="jax").prompt == (1, 32, 40)
+    with pytest.raises(ExportError, match="--prompt-buckets should stay within"):
+        chosen_sizes(40, [64], None, None, framework="jax")
     with pytest.raises(ExportError, match="--batch-sizes should be ascending"):
         chosen_sizes(40, None, None, [4, 1])
 
@@ -110,10 +108,11 @@ def test_signatures_share_what_is_compiled(weights):
         if function is None or name in seen:
             return set()
         seen.add(name)
-        if function.attr["_XlaMustCompile"].b:
+        if any(node.op == "XlaCallModule" for node in function.node_def):
             return {name}
-        called = {attr.func.name for n in function.node_def for attr in n.attr.values()}
-        called |= {node.op for node in function.node_def}
+        attributes = [attr for n in function.node_def for attr in n.attr.values()]
+        called = {attr.func.name for attr in attributes}
+        called |= {func.name for attr in attributes for func in attr.list.func}
         return set().union(*(compiled(other, seen) for other in called))
 
     found = []

@@ -1,0 +1,176 @@
+"""TensorFlow ops inside the signatures; oneDNN multiplies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from ...models.config import OPTConfig
+from ...models.generation.sampling import SamplingParams
+from ...runtime.contract import CacheLayout
+from ..weights import assemble
+from . import autotune, graph_tf
+from .buckets import Sizes
+from .matmul_tf import KeptInt8Matrix, Matrix, Norm, fuse_norms, one_of
+from .prompts import after_prompt
+from .requests import Generated, GenerateRequest
+
+
+class TFBackend:
+    """The graph's functions over stored weights, for any size of request.
+
+    With numbers of rows in ``sizes`` the loop of ``generate_{N}`` is compiled by XLA
+    for them, written at export as a program of JAX; everything else stays as it is.
+
+    What several signatures call is one function for all of them: a server's time to
+    get ready goes with the number of signatures times the size of all functions.
+    """
+
+    def __init__(
+        self,
+        config: OPTConfig,
+        stored: Mapping[str, tf.Variable],
+        layout: CacheLayout,
+        *,
+        tokens: int,
+        sizes: Sizes,
+        portable: bool,
+    ) -> None:
+        self.compiled = Sizes()
+        self._compiled = _compiled_loop(config, stored, layout, tokens, sizes)
+        self.compiled_loop = self._compiled.sizes if self._compiled else Sizes()
+        self._config, self._stored, self._cache = config, stored, layout.dtype
+        self._fuses_norms = not portable and Norm.available()
+        weights = stored["decoder.embed_tokens.weight"].dtype
+        self.resources = autotune.questions(weights, portable=portable)
+        cache = tf.TensorSpec([None, None, *layout.row_shape])
+        request = _request_spec(cache, config.vocab_size)
+        ids, length = request.input_ids, request.cache_length
+        self.extend = _shared(self._extend, ids, cache, length)
+        self._feed = _shared(self._feed_prompt, request, tf.TensorSpec([], tf.int32))
+        self._advance = tf.function(graph_tf.advance, autograph=False)
+        self._generate = _shared(self._any_loop, request, tf.TensorSpec([], tf.int32))
+
+    def _extend(self, ids, cache, cache_length):
+        params = self._params(tf.size(ids))
+        return graph_tf.extend(
+            self._config, params, self._cache, ids, cache, cache_length
+        )
+
+    def logits(self, hidden):
+        """Hidden states [B,W] → [B,V]."""
+        params = self._params(tf.shape(hidden)[0])
+        return graph_tf.opt.lm_logits(self._config, params, hidden)
+
+    def full_logits(self, ids, mask):
+        """Logits [B,S,V] of padded rows."""
+        return graph_tf.full_logits(self._config, self._params(tf.size(ids)), ids, mask)
+
+    def token_logprobs(self, ids, hidden):
+        """Log-probabilities [B,S] of given tokens."""
+        params = self._params(tf.size(ids))
+        return graph_tf.token_logprobs(self._config, params, ids, hidden)
+
+    def generate(self, request: GenerateRequest, N: int, *, often: bool) -> Generated:
+        """Up to N tokens for each row, by one of three loops.
+
+        One is compiled, if that was asked for. Of the others, int8 matrices that are
+        packed once and kept are the quickest, where the processor sums them exactly;
+        they take their memory once more for each signature, so they are for the one
+        that is called most ``often``. Everything else, and every other processor, goes
+        through one body for all layers.
+        """
+        if self._compiled:
+            return after_prompt(request, N, self.extend, self._compiled.generate)
+        rows = tf.shape(request.input_ids)[0]
+        exact = autotune.kernels(self.resources, rows).exact_int8
+        if exact is None or not often:
+            made = self._generate(request, tf.constant(N))
+        else:
+            made = tf.cond(
+                exact,
+                lambda: self._loop(request, N, self._kept_params()),
+                lambda: self._generate(request, tf.constant(N)),
+            )
+        made.tokens.set_shape([None, N])
+        made.logprobs.set_shape([None, N])
+        return made
+
+    def _any_loop(self, request: GenerateRequest, N) -> Generated:
+        return self._loop(request, N, self._params(tf.shape(request.input_ids)[0]))
+
+    def _loop(self, request: GenerateRequest, N, params) -> Generated:
+        config, cache = self._config, self._cache
+        prompt = self._feed(request, tf.convert_to_tensor(N))
+        state = graph_tf.decode_loop(
+            config, params, cache, N, request, prompt, self._advance
+        )
+        return graph_tf.generated(config, cache, request, prompt, state)
+
+    def _feed_prompt(self, request: GenerateRequest, N):
+        params = self._params(tf.size(request.input_ids))
+        return graph_tf.feed_prompt(self._config, params, self._cache, N, request)
+
+    # --- weights --------------------------------------------------------------------
+
+    def _params(self, rows: Any) -> dict[str, Any]:
+        """Weights for products of so many rows, stacked over layers."""
+        kernels = autotune.kernels(self.resources, rows)
+
+        def pack(name, values, scale):
+            return Matrix(values, scale, kernels=kernels)
+
+        return self._assembled(pack)
+
+    def _kept_params(self) -> dict[str, Any]:
+        """Weights of each layer by itself, for a loop that has a place for each."""
+
+        def pack(name, values, scale):
+            return KeptInt8Matrix(values, scale)
+
+        params = self._assembled(pack)
+        layers = [
+            tf.nest.map_structure(lambda leaf, i=i: one_of(leaf, i), params["layers"])
+            for i in range(self._config.num_hidden_layers)
+        ]
+        return {**params, "layers": layers}
+
+    def _assembled(self, pack) -> dict[str, Any]:
+        tensors = {name: tf.convert_to_tensor(x) for name, x in self._stored.items()}
+        params = assemble(self._config, tensors, pack)
+        return fuse_norms(params) if self._fuses_norms else params
+
+
+def _compiled_loop(config, stored, layout, tokens: int, sizes: Sizes):
+    if not sizes.rows:
+        return None
+    from .loop_jax import JaxLoop
+
+    return JaxLoop(config, stored, layout, tokens=tokens, rows=sizes.rows)
+
+
+def _shared(function, *inputs: Any):
+    return tf.function(function, input_signature=inputs, autograph=False)
+
+
+def _request_spec(cache: tf.TensorSpec, V: int) -> GenerateRequest:
+    vector, real = tf.TensorSpec([None], tf.int32), tf.TensorSpec([None])
+    flags = tf.TensorSpec([None, V], tf.bool)
+    return GenerateRequest(
+        input_ids=tf.TensorSpec([None, None], tf.int32),
+        input_length=vector,
+        cache=cache,
+        cache_length=vector,
+        max_new_tokens=vector,
+        stops=flags,
+        seen=flags,
+        sampling=SamplingParams(
+            seed=tf.TensorSpec([None, 2], tf.int32),
+            temperature=real,
+            top_k=vector,
+            top_p=real,
+            repetition_penalty=real,
+        ),
+    )
