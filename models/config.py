@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from .push import Pushes, push_folder
 from .regular_files import read_regular_file
 
 MODEL_TYPE = "opt"
@@ -64,7 +66,7 @@ class ConfigError(ValueError):
 
 
 @dataclass(eq=True, init=False)
-class OPTConfig:
+class OPTConfig(Pushes):
     """The fields of ``config.json``, with the reference's defaults (OPT-125m).
 
     They are given by name, or by position in this order. A key that is not a field is
@@ -115,19 +117,26 @@ class OPTConfig:
         if not isinstance(extra, dict):
             raise ConfigError(f"extra should be an object, got {_shown(extra)}")
         self.extra = {**extra}
+        if "torch_dtype" in values:  # "float16", also as torch.float16
+            values["torch_dtype"] = _dtype_name(values["torch_dtype"])
         for name in names:
             setattr(self, name, values.pop(name, getattr(type(self), name)))
+        count = values.pop("num_labels", None)
         self.extra |= values
+        if count is not None and "id2label" not in values:
+            self.num_labels = count
         if self.word_embed_proj_dim is None:
             self.word_embed_proj_dim = self.hidden_size
         self.validate()
 
     def __getattr__(self, name: str) -> Any:
-        # Reached only for what is no field. `extra` itself may be asked for before it
-        # is set (copy, pickle).
+        # Reached only for what is not a field. `extra` itself may be asked for before
+        # it is set (copy, pickle).
         extra = self.__dict__.get("extra", {})
         if name in extra:
             return extra[name]
+        if name in _ASKED_FOR:
+            return _ASKED_FOR[name]
         raise AttributeError(f"OPTConfig has no field {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -155,6 +164,32 @@ class OPTConfig:
     def use_return_dict(self) -> bool:
         """The reference's other name for ``return_dict``."""
         return self.return_dict
+
+    @property
+    def num_labels(self) -> int:
+        """How many names :attr:`id2label` has."""
+        return len(self.id2label)
+
+    @num_labels.setter
+    def num_labels(self, count: int) -> None:
+        self.extra["id2label"] = {str(i): f"LABEL_{i}" for i in range(count)}
+        self.extra["label2id"] = {f"LABEL_{i}": i for i in range(count)}
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Names of labels; OPT's classes here use none."""
+        found = self.extra.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+        return {int(i): name for i, name in found.items()}
+
+    @id2label.setter
+    def id2label(self, names: Mapping[int, str]) -> None:
+        self.extra["id2label"] = {str(i): name for i, name in names.items()}
+        self.extra["label2id"] = {name: int(i) for i, name in names.items()}
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """The reverse of :attr:`id2label`."""
+        return {name: i for i, name in self.id2label.items()}
 
     @property
     def has_projections(self) -> bool:
@@ -231,23 +266,60 @@ class OPTConfig:
         return cls.from_dict({**values, **changes})
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], **changes: Any) -> OPTConfig:
-        """From ``config.json``'s content; ``changes`` win over it."""
+    def from_dict(
+        cls,
+        values: dict[str, Any],
+        *,
+        return_unused_kwargs: bool = False,
+        **changes: Any,
+    ) -> Any:
+        """From ``config.json``'s content; ``changes`` win over it.
+
+        With ``return_unused_kwargs`` ``(config, rest)``: changes of what the
+        configuration has no such key for stay in the rest.
+        """
         if not isinstance(values, dict):
             raise ConfigError(
                 "the configuration should be a JSON object, "
                 f"got {type(values).__name__}"
             )
-        return cls(**{**values, **changes})
+        if not return_unused_kwargs:
+            return cls(**{**values, **changes})
+        known = {f.name for f in fields(cls)} | values.keys()
+        rest = {name: v for name, v in changes.items() if name not in known}
+        used = {name: v for name, v in changes.items() if name in known}
+        return cls(**{**values, **used}), rest
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, ``model_type``, and the unknown keys that were read."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return values.pop("extra") | {"model_type": MODEL_TYPE} | values
 
-    def to_json_string(self) -> str:
-        """``config.json``'s content."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What differs from the defaults, and ``model_type``."""
+        plain = OPTConfig().to_dict()
+        return {
+            name: value
+            for name, value in self.to_dict().items()
+            if name == "model_type" or name not in plain or value != plain[name]
+        }
+
+    def to_json_string(self, use_diff: bool = False) -> str:
+        """``config.json``'s content; all fields unless ``use_diff``."""
+        values = self.to_diff_dict() if use_diff else self.to_dict()
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(
+        self, json_file_path: str | os.PathLike[str], use_diff: bool = False
+    ) -> None:
+        """Write :meth:`to_json_string` into a file, atomically."""
+        values = self.to_diff_dict() if use_diff else self.to_dict()
+        write_json(Path(json_file_path), values)
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike[str]) -> OPTConfig:
+        """Read a file. ConfigError for what is no configuration."""
+        return cls.from_dict(read_json(Path(json_file)))
 
     def update(self, values: dict[str, Any]) -> None:
         """Change several fields in place. ConfigError, and no change, if they fit no
@@ -257,48 +329,111 @@ class OPTConfig:
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any
-    ) -> OPTConfig:
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        return_unused_kwargs: bool = False,
+        **options: Any,
+    ) -> Any:
         """Read ``config.json`` from a directory, that file itself, or the hub.
 
         ``options``: ``revision`` and the like, as
         :func:`optserve.models.checkpoints.resolve` takes them; anything else is a field
-        to change.
+        to change. ``return_unused_kwargs`` gives ``(config, rest)`` instead, where what
+        the configuration has no such key for stays in the rest.
         """
+        values, options = cls.get_config_dict(pretrained_model_name_or_path, **options)
+        if not return_unused_kwargs:
+            return cls.from_dict(values, **options)
+        return cls.from_dict(values, return_unused_kwargs=True, **options)
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The content of ``config.json``, and those ``options`` that say not where."""
+        for name in _IGNORED:
+            options.pop(name, None)
+        if (token := options.pop("use_auth_token", None)) is not None:
+            options.setdefault("token", token)
+        file = cls._find(pretrained_model_name_or_path, options)
+        return read_json(file), options
+
+    @classmethod
+    def _find(cls, name: str | os.PathLike[str], options: dict[str, Any]) -> Path:
+        """The file; takes out of ``options`` what says where to look."""
         hub = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
-        path = Path(pretrained_model_name_or_path)
+        path = Path(name)
         if path.exists():
             path /= hub.get("subfolder") or ""
         else:
             from .checkpoints import resolve
 
-            path = resolve(pretrained_model_name_or_path, weights=False, **hub)
-        file = path / "config.json" if path.is_dir() else path
-        try:
-            values = json.loads(read_regular_file(file, limit=_LARGEST_FILE))
-        except FileNotFoundError:
-            raise ConfigError(f"{path} holds no config.json") from None
-        except OSError as error:
-            raise ConfigError(f"{file} cannot be read: {error.strerror}") from None
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{file} is not valid JSON: {error}") from None
-        return cls.from_dict(values, **options)
+            path = resolve(name, weights=False, **hub)
+        return path / "config.json" if path.is_dir() else path
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Write ``config.json`` into the directory (made if missing), atomically."""
-        directory = Path(save_directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        text = self.to_json_string()
-        handle, name = tempfile.mkstemp(dir=directory, prefix=".config-")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.chmod(name, 0o644)
-            os.replace(name, directory / "config.json")
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        push_to_hub: bool = False,
+        **options: Any,
+    ) -> None:
+        """Write ``config.json`` into the directory (made if missing), atomically.
 
+        ``push_to_hub`` uploads the directory to ``repo_id``, by default its name.
+        """
+        write_json(Path(save_directory) / "config.json", self.to_dict())
+        if push_to_hub:
+            name = options.pop("repo_id", None) or Path(save_directory).name
+            push_folder(save_directory, name, **options)
+
+
+def write_json(file: Path, values: dict[str, Any]) -> None:
+    """Write a JSON file, never half of it; its folder is made if missing."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.stem}-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as target:
+            target.write(json.dumps(values, indent=2, sort_keys=True) + "\n")
+        os.chmod(name, 0o644)
+        os.replace(name, file)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A file's JSON object. Raises ConfigError for what is none."""
+    try:
+        values = json.loads(read_regular_file(file, limit=_LARGEST_FILE))
+    except FileNotFoundError:
+        raise ConfigError(f"{file.parent} holds no {file.name}") from None
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file} is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"the configuration should be a JSON object, got {type(values).__name__}"
+        )
+    return values
+
+
+_IGNORED = ("proxies", "mirror", "_commit_hash", "_from_auto", "_from_pipeline")
+"""Options of Transformers' ``from_pretrained`` that change nothing here."""
+
+_ASKED_FOR: dict[str, Any] = {
+    "is_encoder_decoder": False,
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "name_or_path": "",
+    "torch_dtype": None,
+    "pruned_heads": {},
+    "problem_type": None,
+    "task_specific_params": None,
+    "architectures": None,
+}
+"""Attributes that every configuration of Transformers has, whatever its file has."""
 
 HUB_OPTIONS = (
     "revision",
@@ -313,6 +448,11 @@ HUB_OPTIONS = (
 _BOOLEANS = tuple(f.name for f in fields(OPTConfig) if f.type == "bool")
 
 
+def _dtype_name(value: Any) -> str | None:
+    """``float16`` of ``"float16"``, ``"torch.float16"`` or the object itself."""
+    return None if value is None else str(value).removeprefix("torch.")
+
+
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -321,10 +461,10 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _check(config: OPTConfig, name, right_type, wanted, right=lambda value: True):
+def _check(config: OPTConfig, name, right_type, expected, right=lambda value: True):
     value = getattr(config, name)
     if not right_type(value) or not right(value):
-        raise ConfigError(f"{name} should be {wanted}, got {_shown(value)}")
+        raise ConfigError(f"{name} should be {expected}, got {_shown(value)}")
 
 
 def _shown(value: object) -> str:

@@ -75,6 +75,66 @@ class TFCausalLMOutputWithPast(ModelOutput):
     attentions: Any
 
 
+class TFGreedySearchDecoderOnlyOutput(ModelOutput):
+    """``sequences`` (rows, length); ``scores``: for each new token (rows, V), what it
+    was chosen from, in eager calls that ask for it."""
+
+    sequences: Any
+    scores: Any
+
+
+class TFSampleDecoderOnlyOutput(TFGreedySearchDecoderOnlyOutput):
+    """As :class:`TFGreedySearchDecoderOnlyOutput`."""
+
+    sequences: Any
+    scores: Any
+
+
+class TFContrastiveSearchDecoderOnlyOutput(TFGreedySearchDecoderOnlyOutput):
+    """As :class:`TFGreedySearchDecoderOnlyOutput`."""
+
+    sequences: Any
+    scores: Any
+
+
+class TFBeamSearchDecoderOnlyOutput(ModelOutput):
+    """Besides, ``sequences_scores`` (rows,), and ``beam_indices`` (rows, new tokens):
+    the row of ``scores`` that each token came from, −1 after the end."""
+
+    sequences: Any
+    sequences_scores: Any
+    scores: Any
+    beam_indices: Any
+
+
+class TFBeamSampleDecoderOnlyOutput(TFBeamSearchDecoderOnlyOutput):
+    """As :class:`TFBeamSearchDecoderOnlyOutput`."""
+
+    sequences: Any
+    sequences_scores: Any
+    scores: Any
+    beam_indices: Any
+
+
+class FlaxGreedySearchOutput(ModelOutput):
+    """``sequences`` (rows, max_length), the padding token after the end."""
+
+    sequences: Any
+
+
+class FlaxSampleOutput(FlaxGreedySearchOutput):
+    """As :class:`FlaxGreedySearchOutput`."""
+
+    sequences: Any
+
+
+class FlaxBeamSearchOutput(ModelOutput):
+    """Besides, the ``scores`` (rows,) of the sequences."""
+
+    sequences: Any
+    scores: Any
+
+
 class FlaxBaseModelOutput(ModelOutput):
     """``past_key_values`` (the updated cache) is there when a cache came in."""
 

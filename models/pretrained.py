@@ -7,29 +7,36 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .checkpoints import Weights, open_weights, resolve
 from .config import HUB_OPTIONS, OPTConfig
+from .generation.config import FILE as GENERATION_FILE
+from .generation.config import GenerationConfig
 from .weights import Shape, check_weights, weight_shapes
 
 _NEEDLESS = (
     *("from_pt", "from_tf", "from_flax", "use_safetensors", "framework"),
     *("resume_download", "trust_remote_code", "low_cpu_mem_usage", "_fast_init"),
+    *("proxies", "mirror", "_commit_hash", "_from_auto", "_from_pipeline"),
+    *("user_agent", "device_map", "attn_implementation", "torch_dtype", "variant"),
+    *("load_weight_prefix", "tf_to_pt_weight_rename", "adapter_kwargs"),
 )
-"""Options of the reference that say what this package finds out or does by itself."""
+"""Options of Transformers that say what this package finds out or does by itself."""
 
 _UPLOAD = (
     *("token", "create_pr", "repo_id", "private", "commit_message"),
     *("commit_description", "revision", "tags"),
 )
-"""Options of the reference's ``save_pretrained`` that matter to an upload alone."""
+"""Options of Transformers' ``save_pretrained`` that matter to an upload alone."""
 
 
 @dataclass(frozen=True)
 class Pretrained:
     """A checkpoint, opened: ``usable`` names those ``wanted`` weights that fit."""
 
+    directory: Path
     config: OPTConfig
     weights: Weights
     wanted: Mapping[str, Shape]
@@ -55,6 +62,9 @@ class Pretrained:
         """
         for name in _NEEDLESS:
             options.pop(name, None)
+        if (token := options.pop("use_auth_token", None)) is not None:
+            options.setdefault("token", token)  # its older name
+        missing_is_fine = bool(options.pop("ignore_missing", False))
         hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
         directory = resolve(name_or_path, format=format, **hub)
         if not isinstance(config, OPTConfig):
@@ -73,49 +83,49 @@ class Pretrained:
             {name: weights.shape(name) for name in weights},
             source=weights.source,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
+            ignore_missing=missing_is_fine,
         )
         if replaced := sorted(wanted.keys() - usable):
             warnings.warn(
-                "these weights have other sizes in the checkpoint and start random: "
-                + ", ".join(replaced),
+                "the checkpoint lacks these weights or has them in other sizes; they "
+                "start random: " + ", ".join(replaced),
                 stacklevel=4,
             )
-        return cls(config, weights, wanted, frozenset(usable))
+        return cls(Path(directory), config, weights, wanted, frozenset(usable))
 
     def loading_info(self) -> dict[str, list[Any]]:
-        """The reference's ``output_loading_info``, with canonical names.
-
-        What is missing raises, so nothing is listed there.
-        """
+        """Transformers' ``output_loading_info``, with canonical names."""
         return {
-            "missing_keys": [],
+            "missing_keys": [name for name in self.wanted if name not in self.weights],
             "unexpected_keys": [n for n in self.weights if n not in self.wanted],
             "mismatched_keys": [
                 (name, self.weights.shape(name), shape)
                 for name, shape in self.wanted.items()
-                if name not in self.usable
+                if name in self.weights and name not in self.usable
             ],
         }
+
+
+def generation_defaults(checkpoint: Pretrained) -> GenerationConfig | None:
+    """What the checkpoint's ``generation_config.json`` says; None without one."""
+    directory = Path(checkpoint.directory)
+    if not (directory / GENERATION_FILE).is_file():
+        return None
+    return GenerationConfig.from_pretrained(directory)
 
 
 def format_to_save(
     format: str | None,
     safe_serialization: bool | None,
-    push_to_hub: bool,
     native: str,
     others: Iterable[str],
 ) -> str:
     """The format that ``save_pretrained`` writes.
 
-    ``safe_serialization`` is the reference's way to choose: False means the framework's
+    ``safe_serialization`` is Transformers' way to choose: False means the framework's
     ``native`` one. Without any choice it is safetensors. ``others`` are the remaining
-    options' names: TypeError for those that the reference does not have either.
+    options' names: TypeError for those that Transformers does not have either.
     """
     if unknown := sorted(set(others) - set(_UPLOAD)):
-        raise TypeError(f"save_pretrained got {unknown[0]!r}, which is no option")
-    if push_to_hub:
-        raise ValueError(
-            "push_to_hub is not done here: save, then upload the directory with "
-            "huggingface_hub.upload_folder"
-        )
+        raise TypeError(f"save_pretrained got {unknown[0]!r}, which is not an option")
     return format or (native if safe_serialization is False else "safetensors")

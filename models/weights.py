@@ -114,21 +114,23 @@ def check_weights(
     *,
     source: object,
     ignore_mismatched_sizes: bool = False,
+    ignore_missing: bool = False,
 ) -> set[str]:
     """Compare names and shapes; the wanted names that ``found`` can give.
 
     A head that the model does not want (tied, or no head at all) is not an extra.
     Raises :class:`WeightsError` listing all missing, extra and mis-shaped weights.
-    ``ignore_mismatched_sizes`` leaves mis-shaped ones out instead.
+    ``ignore_mismatched_sizes`` leaves mis-shaped ones out instead, ``ignore_missing``
+    missing ones.
     """
     misshaped = [
         name for name in wanted if name in found and found[name] != wanted[name]
     ]
+    missing = [name for name in wanted if name not in found]
+    extra = [n for n in found if n not in wanted and n != "lm_head.weight"]
     faults = [
-        *_listed("missing", (n for n in wanted if n not in found)),
-        *_listed(
-            "extra", (n for n in found if n not in wanted and n != "lm_head.weight")
-        ),
+        *_listed("missing", [] if ignore_missing else missing),
+        *_listed("extra", extra),
     ]
     if not ignore_mismatched_sizes:
         faults += _listed(
@@ -140,7 +142,7 @@ def check_weights(
             f"{source} does not hold the weights of this configuration: "
             + "; ".join(faults)
         )
-    return set(wanted) - set(misshaped)
+    return set(wanted) - set(misshaped) - set(missing)
 
 
 def _listed(kind: str, names: Iterable[str]) -> list[str]:

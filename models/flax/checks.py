@@ -33,9 +33,7 @@ def check_inputs(
     The mask has the cache's length T where there is one. In a trace, values are
     checked when the program runs.
     """
-    ids = jnp.asarray(input_ids)
-    if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise ValueError(f"input_ids should be int32 or int64, got {ids.dtype}")
+    ids = _whole_numbers(jnp.asarray(input_ids))
     if ids.ndim != 2:
         raise ValueError(f"input_ids should have shape (B, S), got {ids.shape}")
     B, S = ids.shape
@@ -77,6 +75,20 @@ def check_inputs(
     else:
         refuse(config, T, *map(int, extremes))
     return ids, mask, positions
+
+
+def _whole_numbers(ids: Any) -> Any:
+    """Ids as integers; ValueError for others, and for floats that are not whole."""
+    if jnp.issubdtype(ids.dtype, jnp.integer):
+        return ids
+    whole = jnp.issubdtype(ids.dtype, jnp.floating)
+    if whole and not isinstance(ids, jax.core.Tracer):
+        whole = bool(jnp.all(ids == jnp.round(ids)))
+    if not whole:
+        raise ValueError(
+            f"input_ids should be int32 or int64 (or whole numbers), got {ids.dtype}"
+        )
+    return ids.astype(jnp.int32)
 
 
 def refuse(

@@ -23,10 +23,18 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ..checkpoints import LazyArray, save_weights
 from ..config import OPTConfig
-from ..outputs import FlaxBaseModelOutput, FlaxCausalLMOutput
-from ..pretrained import Pretrained, format_to_save
+from ..outputs import (
+    FlaxBaseModelOutput,
+    FlaxBeamSearchOutput,
+    FlaxCausalLMOutput,
+    FlaxGreedySearchOutput,
+    FlaxSampleOutput,
+)
+from ..pretrained import Pretrained, format_to_save, generation_defaults
+from ..push import Pushes, push_folder
 from ..weights import weight_shapes
 from .checks import check_inputs
+from .generation import Generation
 from .modules import FlaxOPTForCausalLMModule, FlaxOPTModule, OPTModule, empty_cache
 from .params import Tree, as_array, cast_floating, random_params, resized, tree_path
 
@@ -50,7 +58,7 @@ def _run(module: OPTModule, variables, ids, mask, positions, rng, **options):
 # --- models -------------------------------------------------------------------------
 
 
-class _FlaxOPT:
+class _FlaxOPT(Pushes):
     """What both classes share: weights, files, the call."""
 
     config_class = OPTConfig
@@ -75,6 +83,7 @@ class _FlaxOPT:
         for training in less memory. No weight depends on ``input_shape``.
         """
         self.config = config
+        self.name_or_path = ""
         self.dtype = jnp.dtype(dtype)
         self.input_shape = input_shape
         self.key = jax.random.PRNGKey(seed)
@@ -92,6 +101,10 @@ class _FlaxOPT:
             self._module = self._module.clone(config=deepcopy(self.config))
         return self._module
 
+    def enable_gradient_checkpointing(self) -> None:
+        """``remat=True`` from now on: training in less memory."""
+        self._module = self._module.clone(remat=True)
+
     @property
     def params(self) -> Tree:
         """The weights. ValueError in a model made with ``_do_init=False``."""
@@ -106,13 +119,17 @@ class _FlaxOPT:
     def params(self, params: Mapping[str, Any]) -> None:
         if self._params is None:
             raise ValueError("a model made with _do_init=False holds no weights")
-        found = set(flatten_dict(unfreeze(params)))
-        if wrong := self.required_params ^ found:
+        params = unfreeze(params)
+        self._check_params(params)
+        self._params = params
+
+    def _check_params(self, params: Mapping[str, Any]) -> None:
+        """ValueError naming the weights that ``params`` lacks."""
+        if missing := self.required_params - set(flatten_dict(params)):
             raise ValueError(
-                "params should have the model's names; missing or extra: "
-                + ", ".join(sorted("/".join(path) for path in wrong))
+                f"params lacks {len(missing)} of the model's weights: "
+                + ", ".join(sorted("/".join(path) for path in missing))
             )
-        self._params = unfreeze(params)
 
     @property
     def params_shape_tree(self) -> Tree:
@@ -227,6 +244,9 @@ class _FlaxOPT:
         if checkpoint.usable != checkpoint.wanted.keys():
             tree = flatten_dict(random_params(config, model.key, head=head)) | tree
         params = unflatten_dict(tree)
+        model.name_or_path = os.fspath(pretrained_model_name_or_path)
+        if head:
+            model.generation_config = generation_defaults(checkpoint)
         if not _do_init:
             return model, params
         model._params = params
@@ -247,11 +267,11 @@ class _FlaxOPT:
 
         ``safe_serialization=False`` is ``format="msgpack"``.
         """
-        format = format_to_save(
-            format, safe_serialization, push_to_hub, "msgpack", needless
-        )
+        format = format_to_save(format, safe_serialization, "msgpack", needless)
         head = self.module_class.head
-        tree = flatten_dict(unfreeze(self.params if params is None else params))
+        given = unfreeze(self.params if params is None else params)
+        self._check_params(given)
+        tree = flatten_dict(given)
 
         def item(name: str) -> Any:
             path = tree_path(name, head=head)
@@ -263,6 +283,8 @@ class _FlaxOPT:
             )
 
         self.config.save_pretrained(save_directory)
+        if head:
+            self.generation_config.save_pretrained(save_directory)
         save_weights(
             save_directory,
             [(name, item(name)) for name in weight_shapes(self.config, head=head)],
@@ -270,6 +292,9 @@ class _FlaxOPT:
             max_shard_size=max_shard_size,
             base_model=not head,
         )
+        if push_to_hub:
+            name = needless.pop("repo_id", None) or os.path.basename(save_directory)
+            push_folder(save_directory, name, **needless)
 
     # --- the call -------------------------------------------------------------------
 
@@ -338,7 +363,7 @@ class FlaxOPTModel(_FlaxOPT):
     module_class = FlaxOPTModule
 
 
-class FlaxOPTForCausalLM(_FlaxOPT):
+class FlaxOPTForCausalLM(Generation, _FlaxOPT):
     """The decoder with its head: ``logits``."""
 
     module_class = FlaxOPTForCausalLMModule
@@ -372,7 +397,13 @@ class FlaxOPTForCausalLM(_FlaxOPT):
         return model_kwargs
 
 
-for _output in (FlaxBaseModelOutput, FlaxCausalLMOutput):
+for _output in (
+    FlaxBaseModelOutput,
+    FlaxCausalLMOutput,
+    FlaxGreedySearchOutput,
+    FlaxSampleOutput,
+    FlaxBeamSearchOutput,
+):
     jax.tree_util.register_pytree_with_keys(
         _output,
         lambda output: (

@@ -54,6 +54,11 @@ class OPTModule(nn.Module):
         return weights
 
     @nn.compact
+    def nested_params(self) -> dict[str, Any]:
+        """The weights as the pure functions take them."""
+        return params_from_weights(self.config, self._weights())
+
+    @nn.compact
     def __call__(
         self,
         input_ids,

@@ -51,6 +51,13 @@ def penalize(x, penalty, seen):
 
 def draw(x, params: SamplingParams, position):
     """One token of each row [B], as if its temperature were not 0."""
+    x, kept = warp(x, params)
+    noise = gumbel(params.seed, position, x.shape[1])
+    return first_argmax(jnp.where(kept, x + noise, -jnp.inf))
+
+
+def warp(x, params: SamplingParams):
+    """Logits by the temperature, and which of them top-k and top-p keep."""
     x = x / jnp.where(params.temperature == 0, 1.0, params.temperature)[:, None]
     keys = ordered_bits(x)
     least = lax.cond(
@@ -63,8 +70,7 @@ def draw(x, params: SamplingParams, position):
         lambda: top_p_threshold(x, keys, least, params.top_p),
         lambda: least,
     )
-    noise = gumbel(params.seed, position, x.shape[1])
-    return first_argmax(jnp.where(keys >= least[:, None], x + noise, -jnp.inf))
+    return x, keys >= least[:, None]
 
 
 def ordered_bits(x):

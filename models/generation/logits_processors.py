@@ -1,93 +1,166 @@
-"""Rules on the next token, as functions ``(tokens, logits) -> logits``, in numpy.
+"""Rules on the next token, each written once for all frameworks.
 
-``tokens`` are the prompt's and the new ones, ``logits`` ``[V]`` float32. Each returns
-new logits and leaves its argument alone. The same rules as in Hugging Face's
-``generation/logits_process.py``, for one row.
+A rule is a function ``(arrays, history, logits [R,V]) -> logits``, as in Hugging Face's
+``generation/logits_process.py`` for many rows of one length; padding in a row's history
+counts for nothing. :func:`for_one_row` makes of it what the client's decoding loop
+runs, ``(tokens [n], logits [V]) -> logits`` in numpy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from .arrays import NUMPY, Array, Arrays, forbid
 
 LogitsProcessor = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """``(tokens [n] of prompt and continuation, logits [V] float32) -> logits [V]``."""
 
-_NEVER = np.float32(-np.inf)
+
+class History(NamedTuple):
+    """The tokens before the one that is chosen."""
+
+    tokens: Array  # [R,T] int32; −1 is padding
+    used: Any  # how many of the T are there
+    new: Any  # how many of those came after the prompt
+    padding: Any = 0  # columns at the start that the caller didn't give
+
+    @property
+    def length(self) -> Any:
+        """The length of prompt and continuation, as the caller counts."""
+        return self.used - self.padding
+
+    def present(self, xp: Arrays) -> Array:
+        """Which of the tokens [R,T] are there and no padding."""
+        return (xp.arange(self.tokens.shape[1]) < self.used)[None] & (self.tokens >= 0)
+
+    def last(self, xp: Arrays, back: int) -> Array:
+        """The ``back``-th token [R] from the end; −1 where there is none."""
+        here = xp.arange(self.tokens.shape[1]) == self.used - back
+        return xp.max(xp.where(here[None], self.tokens, xp.array(-1)), 1)
 
 
-def no_repeat_ngram(size: int) -> LogitsProcessor:
+Rule = Callable[[Arrays, History, Array], Array]
+
+
+def repetition_penalty(penalty: Any) -> Rule:
+    """x / r where a token's logit is above 0, else x · r, for all tokens in the history
+    (Keskar et al. 2019, https://arxiv.org/abs/1909.05858)."""
+
+    def rule(xp: Arrays, history: History, logits: Array) -> Array:
+        seen = xp.marked(history.tokens, history.present(xp), logits.shape[-1])
+        penalized = xp.where(logits > 0, logits / penalty, logits * penalty)
+        return xp.where(seen, penalized, logits)
+
+    return rule
+
+
+def no_repeat_ngram(size: int) -> Rule:
     """Forbid every token that would complete a run of ``size`` tokens seen before."""
 
-    def process(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        if len(tokens) < size:
+    def rule(xp: Arrays, history: History, logits: Array) -> Array:
+        count = history.tokens.shape[1] - size + 1
+        if count <= 0:
             return logits
-        runs = np.lib.stride_tricks.sliding_window_view(tokens, size)
-        last = tokens[len(tokens) - size + 1 :]
-        return _forbid(logits, runs[(runs[:, :-1] == last).all(axis=1), -1])
+        runs = [history.tokens[:, i : i + count] for i in range(size)]
+        seen = [history.present(xp)[:, i : i + count] for i in range(size)]
+        same = seen[-1] & (history.used + 1 >= size)
+        for i in range(size - 1):
+            same &= seen[i] & (runs[i] == history.last(xp, size - 1 - i)[:, None])
+        return forbid(xp, logits, runs[-1], same)
 
-    return process
-
-
-def bad_words(sequences: Sequence[Sequence[int]]) -> LogitsProcessor:
-    """Forbid the last token of each sequence behind its other tokens."""
-    words = [np.asarray(word, np.int64) for word in sequences]
-
-    def process(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        ends = [
-            word[-1]
-            for word in words
-            if len(tokens) >= len(word) - 1
-            and np.array_equal(tokens[len(tokens) - len(word) + 1 :], word[:-1])
-        ]
-        return _forbid(logits, ends)
-
-    return process
+    return rule
 
 
-def forced_tokens(forced: Mapping[int, int], prompt_tokens: int) -> LogitsProcessor:
-    """Where ``forced`` has the number of new tokens so far, allow that token only."""
+def bad_words(sequences: Sequence[Sequence[int]]) -> Rule:
+    """Forbid the last token of each sequence after its other tokens."""
 
-    def process(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        token = forced.get(len(tokens) - prompt_tokens)
-        if token is None:
-            return logits
-        out = np.full_like(logits, _NEVER)
-        out[token] = 0
-        return out
+    def rule(xp: Arrays, history: History, logits: Array) -> Array:
+        always = history.last(xp, 1) >= -1
+        complete = []
+        for *others, _ in sequences:
+            here = always
+            for back, token in enumerate(reversed(others), start=1):
+                here &= history.last(xp, back) == token
+            complete.append(here)
+        which = xp.stack(complete, 1)
+        ends = xp.array([word[-1] for word in sequences])[None]
+        return forbid(xp, logits, ends, which)
 
-    return process
+    return rule
 
 
-def min_new_tokens(
-    count: int, stop_ids: Sequence[int], prompt_tokens: int
-) -> LogitsProcessor:
+def suppressed(ids: Sequence[int], at: Any = None) -> Rule:
+    """Forbid ``ids``, or forbid them at one length of the sequence only."""
+
+    def rule(xp: Arrays, history: History, logits: Array) -> Array:
+        now = True if at is None else history.length == at
+        return _forbid_all(xp, logits, ids, now)
+
+    return rule
+
+
+def forced_tokens(forced: Mapping[int, int], prompt_tokens: Any = 0) -> Rule:
+    """Where ``forced`` has the sequence's length without ``prompt_tokens``, allow that
+    token only."""
+
+    def rule(xp: Arrays, history: History, logits: Array) -> Array:
+        ids = xp.arange(logits.shape[-1])
+        never = xp.array(float("-inf"), "float32")
+        for length, token in forced.items():
+            only = xp.where(ids == token, xp.array(0.0, "float32"), never)[None]
+            now = xp.array(history.length - prompt_tokens) == length
+            logits = xp.where(now, only, logits)
+        return logits
+
+    return rule
+
+
+def min_new_tokens(count: Any, stop_ids: Sequence[int]) -> Rule:
     """Forbid the stop tokens until there are ``count`` new tokens."""
 
-    def process(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        early = len(tokens) - prompt_tokens < count
-        return _forbid(logits, stop_ids) if early else logits
+    def rule(xp: Arrays, history: History, logits: Array) -> Array:
+        return _forbid_all(xp, logits, stop_ids, history.new < count)
 
-    return process
+    return rule
 
 
-def logit_bias(bias: Mapping[int, float]) -> LogitsProcessor:
+def min_length(count: Any, stop_ids: Sequence[int]) -> Rule:
+    """Forbid the stop tokens until the sequence, prompt included, has ``count``."""
+
+    def rule(xp: Arrays, history: History, logits: Array) -> Array:
+        return _forbid_all(xp, logits, stop_ids, history.length < count)
+
+    return rule
+
+
+def logit_bias(bias: Mapping[int, float]) -> Rule:
     """Add numbers to some logits."""
-    ids = np.fromiter(bias.keys(), np.int64)
-    values = np.fromiter(bias.values(), np.float32)
+
+    def rule(xp: Arrays, history: History, logits: Array) -> Array:
+        added = np.zeros(logits.shape[-1], np.float32)
+        for token, number in bias.items():
+            added[token] = number
+        return logits + xp.array(added, "float32")[None]
+
+    return rule
+
+
+def for_one_row(rule: Rule, prompt_tokens: int) -> LogitsProcessor:
+    """The rule as a function of one row in numpy."""
 
     def process(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        out = logits.copy()
-        out[ids] += values
-        return out
+        history = History(tokens[None], len(tokens), len(tokens) - prompt_tokens)
+        return rule(NUMPY, history, logits[None])[0]
 
     return process
 
 
-def _forbid(logits: np.ndarray, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-    if not len(ids):
-        return logits
-    out = logits.copy()
-    out[np.asarray(ids, np.int64)] = _NEVER
-    return out
+def _forbid_all(xp: Arrays, logits: Array, ids: Sequence[int], now: Any) -> Array:
+    """``ids`` forbidden in all rows if ``now``."""
+    chosen = np.zeros(logits.shape[-1], bool)
+    chosen[[token for token in ids if token < logits.shape[-1]]] = True
+    never = xp.array(float("-inf"), "float32")
+    return xp.where(xp.array(chosen, "bool")[None] & now, never, logits)

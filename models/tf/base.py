@@ -12,10 +12,12 @@ import tensorflow as tf
 
 from ..checkpoints import save_weights
 from ..config import OPTConfig
-from ..pretrained import Pretrained, format_to_save
+from ..pretrained import Pretrained, format_to_save, generation_defaults
+from ..push import Pushes, push_folder
 from ..weights import Shape, params_from_weights, weight_shapes
 from . import model as tf_opt
 from .inputs import (
+    as_dict,
     check_head_mask,
     check_ids,
     check_length,
@@ -25,6 +27,7 @@ from .inputs import (
     pairs,
     unpack,
 )
+from .surface import Surface
 from .training import prediction
 from .weights import (
     Initial,
@@ -38,7 +41,7 @@ from .weights import (
 _OPTIONS = ("use_cache", "output_attentions", "output_hidden_states", "return_dict")
 
 
-class TFOPTBase(keras.Model):
+class TFOPTBase(Pushes, Surface, keras.Model):
     """A Keras model with OPT's weights; what it computes is up to the subclass."""
 
     config_class = OPTConfig
@@ -47,11 +50,14 @@ class TFOPTBase(keras.Model):
     main_input_name = "input_ids"
     _head: bool
 
+    supports_xla_generation = True
+
     def __init__(
-        self, config: OPTConfig, *, initial: Initial | None = None, **kwargs
+        self, config: OPTConfig, *inputs: Any, initial: Initial | None = None, **kwargs
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(*inputs, **kwargs)
         self.config = config
+        self.name_or_path = ""
         self.seed_generator = keras.random.SeedGenerator()
         initial = initial or random_weights(config)
         shapes: dict[str, dict[str, Shape]] = {}
@@ -69,6 +75,7 @@ class TFOPTBase(keras.Model):
     def _hold(self, groups: dict[str, WeightGroup]) -> None:
         """Take ``groups`` as all weights, in this order."""
         self.groups.clear()
+        self.__dict__.get("_programs", {}).clear()
         self.groups.update(groups)
         for part, group in groups.items():
             # For tf.train.Checkpoint: Keras's dicts are none of its own.
@@ -107,6 +114,9 @@ class TFOPTBase(keras.Model):
             return fresh(name, shape)
 
         model = cls(checkpoint.config, initial=initial, dtype=dtype, name=name)
+        model.name_or_path = os.fspath(pretrained_model_name_or_path)
+        if cls._head:
+            model.generation_config = generation_defaults(checkpoint)
         return (model, checkpoint.loading_info()) if output_loading_info else model
 
     def save_pretrained(
@@ -126,8 +136,10 @@ class TFOPTBase(keras.Model):
         ``safe_serialization=False`` is ``format="h5"``. ``saved_model`` writes
         ``saved_model/{version}`` too, with :meth:`export`.
         """
-        format = format_to_save(format, safe_serialization, push_to_hub, "h5", needless)
+        format = format_to_save(format, safe_serialization, "h5", needless)
         self.config.save_pretrained(save_directory)
+        if self._head:
+            self.generation_config.save_pretrained(save_directory)
         save_weights(
             save_directory,
             [(name, variable.value) for name, variable in self.named_weights().items()],
@@ -137,6 +149,9 @@ class TFOPTBase(keras.Model):
         )
         if saved_model:
             self.export(os.path.join(save_directory, "saved_model", str(version)))
+        if push_to_hub:
+            name = needless.pop("repo_id", None) or os.path.basename(save_directory)
+            push_folder(save_directory, name, **needless)
 
     def export(self, filepath, format: str = "tf_saved_model", **kwargs: Any) -> None:
         """Keras's export, of ids and mask to logits (or hidden states).
@@ -161,7 +176,12 @@ class TFOPTBase(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        """The reverse of :meth:`get_config`, with random weights."""
+        """The reverse of :meth:`get_config`, with random weights.
+
+        Also from an :class:`OPTConfig` itself.
+        """
+        if isinstance(config, OPTConfig):
+            return cls(config)
         return cls(
             OPTConfig.from_dict(config["config"]),
             name=config.get("name"),
@@ -188,22 +208,6 @@ class TFOPTBase(keras.Model):
         """Number of weights, frozen ones too; a tied head counts once."""
         counted = self.trainable_weights if only_trainable else self.weights
         return sum(int(np.prod(v.shape)) for v in counted)
-
-    def get_input_embeddings(self) -> TokenEmbedding:
-        """The layer that makes ``inputs_embeds`` of ids; ``.weight`` is the table."""
-        return self.groups["decoder.embed_tokens"]  # pyright: ignore[reportReturnType]
-
-    def get_output_embeddings(self) -> WeightGroup | None:
-        """The layer whose table makes logits; None in the class without a head."""
-        if not self._head:
-            return None
-        tied = self.config.tie_word_embeddings
-        return self.groups["decoder.embed_tokens" if tied else "lm_head"]
-
-    @property
-    def dummy_inputs(self) -> dict[str, Any]:
-        """Some inputs, to call the model with."""
-        return {"input_ids": tf.constant([[2, 3, 4], [2, 5, 1]])}
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None
@@ -240,12 +244,30 @@ class TFOPTBase(keras.Model):
     # --- the call -------------------------------------------------------------------
 
     def __call__(self, *args, **kwargs):
-        """Keras's call, which knows neither a tokenizer's mapping nor plain lists."""
+        """Keras's call, which knows neither a tokenizer's mapping nor plain lists.
+
+        Options among a mapping's entries become keywords: Keras takes tensors only.
+        """
         if args and isinstance(args[0], Mapping):
-            args = (dict(args[0]), *args[1:])
+            inputs = dict(args[0])
+            given = [n for n in (*_OPTIONS, "training") if n in inputs]
+            kwargs = {name: inputs.pop(name) for name in given} | kwargs
+            args = (inputs, *args[1:])
         elif args and is_token_list(args[0]):
             args = (tf.constant(args[0], tf.int32), *args[1:])
         return super().__call__(*args, **kwargs)
+
+    def fit(self, x=None, *args, **kwargs):
+        """Keras's, also of a tokenizer's mapping."""
+        return super().fit(as_dict(x), *args, **kwargs)
+
+    def evaluate(self, x=None, *args, **kwargs):
+        """Keras's, also of a tokenizer's mapping."""
+        return super().evaluate(as_dict(x), *args, **kwargs)
+
+    def predict(self, x, *args, **kwargs):
+        """Keras's, also of a tokenizer's mapping."""
+        return super().predict(as_dict(x), *args, **kwargs)
 
     def _decode(self, given: dict[str, Any], training: Any) -> tuple[Any, Any]:
         """Weights, and hidden states of the inputs in ``given``."""
@@ -283,6 +305,7 @@ class TFOPTBase(keras.Model):
     def _given(self, call_arguments: dict[str, Any]) -> dict[str, Any]:
         """The inputs by name, options that are None taken from the configuration."""
         given = unpack(call_arguments)
+        given.pop("token_type_ids", None)  # tokenizers give them; OPT has none
         for name in _OPTIONS:
             if given[name] is None:
                 given[name] = getattr(self.config, name)

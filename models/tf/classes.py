@@ -15,6 +15,7 @@ import tensorflow as tf
 from ..outputs import TFBaseModelOutputWithPast, TFCausalLMOutputWithPast
 from . import model as tf_opt
 from .base import TFOPTBase
+from .generation import Generation
 from .inputs import check_labels
 from .training import find_labels, own_loss, prediction
 
@@ -42,6 +43,7 @@ class TFOPTModel(TFOPTBase):
         output_hidden_states=None,
         return_dict=None,
         training=False,
+        token_type_ids=None,
     ):
         """Hidden states of ``input_ids`` (B, S): :class:`TFBaseModelOutputWithPast`.
 
@@ -67,7 +69,7 @@ class TFOPTModel(TFOPTBase):
 
 
 @keras.saving.register_keras_serializable("optserve")
-class TFOPTForCausalLM(TFOPTBase):
+class TFOPTForCausalLM(Generation, TFOPTBase):
     """The decoder with its head. ``TFOPTForCausalLM(config)`` has random weights.
 
     ``compile`` without a loss trains on its own: labels in the inputs or as targets.
@@ -89,6 +91,7 @@ class TFOPTForCausalLM(TFOPTBase):
         output_hidden_states=None,
         return_dict=None,
         training=False,
+        token_type_ids=None,
     ):
         """Next-token logits of ``input_ids`` (B, S): :class:`TFCausalLMOutputWithPast`.
 
@@ -140,7 +143,7 @@ class TFOPTForCausalLM(TFOPTBase):
         """Keras's hook: the model's own loss unless one was compiled.
 
         That is the mean over all unmasked labels, which are ``x["labels"]`` or ``y``
-        (or ``y["labels"]``); ``sample_weight`` [B] weighs rows.
+        (or ``y["labels"]``); ``sample_weight`` [B] or [B,S] weighs them as Keras does.
         """
         labels = find_labels(x, y)
         if self._compile_loss is not None or labels is None:

@@ -26,6 +26,8 @@ def unpack(given: dict[str, Any]) -> dict[str, Any]:
         mask_second = len(first) > 1 and len(getattr(first[1], "shape", ())) == 2
         if mask_second and names[1] == "past_key_values":
             order.remove("past_key_values")
+        if mask_second and len(first) == 3 and _is_token_types(first):
+            first = first[:2]
         if len(first) > len(order):
             raise ValueError(
                 f"a list of inputs has at most {len(order)} entries "
@@ -39,6 +41,24 @@ def unpack(given: dict[str, Any]) -> dict[str, Any]:
             f"unknown input {sorted(unknown)[0]!r}; there are {', '.join(names)}"
         )
     return {**given, names[0]: None} | found
+
+
+def _is_token_types(inputs: Any) -> bool:
+    """Whether the third of a list's tensors is the documented ``token_type_ids``."""
+    ids, _, third = inputs
+    dtype = getattr(third, "dtype", None)
+    return (
+        dtype is not None
+        and tf.as_dtype(dtype).is_integer
+        and tuple(third.shape) == tuple(ids.shape)
+    )
+
+
+def as_dict(x: Any) -> Any:
+    """A mapping of any kind (a tokenizer's) as the dict that Keras knows."""
+    if not isinstance(x, Mapping) or isinstance(x, dict):
+        return x
+    return {name: tf.convert_to_tensor(value) for name, value in x.items()}
 
 
 def is_token_list(x: Any) -> bool:

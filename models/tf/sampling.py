@@ -85,6 +85,13 @@ def first_argmax(x):
 
 def draw(x, params: SamplingParams, position, compiled: bool):
     """One token of each row [B], as if its temperature were not 0."""
+    x, kept = warp(x, params, compiled)
+    noise = gumbel(params.seed, position, tf.shape(x)[1], compiled)
+    return first_argmax(tf.where(kept, x + noise, x.dtype.min))
+
+
+def warp(x, params: SamplingParams, compiled: bool):
+    """Logits by the temperature, and which of them top-k and top-p keep."""
     x = x / tf.where(params.temperature == 0, 1.0, params.temperature)[:, None]
     keys = ordered_bits(x)
     lowest = tf.fill([tf.shape(x)[0]], tf.constant(_LOWEST))
@@ -98,8 +105,7 @@ def draw(x, params: SamplingParams, position, compiled: bool):
         lambda: top_p_threshold(x, keys, least, params.top_p, compiled),
         lambda: least,
     )
-    noise = gumbel(params.seed, position, tf.shape(x)[1], compiled)
-    return first_argmax(tf.where(keys >= least[:, None], x + noise, x.dtype.min))
+    return x, keys >= least[:, None]
 
 
 def ordered_bits(x):

@@ -1,4 +1,4 @@
-"""What the Keras classes compare with what in training."""
+"""Training of the Keras classes: which output is compared with which target."""
 
 from __future__ import annotations
 
@@ -31,13 +31,21 @@ def find_labels(x: Any, y: Any) -> Any:
 
 
 def own_loss(x: Any, y_pred: Any, labels: Any, sample_weight: Any = None) -> Any:
-    """The mean loss over all unmasked labels; ``sample_weight`` [B] weighs rows.
+    """The mean loss over all unmasked labels, each times its ``sample_weight``.
+
+    Weights are [B] or [B,S] and, as Keras has it, don't change what is divided by: the
+    number of unmasked labels.
 
     ``y_pred`` is the output for the inputs ``x``: a :class:`ModelOutput` or a tuple.
     """
     losses, counts = tf_opt.token_losses(prediction(x, None, y_pred), labels)
     counts = tf.cast(counts, losses.dtype)
+    losses *= counts
+    if isinstance(sample_weight, Mapping):
+        sample_weight = sample_weight["labels"]
     if sample_weight is not None:
         weight = tf.cast(sample_weight, losses.dtype)
-        counts *= tf.reshape(weight, [-1, 1])
-    return tf.math.divide_no_nan(tf.reduce_sum(losses * counts), tf.reduce_sum(counts))
+        if weight.shape.rank == 1:
+            weight = weight[:, None]
+        losses *= weight if weight.shape[1] == 1 else weight[:, 1:]
+    return tf.math.divide_no_nan(tf.reduce_sum(losses), tf.reduce_sum(counts))

@@ -261,17 +261,17 @@ def _processors(
     bad_words: GenericSequence[GenericSequence[int]],
     prompt_tokens: int,
 ) -> list[LogitsProcessor]:
-    processors: list[LogitsProcessor] = []
+    chosen: list[rules.Rule] = []
     if constraints := options.constraints:
         if constraints.no_repeat_ngram:
-            processors.append(rules.no_repeat_ngram(constraints.no_repeat_ngram))
+            chosen.append(rules.no_repeat_ngram(constraints.no_repeat_ngram))
         if bad_words:
-            processors.append(rules.bad_words(bad_words))
+            chosen.append(rules.bad_words(bad_words))
         if constraints.min_new_tokens:
-            count = constraints.min_new_tokens
-            processors.append(rules.min_new_tokens(count, stop_ids, prompt_tokens))
+            chosen.append(rules.min_new_tokens(constraints.min_new_tokens, stop_ids))
         if constraints.logit_bias:
-            processors.append(rules.logit_bias(constraints.logit_bias))
+            chosen.append(rules.logit_bias(constraints.logit_bias))
         if constraints.forced:
-            processors.append(rules.forced_tokens(constraints.forced, prompt_tokens))
+            chosen.append(rules.forced_tokens(constraints.forced, prompt_tokens))
+    processors = [rules.for_one_row(rule, prompt_tokens) for rule in chosen]
     return [*processors, *options.processors]

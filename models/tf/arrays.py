@@ -1,0 +1,88 @@
+"""The functions of ``generation/arrays.py`` in TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from .model import shape as shape_of
+
+
+class TensorFlowArrays:
+    """See :class:`..generation.arrays.Arrays`."""
+
+    shape = staticmethod(shape_of)
+    where, reshape, stack = map(staticmethod, (tf.where, tf.reshape, tf.stack))
+    exp, log, sqrt = map(staticmethod, (tf.exp, tf.math.log, tf.sqrt))
+    any, all = map(staticmethod, (tf.reduce_any, tf.reduce_all))
+    sum, max, min = map(staticmethod, (tf.reduce_sum, tf.reduce_max, tf.reduce_min))
+    cast, concat, take = map(staticmethod, (tf.cast, tf.concat, tf.gather))
+    map = staticmethod(tf.nest.map_structure)
+
+    @staticmethod
+    def array(x: Any, dtype: str = "int32") -> Any:
+        """A constant, or a tensor in another dtype."""
+        return tf.cast(x, dtype)
+
+    @staticmethod
+    def full(shape: Sequence[Any], value: Any, dtype: str) -> Any:
+        """All of one value."""
+        return tf.fill(shape, tf.cast(value, dtype))
+
+    @staticmethod
+    def arange(n: Any) -> Any:
+        """0 to n − 1, int32."""
+        return tf.range(n)
+
+    @staticmethod
+    def argmax(x: Any) -> Any:
+        """The largest value's index [R] in rows [R,V]; the lowest among equals."""
+        return tf.argmax(x, axis=1, output_type=tf.int32)
+
+    @staticmethod
+    def repeat(x: Any, n: int) -> Any:
+        """Each row n times."""
+        return x if n == 1 else tf.repeat(x, n, axis=0)
+
+    @staticmethod
+    def top_k(x: Any, k: int) -> tuple[Any, Any]:
+        """The k largest of each row and their indices; the lowest among equals."""
+        return tuple(tf.math.top_k(x, k))
+
+    @staticmethod
+    def take_along(x: Any, index: Any) -> Any:
+        """Row b's entries ``index`` [B,K] of axis 1."""
+        return tf.gather(x, index, axis=1, batch_dims=1)
+
+    @staticmethod
+    def marked(ids: Any, which: Any, size: int) -> Any:
+        """Boolean [R, ``size``]: true at row r's ``ids`` [R,K] where ``which`` is."""
+        R, K = shape_of(which)
+        ids = tf.broadcast_to(tf.where(which, ids, 0), [R, K])
+        rows = tf.broadcast_to(tf.range(R)[:, None], [R, K])
+        count = tf.scatter_nd(
+            tf.stack([rows, ids], -1), tf.cast(which, tf.int32), [R, size]
+        )
+        return count > 0
+
+    @staticmethod
+    def write(x: Any, i: Any, value: Any) -> Any:
+        """``x`` [N,…] with ``value`` at ``i``."""
+        return tf.tensor_scatter_nd_update(x, [[i]], value[None])
+
+    @staticmethod
+    def while_loop(condition: Any, body: Any, state: Any) -> Any:
+        """``body`` while ``condition``, of a named tuple."""
+        kind = type(state)
+        found: Any = tf.while_loop(
+            lambda *fields: condition(kind(*fields)),
+            lambda *fields: tuple(body(kind(*fields))),
+            tuple(state),
+            parallel_iterations=1,
+        )
+        return kind(*found)
+
+
+ARRAYS = TensorFlowArrays()

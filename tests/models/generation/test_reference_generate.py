@@ -1,0 +1,154 @@
+"""``generate`` against the transformers package's own TensorFlow and Flax classes, on
+random checkpoints: the same tokens, and the same scores of beams.
+
+Needs tf-keras, flax and torch beside transformers (<5).
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from optserve.models.checkpoints import save_weights
+
+from ..kinds import KINDS, padded, random_weights, small_config, tokens
+
+pytestmark = pytest.mark.reference
+
+VARIANTS = (
+    "pre-LN",
+    "post-LN, projections",
+    "pre-LN, projections",
+    "post-LN, gelu",
+    "no final norm",
+)
+SEEDS = range(4)
+KIND = {"tf": KINDS["TFOPTForCausalLM"], "flax": KINDS["FlaxOPTForCausalLM"]}
+FORMATS = {"tf": "h5", "flax": "msgpack"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def reference():
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    if not hasattr(transformers, "TFOPTModel"):
+        pytest.skip("this transformers package has no TensorFlow classes")
+    transformers.logging.set_verbosity_error()
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)  # compile quickly
+    yield transformers
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def both(reference, framework, directory, name, seed):
+    """The package's model and ours with the same random weights."""
+    kind = KIND[framework]
+    config = small_config(name)
+    config.save_pretrained(directory)
+    weights = random_weights(config, seed)
+    save_weights(directory, weights.items(), format=FORMATS[framework])
+    theirs = getattr(reference, kind.name).from_pretrained(directory)
+    return theirs, kind.cls.from_pretrained(directory)
+
+
+def sequences(model, ids, mask, **options):
+    """Tokens and, of beams, their scores."""
+    if type(model).__name__.startswith("TF"):
+        import tensorflow as tf
+
+        ids, mask = tf.constant(ids, tf.int32), tf.constant(mask, tf.int32)
+        options["return_dict_in_generate"] = True
+    if type(model).__module__.startswith("optserve.models.tf"):
+        options["jit_compile"] = False  # other tests compare it with what XLA makes
+    found = model.generate(ids, attention_mask=mask, pad_token_id=1, **options)
+    scores = getattr(found, "sequences_scores", getattr(found, "scores", None))
+    if isinstance(scores, tuple):
+        scores = None
+    return np.asarray(found.sequences), None if scores is None else np.asarray(scores)
+
+
+def equal(reference, framework, directory, name, seed, **options):
+    theirs, ours = both(reference, framework, directory, name, seed)
+    ids = tokens(ours.config, 3, 6, seed=seed + 10)
+    mask = padded([6, 4, 1], 6, "left")
+    ids = np.where(mask, ids, 1)
+    wanted, wanted_scores = sequences(theirs, ids, mask, **options)
+    found, scores = sequences(ours, ids, mask, **options)
+    assert found.tolist() == wanted.tolist()
+    if wanted_scores is not None:
+        np.testing.assert_allclose(scores, wanted_scores, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("framework", ["tf", "flax"])
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_twenty_checkpoints(reference, framework, name, seed, tmp_path):
+    for beams in (1, 3, 4):
+        options = {"num_beams": beams, "num_return_sequences": min(beams, 2)}
+        equal(
+            reference,
+            framework,
+            tmp_path / str(beams),
+            name,
+            seed,
+            max_new_tokens=12,
+            **options,
+        )
+
+
+OPTIONS = {
+    "early stopping": {"num_beams": 3, "early_stopping": True},
+    "never stopping": {"num_beams": 3, "early_stopping": "never"},
+    "long ones": {"num_beams": 3, "length_penalty": 2.0},
+    "short ones": {"num_beams": 3, "length_penalty": -1.0},
+    "minimum": {"min_length": 14},
+    "minimum, beams": {"min_length": 14, "num_beams": 3},
+    "forced end": {"forced_eos_token_id": 2},
+    "forced end, beams": {"forced_eos_token_id": 2, "num_beams": 3},
+    "suppressed": {"suppress_tokens": [4, 9, 21], "begin_suppress_tokens": [5]},
+    "several ends": {"eos_token_id": [2, 20, 40]},
+    "penalty": {"repetition_penalty": 1.4},
+    "n-grams": {"no_repeat_ngram_size": 2},
+    "bad words": {"bad_words_ids": [[5], [43, 43], [29, 29, 12]]},
+    "contrastive": {"penalty_alpha": 0.6, "top_k": 4},
+}
+TF_ONLY = {"several ends", "penalty", "bad words", "contrastive"}
+"""What the package's Flax class doesn't take, or ignores."""
+
+
+@pytest.mark.parametrize("framework", ["tf", "flax"])
+@pytest.mark.parametrize("what", OPTIONS)
+def test_options(reference, framework, what, tmp_path):
+    if framework == "flax" and what in TF_ONLY:
+        pytest.skip("the package's Flax class has no such option")
+    theirs, ours = both(reference, framework, tmp_path, "pre-LN", 7)
+    ids = tokens(ours.config, 3, 6, seed=1)
+    mask = np.ones_like(ids)
+    options = {"max_new_tokens": 12, **OPTIONS[what]}
+    wanted, _ = sequences(theirs, ids, mask, **options)
+    found, _ = sequences(ours, ids, mask, **options)
+    assert found.tolist() == wanted.tolist()
+
+
+def test_scores_of_each_token(reference, tmp_path):
+    import tensorflow as tf
+
+    theirs, ours = both(reference, "tf", tmp_path, "pre-LN", 3)
+    ids = tf.constant(tokens(ours.config, 2, 5), tf.int32)
+    for options in ({}, {"num_beams": 3}, {"do_sample": True, "top_k": 7}):
+        options |= {"output_scores": True, "return_dict_in_generate": True}
+        options |= {"max_new_tokens": 4, "seed": [3, 4]}
+        wanted = theirs.generate(ids, **options)
+        found = ours.generate(ids, **options)
+        assert type(found).__name__ == type(wanted).__name__
+        assert len(found.scores) == len(wanted.scores)
+        kept = 1 if options.get("do_sample") else None  # they draw other tokens then
+        for a, b in list(zip(found.scores, wanted.scores, strict=True))[:kept]:
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+        if "num_beams" in options:
+            assert found.beam_indices.numpy().tolist() == (
+                wanted.beam_indices.numpy().tolist()
+            )
