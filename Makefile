@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 OUT := demo-out
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test explore chaos fuzz docs test-slow test-reference test-full-size lint format bench bench-edge clean
+.PHONY: demo test explore chaos fuzz docs test-slow test-reference test-upstream test-full-size lint format bench bench-edge clean
 
 # Rebuilt whenever the requirements change.
 $(VENV)/ready: pyproject.toml tests/constraints.txt
@@ -60,6 +60,21 @@ test-reference: pyproject.toml
 	$(VENV)-reference/bin/python -m pip install --quiet torch==2.13.0
 	$(VENV)-reference/bin/python -m pip install --quiet -e '.[all,dev]' 'transformers<5' tf-keras
 	$(VENV)-reference/bin/python -m pytest -m reference
+
+# Transformers' own OPT tests on our classes. TESTS is a checkout of its repository at a
+# release of the 4.4x series, whose package is installed; nothing of it belongs here.
+UPSTREAM ?= 4.49.0
+test-upstream: pyproject.toml
+	test -d "$(TESTS)/tests/models/opt" || \
+	    { echo "say TESTS=FOLDER, a checkout of transformers $(UPSTREAM)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)-upstream
+	$(VENV)-upstream/bin/python -m pip install --quiet torch==2.13.0
+	$(VENV)-upstream/bin/python -m pip install --quiet -e '.[all,dev]' \
+	    'transformers==$(UPSTREAM)' tf-keras datasets parameterized timeout-decorator
+	cd "$(TESTS)" && PYTHONPATH="$(CURDIR)/tests/upstream" HF_HUB_OFFLINE=1 \
+	    $(CURDIR)/$(VENV)-upstream/bin/python -m pytest -q -rfE --noconftest \
+	    -p optserve_upstream tests/models/opt/test_modeling_tf_opt.py \
+	    tests/models/opt/test_modeling_flax_opt.py
 
 PEERS := ctranslate2-int8,ctranslate2-float32,openvino-int8,openvino-int4,torch-bfloat16
 DECODED := optserve-int8,optserve-xla-int8,optserve-jax-int8,optserve-litert-int8

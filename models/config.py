@@ -266,6 +266,11 @@ class OPTConfig(Pushes):
         return cls.from_dict({**values, **changes})
 
     @classmethod
+    def of(cls, config: Any) -> OPTConfig:
+        """``config`` itself, or an OPTConfig like one of Transformers' objects."""
+        return config if isinstance(config, OPTConfig) else cls(**config.to_dict())
+
+    @classmethod
     def from_dict(
         cls,
         values: dict[str, Any],
@@ -427,6 +432,8 @@ _ASKED_FOR: dict[str, Any] = {
     "is_decoder": False,
     "add_cross_attention": False,
     "name_or_path": "",
+    "_commit_hash": None,
+    "prefix": None,
     "torch_dtype": None,
     "pruned_heads": {},
     "problem_type": None,

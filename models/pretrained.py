@@ -67,7 +67,9 @@ class Pretrained:
         missing_is_fine = bool(options.pop("ignore_missing", False))
         hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
         directory = resolve(name_or_path, format=format, **hub)
-        if not isinstance(config, OPTConfig):
+        if hasattr(config, "to_dict"):
+            config = OPTConfig.of(config)
+        else:
             config = OPTConfig.from_pretrained(directory if config is None else config)
         if unknown := sorted(set(options) - config.to_dict().keys()):
             raise TypeError(

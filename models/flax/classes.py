@@ -82,7 +82,7 @@ class _FlaxOPT(Pushes):
         ``dtype`` is the computation's; ``remat`` scans over rematerialised layers,
         for training in less memory. No weight depends on ``input_shape``.
         """
-        self.config = config
+        self.config = config = OPTConfig.of(config)
         self.name_or_path = ""
         self.dtype = jnp.dtype(dtype)
         self.input_shape = input_shape
@@ -100,6 +100,10 @@ class _FlaxOPT(Pushes):
         if self._module.config != self.config:
             self._module = self._module.clone(config=deepcopy(self.config))
         return self._module
+
+    def can_generate(self) -> bool:
+        """Whether the class has a head to generate with."""
+        return self.module_class.head
 
     def enable_gradient_checkpointing(self) -> None:
         """``remat=True`` from now on: training in less memory."""

@@ -114,10 +114,6 @@ class Generation:
     module: Any
     params: Any
 
-    def can_generate(self) -> bool:
-        """Whether the class has a head to generate with."""
-        return True
-
     @property
     def generation_config(self) -> GenerationConfig:
         """How :meth:`generate` works unless a call says otherwise."""

@@ -56,7 +56,7 @@ class TFOPTBase(Pushes, Surface, keras.Model):
         self, config: OPTConfig, *inputs: Any, initial: Initial | None = None, **kwargs
     ) -> None:
         super().__init__(*inputs, **kwargs)
-        self.config = config
+        self.config = config = OPTConfig.of(config)
         self.name_or_path = ""
         self.seed_generator = keras.random.SeedGenerator()
         initial = initial or random_weights(config)
@@ -180,7 +180,7 @@ class TFOPTBase(Pushes, Surface, keras.Model):
 
         Also from an :class:`OPTConfig` itself.
         """
-        if isinstance(config, OPTConfig):
+        if not isinstance(config, dict):
             return cls(config)
         return cls(
             OPTConfig.from_dict(config["config"]),

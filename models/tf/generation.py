@@ -142,10 +142,6 @@ class Generation:
     config: OPTConfig
     params: Callable[[], dict[str, Any]]
 
-    def can_generate(self) -> bool:
-        """Whether the class has a head to generate with."""
-        return True
-
     @property
     def generation_config(self) -> GenerationConfig:
         """How :meth:`generate` works unless a call says otherwise."""

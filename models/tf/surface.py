@@ -48,6 +48,10 @@ class Surface:
             return self.model
         return super().get_layer(name=name, index=index)  # pyright: ignore[reportAttributeAccessIssue]
 
+    def can_generate(self) -> bool:
+        """Whether the class has a head to generate with."""
+        return self._head
+
     def get_decoder(self) -> Any:
         """The model without a head: this one."""
         return self

@@ -37,6 +37,7 @@ MODULES = [
     "features_compiled",
     "features_files",
     "features_training",
+    "features_generation",
 ]
 
 NOT_APPLICABLE = "·"

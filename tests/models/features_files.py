@@ -87,7 +87,7 @@ def tree(kind, base):
     assert set(layer["self_attn_layer_norm"]) == {"scale", "bias"}
     assert set(root["decoder"]["embed_tokens"]) == {"embedding"}
     assert model.num_parameters() == sum(w.size for w in named(kind, model).values())
-    with pytest.raises(ValueError, match="missing or extra"):
+    with pytest.raises(ValueError, match="lacks"):
         model.params = {}
 
 
@@ -181,7 +181,8 @@ def formats(kind, base, tmp_path):
             for limit in ("5GB", "20KB"):
                 out = tmp_path / name / format / limit
                 model.save_pretrained(out, format=format, max_shard_size=limit)
-                assert (len(list(out.iterdir())) > 2) == (limit == "20KB")
+                weights = {p.name for p in out.iterdir()} - {"generation_config.json"}
+                assert (len(weights) > 2) == (limit == "20KB")
                 again = named(kind, kind.cls.from_pretrained(out))
                 assert all((again[k] == v).all() for k, v in mine.items())
     native_name = {"tf": "tf_model.h5", "flax": "flax_model.msgpack"}[kind.framework]

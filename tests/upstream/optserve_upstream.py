@@ -4,14 +4,14 @@
 
 ``FOLDER`` is a checkout of the transformers repository at a release of the 4.4x series;
 nothing of it is part of this repository. The names that its tests import are ours then,
-and Keras is Keras 3, which our classes are made with. ``OPTSERVE_UPSTREAM=theirs`` runs
+and Keras is Keras 3, which our classes are made with; the configurations stay theirs,
+which its tests give to their PyTorch classes too. ``OPTSERVE_UPSTREAM=theirs`` runs
 the same tests on Transformers' own classes, to see which of them pass there.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 
 import pytest
 
@@ -32,11 +32,14 @@ def swap() -> None:
     import keras
     import optserve.models as ours
     import transformers
-    from transformers import modeling_tf_utils
+    from optserve.models.outputs import ModelOutput
+    from transformers import modeling_tf_utils, utils
     from transformers.models.opt import modeling_flax_opt, modeling_tf_opt
+    from transformers.utils import generic
 
     modeling_tf_utils.keras = keras
-    for name in (*TF_NAMES, *FLAX_NAMES, "OPTConfig"):
+    generic.ModelOutput = utils.ModelOutput = either(generic.ModelOutput, ModelOutput)
+    for name in (*TF_NAMES, *FLAX_NAMES):
         for module in (transformers, modeling_tf_opt, modeling_flax_opt):
             setattr(module, name, getattr(ours, name))
     mappings = {
@@ -46,9 +49,16 @@ def swap() -> None:
         "FLAX_MODEL_FOR_CAUSAL_LM_MAPPING": "FlaxOPTForCausalLM",
     }
     for mapping, name in mappings.items():
-        ours_of = getattr(ours, name)
-        getattr(transformers, mapping).register(ours.OPTConfig, ours_of, exist_ok=True)
+        getattr(transformers, mapping).register(
+            transformers.OPTConfig, getattr(ours, name), exist_ok=True
+        )
 
 
-if __name__ == "__main__":
-    sys.exit(pytest.main([*sys.argv[1:], "-p", __name__]))
+def either(theirs: type, ours: type) -> type:
+    """A class that has the instances of both."""
+
+    class Kind(type(theirs)):
+        def __instancecheck__(cls, instance: object) -> bool:
+            return isinstance(instance, (theirs, ours))
+
+    return Kind("ModelOutput", (theirs,), {})

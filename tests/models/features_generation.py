@@ -1,0 +1,259 @@
+"""Checks of generation. Expected tokens and scores are upstream's.
+
+``generation/recorded.json`` was made by ``generation/make_recorded.py`` with the
+transformers package's own classes; sampled tokens are compared with the numpy sampler
+that a client uses.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from optserve.models.generation.config import GenerationConfig
+from optserve.runtime.sampling import Sampling, choose
+
+from .conformance import feature
+from .kinds import padded, small_config, tokens, write_checkpoint
+from .loading import loaded
+
+GENERATION = "Generation"
+RECORDED = json.loads(
+    (Path(__file__).parent / "generation" / "recorded.json").read_text()
+)
+"""By name: the options, and what upstream's classes made with them."""
+
+
+@cache
+def model_of(kind, base):
+    """One model for all checks, so that nothing is compiled twice."""
+    return loaded(kind, base)[0]
+
+
+def prompt(config):
+    """Three left-padded rows, as ``make_recorded.py`` has them."""
+    mask = padded([6, 4, 1], 6, "left")
+    return np.where(mask, tokens(config, 3, 6, seed=1), 1), mask
+
+
+def generated(kind, model, ids, mask=None, **options):
+    """New tokens, and the output itself."""
+    options = {"return_dict_in_generate": True, **options}
+    if kind.framework == "tf":
+        options = {"jit_compile": False, **options}  # XLA's is compared by one check
+    found = model.generate(ids, attention_mask=mask, **options)
+    return np.asarray(found["sequences"])[:, np.shape(ids)[1] :], found
+
+
+def same_as_recorded(kind, base, name):
+    entry = RECORDED[name]
+    model = model_of(kind, base)
+    ids, mask = prompt(model.config)
+    found, output = generated(kind, model, ids, mask, **entry["options"])
+    wanted = entry[kind.framework]
+    assert found.tolist() == wanted["tokens"]
+    if scores := wanted.get("scores"):
+        key = "sequences_scores" if kind.framework == "tf" else "scores"
+        np.testing.assert_allclose(output[key], scores, rtol=1e-4)
+
+
+@feature(GENERATION, "greedy, left-padded, tokens as upstream's", head=True)
+def greedy(kind, base):
+    same_as_recorded(kind, base, "greedy")
+
+
+@feature(GENERATION, "beam search, sequences and scores as upstream's", head=True)
+def beams(kind, base):
+    same_as_recorded(kind, base, "beams")
+
+
+@feature(GENERATION, "beam search with `early_stopping`, `length_penalty`", head=True)
+def beams_early(kind, base):
+    same_as_recorded(kind, base, "beams, early")
+
+
+@feature(
+    GENERATION,
+    "`repetition_penalty`, `no_repeat_ngram_size`, `bad_words_ids`, `min_length`, "
+    "forced and suppressed tokens",
+    head=True,
+)
+def rules(kind, base):
+    same_as_recorded(kind, base, "rules")
+
+
+@feature(GENERATION, "contrastive search", head=True)
+def contrastive(kind, base):
+    same_as_recorded(kind, base, "contrastive")
+
+
+@feature(GENERATION, "left-padded rows equal single ones", head=True)
+def padding(kind, base):
+    model = model_of(kind, base)
+    ids, mask = prompt(model.config)
+    batch, _ = generated(kind, model, ids, mask, max_new_tokens=7)
+    for row, real, found in zip(ids, mask, batch, strict=True):
+        alone, _ = generated(kind, model, row[real == 1][None], max_new_tokens=7)
+        length = min(alone.shape[1], len(found))
+        assert alone[0, :length].tolist() == found[:length].tolist()
+
+
+@feature(GENERATION, "sampling: the served model's tokens for the same seed", head=True)
+def sampling(kind, base):
+    model = model_of(kind, base)
+    ids, mask = prompt(model.config)
+    options = {"temperature": 0.8, "top_k": 20, "top_p": 0.9}
+    options["repetition_penalty"] = 1.2
+    seed = 2**40 + 5
+    found, _ = generated(
+        kind, model, ids, mask, max_new_tokens=5, do_sample=True, seed=seed, **options
+    )
+    for row, real, new in zip(ids, mask, found, strict=True):
+        sequence = row[real == 1].tolist()
+        for token in new:
+            logits = kind.value(model, np.array([sequence]))[0, -1]
+            wanted, _ = choose(
+                logits,
+                Sampling(seed=seed, **options),
+                position=len(sequence),
+                seen=sequence,
+            )
+            assert token == wanted
+            sequence.append(wanted)
+            if wanted == model.config.eos_token_id:
+                break
+
+
+@feature(GENERATION, "several samples of a prompt", head=True)
+def copies(kind, base):
+    model = model_of(kind, base)
+    ids, _ = prompt(model.config)
+    options = {"max_new_tokens": 5, "do_sample": True, "seed": 11, "top_k": 0}
+    found, _ = generated(kind, model, ids[:1], num_return_sequences=3, **options)
+    assert len({tuple(row) for row in found.tolist()}) == 3
+    again, _ = generated(kind, model, ids[:1], **(options | {"seed": 12}))
+    assert found[1, : again.shape[1]].tolist() == again[0].tolist()
+
+
+@feature(GENERATION, "a second call compiles nothing", head=True)
+def compiled_once(kind, base):
+    model = model_of(kind, base)
+    ids, _ = prompt(model.config)
+    options = {"max_new_tokens": 5}
+    generated(kind, model, ids, **options)
+    count = programs(kind, model)
+    generated(kind, model, ids[:, :4], **(options | {"max_new_tokens": 9}))
+    generated(kind, model, ids, repetition_penalty=1.0, min_length=0, **options)
+    assert programs(kind, model) == count
+
+
+def programs(kind, model) -> int:
+    """How many searches were compiled so far."""
+    if kind.framework == "tf":
+        return len(model.__dict__["_programs"])
+    from optserve.models.flax import generation
+
+    return generation._program._cache_size()
+
+
+@feature(GENERATION, "`generation_config`: read, written, changed by a call", head=True)
+def configuration(kind, base, tmp_path):
+    directory = write_checkpoint(tmp_path / "in", small_config())
+    GenerationConfig(max_new_tokens=3, num_beams=2).save_pretrained(directory)
+    model = kind.cls.from_pretrained(directory)
+    assert model.generation_config.max_new_tokens == 3
+    model.save_pretrained(tmp_path / "out")
+    again = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert again == model.generation_config
+    fresh = model_of(kind, base)
+    assert fresh.generation_config.eos_token_id == fresh.config.eos_token_id
+    with pytest.raises(ValueError, match="max_tokens"):
+        model.generate(prompt(model.config)[0], max_tokens=3)
+
+
+@feature(GENERATION, "options that cannot be are refused by name", head=True)
+def refusals(kind, base):
+    model = model_of(kind, base)
+    ids, _ = prompt(model.config)
+    for options, fault in (
+        ({"num_return_sequences": 2}, "num_return_sequences"),
+        ({"num_beams": 2, "num_return_sequences": 3}, "at most"),
+        ({"temperature": -1.0, "do_sample": True}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"bad_words_ids": [[99]]}, "from 0 to 60"),
+        ({"max_new_tokens": 40}, "max_position_embeddings 32"),
+        ({"max_length": 6}, "leaves none"),
+        ({"num_beam_groups": 2}, "num_beam_groups"),
+    ):
+        with pytest.raises(ValueError, match=fault):
+            model.generate(ids, **options)
+
+
+@feature(GENERATION, "`tf.function`, XLA", "tf", head=True)
+def graphs(kind, base):
+    import tensorflow as tf
+
+    model = model_of(kind, base)
+    ids, mask = prompt(model.config)
+    ids, mask = tf.constant(ids, tf.int32), tf.constant(mask, tf.int32)
+    wanted = RECORDED["greedy"]["tf"]["tokens"]
+    options = RECORDED["greedy"]["options"]
+    for jit_compile in (False, True):
+        run = tf.function(
+            lambda ids, mask: model.generate(ids, attention_mask=mask, **options),
+            jit_compile=jit_compile,
+        )
+        assert run(ids, mask).numpy()[:, 6:].tolist() == wanted
+    found = model.generate(ids, attention_mask=mask, **options)
+    assert found.numpy()[:, 6:].tolist() == wanted
+
+
+@feature(GENERATION, "`jax.jit`, `params=`, `trace=False`", "flax", head=True)
+def transformed(kind, base):
+    import jax
+
+    model = model_of(kind, base)
+    ids, mask = prompt(model.config)
+    entry = RECORDED["greedy"]
+
+    def run(ids, mask, **more):
+        return model.generate(
+            ids, attention_mask=mask, **entry["options"], **more
+        ).sequences
+
+    wanted = entry["flax"]["tokens"]
+    assert jax.jit(run)(ids, mask)[:, 6:].tolist() == wanted
+    assert run(ids, mask, params=model.params)[:, 6:].tolist() == wanted
+    zeros = jax.tree.map(lambda x: x * 0, model.params)
+    assert run(ids, mask, params=zeros)[:, 6:].tolist() != wanted
+
+
+@feature(GENERATION, "`output_scores`, `beam_indices`", "tf", head=True)
+def scores(kind, base):
+    model = model_of(kind, base)
+    ids, mask = prompt(model.config)
+    entry = RECORDED["beams"]
+    _, found = generated(kind, model, ids, mask, output_scores=True, **entry["options"])
+    wanted = entry["tf"]
+    assert found.beam_indices.numpy().tolist() == wanted["beam_indices"]
+    assert len(found.scores) == len(wanted["largest"])
+    for step, largest in zip(found.scores, wanted["largest"], strict=True):
+        np.testing.assert_allclose(np.max(step, 1), largest, rtol=1e-4)
+
+
+@feature(GENERATION, "`logits_processor` functions", head=True)
+def custom(kind, base):
+    model = model_of(kind, base)
+    ids, mask = prompt(model.config)
+
+    def only_seven(input_ids, scores, length):
+        assert input_ids.shape[0] == scores.shape[0] == 3
+        return scores * 0.0 + 1e3 * (np.arange(61) == 7)
+
+    found, _ = generated(
+        kind, model, ids, mask, max_new_tokens=3, logits_processor=[only_seven]
+    )
+    assert found.tolist() == [[7] * 3] * 3
