@@ -60,7 +60,8 @@ def push_folder(
         raise PushError(
             "push_to_hub needs the huggingface_hub package: pip install huggingface-hub"
         ) from None
-    api = huggingface_hub.HfApi(token=token)
+    endpoint = os.environ.get("HF_ENDPOINT")  # the package reads it when imported
+    api = huggingface_hub.HfApi(endpoint=endpoint, token=token)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
         commit = api.upload_folder(repo_id=repo_id, folder_path=folder, **options)

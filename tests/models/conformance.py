@@ -38,6 +38,7 @@ MODULES = [
     "features_files",
     "features_training",
     "features_generation",
+    "features_surface",
 ]
 
 NOT_APPLICABLE = "·"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from optserve.models import WeightsError
 from optserve.models.checkpoints import open_weights, save_weights
+from optserve.models.push import PushError
 
 from .conformance import feature
 from .kinds import (
@@ -190,7 +191,11 @@ def formats(kind, base, tmp_path):
     assert (tmp_path / "native" / native_name).exists()
     model.save_pretrained(tmp_path / "safe", safe_serialization=True)
     assert (tmp_path / "safe" / "model.safetensors").exists()
-    with pytest.raises(ValueError, match="upload_folder"):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(PushError, match="native was not uploaded to the hub"),
+    ):
+        patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing answers there
         model.save_pretrained(tmp_path / "native", push_to_hub=True)
     with pytest.raises(TypeError, match="'sharded'"):
         model.save_pretrained(tmp_path / "native", sharded=True)

@@ -9,6 +9,7 @@ import pickle
 
 import pytest
 from optserve.models.config import PRESETS, ConfigError, OPTConfig
+from optserve.models.generation.config import GenerationConfig
 from optserve.models.weights import WeightsError, check_weights, parameter_count
 
 PARAMETERS = {
@@ -164,3 +165,57 @@ def test_changed_in_place(tmp_path):
     assert config.vocab_size == 99 and config.model_type == "opt"
     with pytest.raises(ConfigError, match="extra"):
         OPTConfig.from_dict({"extra": 3})
+
+
+def test_files_and_dicts_as_transformers_has_them(tmp_path):
+    config = OPTConfig(num_hidden_layers=3, somebody="else")
+    config.to_json_file(tmp_path / "a.json")
+    assert OPTConfig.from_json_file(tmp_path / "a.json") == config
+    difference = {"model_type": "opt", "num_hidden_layers": 3, "somebody": "else"}
+    assert config.to_diff_dict() == difference
+    config.to_json_file(tmp_path / "b.json", use_diff=True)
+    assert json.loads((tmp_path / "b.json").read_text()) == difference
+    values, rest = OPTConfig.get_config_dict(tmp_path / "b.json", unknown=1)
+    assert (values, rest) == (difference, {"unknown": 1})
+
+
+def test_unused_arguments_are_given_back(tmp_path):
+    OPTConfig().save_pretrained(tmp_path)
+    config, rest = OPTConfig.from_pretrained(
+        tmp_path, return_unused_kwargs=True, dropout=0.2, unknown=1
+    )
+    assert config.dropout == 0.2
+    assert rest == {"unknown": 1}
+    assert OPTConfig.from_dict({}, return_unused_kwargs=True, a=1)[1] == {"a": 1}
+
+
+def test_labels_and_what_every_configuration_has():
+    config = OPTConfig(num_labels=3)
+    assert config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    assert config.num_labels == 3 and config.label2id["LABEL_2"] == 2
+    again = OPTConfig.from_dict(json.loads(config.to_json_string()))
+    assert again == config and again.id2label == config.id2label
+    config.id2label = {0: "no", 1: "yes"}
+    assert config.num_labels == 2 and config.label2id == {"no": 0, "yes": 1}
+    assert OPTConfig().num_labels == 2
+    assert not OPTConfig().is_encoder_decoder
+
+
+def test_torch_dtype_is_a_name():
+    class Dtype:
+        """As ``torch.float16`` prints itself."""
+
+        def __str__(self):
+            return "torch.float16"
+
+    for value in ("float16", "torch.float16", Dtype()):
+        config = OPTConfig(torch_dtype=value)
+        assert config.torch_dtype == "float16"
+        assert json.loads(config.to_json_string())["torch_dtype"] == "float16"
+
+
+def test_generation_defaults_are_attributes():
+    config = OPTConfig(max_length=30, do_sample=True)
+    assert config.max_length == 30
+    assert GenerationConfig.from_model_config(config).max_length == 30
+    assert GenerationConfig.from_model_config(config).do_sample

@@ -1,7 +1,8 @@
-"""A loopback server that answers as the model hub does, for what a download asks."""
+"""A loopback server that answers as the model hub does, to downloads and uploads."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -21,6 +22,7 @@ class HubServer:
         self.private: dict[str, str] = {}
         self.truncated: set[str] = set()
         self.failing = False
+        self.uploaded: dict[str, dict[str, bytes]] = {}
         self.requests: list[tuple[str, str, str | None]] = []
         hub = self
 
@@ -59,6 +61,32 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._answer(body=True)
+
+    def do_POST(self) -> None:
+        """An upload: make the repository, ask how, commit."""
+        length = int(self.headers.get("Content-Length") or 0)
+        data = self.rfile.read(length)
+        path = unquote(urlsplit(self.path).path)
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        self.hub.requests.append(("POST", path, token or None))
+        if self.hub.failing:
+            return self._error(503, "")
+        if path == "/api/repos/create":
+            given = json.loads(data)
+            name = "/".join(filter(None, (given.get("organization"), given["name"])))
+            return self._json({"url": f"{self.hub.url}/{name}", "name": name}, True)
+        if "/preupload/" in path:
+            files = [file["path"] for file in json.loads(data)["files"]]
+            modes = {"uploadMode": "regular", "shouldIgnore": False}
+            return self._json({"files": [{"path": p, **modes} for p in files]}, True)
+        name = "/".join(path.split("/")[3:5])
+        for line in data.splitlines():
+            entry = json.loads(line)
+            if entry["key"] == "file":
+                content = base64.b64decode(entry["value"]["content"])
+                self.hub.uploaded.setdefault(name, {})[entry["value"]["path"]] = content
+        url = f"{self.hub.url}/{name}/commit/{COMMIT}"
+        self._json({"success": True, "commitUrl": url, "commitOid": COMMIT}, True)
 
     def _answer(self, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)

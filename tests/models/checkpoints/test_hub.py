@@ -179,3 +179,24 @@ def test_a_failing_hub_gives_its_status(hub, tmp_path):
     hub.failing = True
     with pytest.raises(HubError, match="503"):
         resolve(REPOSITORY, cache_dir=tmp_path / "cache")
+
+
+def test_a_configuration_is_uploaded_and_the_commit_told(hub):
+    from optserve.models import OPTConfig
+
+    url = OPTConfig(num_hidden_layers=3).push_to_hub("somebody/new", token="hf_t")
+    assert url == f"{hub.url}/somebody/new/commit/{COMMIT}"
+    assert b'"num_hidden_layers": 3' in hub.uploaded["somebody/new"]["config.json"]
+    assert {token for method, _, token in hub.requests if method == "POST"} == {"hf_t"}
+
+
+def test_an_upload_that_fails_is_one_clear_error(hub, tmp_path):
+    from optserve.models import OPTConfig
+    from optserve.models.push import PushError
+
+    hub.stop()
+    with pytest.raises(PushError, match="somebody/new was not uploaded to the hub: "):
+        OPTConfig().save_pretrained(
+            tmp_path, push_to_hub=True, repo_id="somebody/new", token="hf_t"
+        )
+    assert (tmp_path / "config.json").is_file()
