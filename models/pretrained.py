@@ -67,19 +67,16 @@ class Pretrained:
         missing_is_fine = bool(options.pop("ignore_missing", False))
         hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
         directory = resolve(name_or_path, format=format, **hub)
-        if hasattr(config, "to_dict"):
-            config = OPTConfig.of(config)
-        else:
-            config = OPTConfig.from_pretrained(directory if config is None else config)
-        if unknown := sorted(set(options) - config.to_dict().keys()):
+        loaded = _configuration(directory if config is None else config)
+        if unknown := sorted(set(options) - loaded.to_dict().keys()):
             raise TypeError(
                 f"from_pretrained got {unknown[0]!r}, which is neither an option nor a "
                 "field of the configuration"
             )
         if options:
-            config = OPTConfig.from_dict(config.to_dict() | options)
+            loaded = OPTConfig.from_dict(loaded.to_dict() | options)
         weights = open_weights(directory, format=format)
-        wanted = weight_shapes(config, head=head)
+        wanted = weight_shapes(loaded, head=head)
         usable = check_weights(
             wanted,
             {name: weights.shape(name) for name in weights},
@@ -93,7 +90,7 @@ class Pretrained:
                 "start random: " + ", ".join(replaced),
                 stacklevel=4,
             )
-        return cls(Path(directory), config, weights, wanted, frozenset(usable))
+        return cls(Path(directory), loaded, weights, wanted, frozenset(usable))
 
     def loading_info(self) -> dict[str, list[Any]]:
         """Transformers' ``output_loading_info``, with canonical names."""
@@ -106,6 +103,13 @@ class Pretrained:
                 if name in self.weights and name not in self.usable
             ],
         }
+
+
+def _configuration(given: Any) -> OPTConfig:
+    """From an object (ours or Transformers') or from a path."""
+    if hasattr(given, "to_dict"):
+        return OPTConfig.of(given)
+    return OPTConfig.from_pretrained(given)
 
 
 def generation_defaults(checkpoint: Pretrained) -> GenerationConfig | None:

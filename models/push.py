@@ -61,10 +61,12 @@ def push_folder(
             "push_to_hub needs the huggingface_hub package: pip install huggingface-hub"
         ) from None
     endpoint = os.environ.get("HF_ENDPOINT")  # the package reads it when imported
-    api = huggingface_hub.HfApi(endpoint=endpoint, token=token)
+    api: Any = huggingface_hub.HfApi(endpoint=endpoint, token=token)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
-        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, **options)
+        commit = api.upload_folder(
+            repo_id=repo_id, folder_path=os.fspath(folder), **options
+        )
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise PushError(f"{repo_id} was not uploaded to the hub: {reason}") from None

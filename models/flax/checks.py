@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
@@ -69,7 +70,7 @@ def check_inputs(
         jnp.max(positions, initial=0),
         end,
     )
-    if any(isinstance(x, jax.core.Tracer) for x in extremes):  # pyright: ignore[reportAttributeAccessIssue]
+    if any(isinstance(x, Tracer) for x in extremes):
         found = jnp.stack([jnp.asarray(x, jnp.int32) for x in extremes])
         ids += _check.bind(found, config=config, T=T).astype(ids.dtype)
     else:
@@ -82,7 +83,7 @@ def _whole_numbers(ids: Any) -> Any:
     if jnp.issubdtype(ids.dtype, jnp.integer):
         return ids
     whole = jnp.issubdtype(ids.dtype, jnp.floating)
-    if whole and not isinstance(ids, jax.core.Tracer):
+    if whole and not isinstance(ids, Tracer):
         whole = bool(jnp.all(ids == jnp.round(ids)))
     if not whole:
         raise ValueError(

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.core import unfreeze
+from jax.core import Tracer
 
 from ..config import OPTConfig
 from ..generation import plan as plans
@@ -156,7 +157,7 @@ class Generation:
             raise ValueError(f"input_ids should have shape (B, S), got {ids.shape}")
         mask = rest.get("attention_mask")
         mask = jnp.ones_like(ids) if mask is None else jnp.asarray(mask, jnp.int32)
-        traced = any(isinstance(x, jax.core.Tracer) for x in (ids, mask))
+        traced = any(isinstance(x, Tracer) for x in (ids, mask))
         B, S = ids.shape
         longest = S if traced else int(jnp.max(jnp.sum(mask, 1)))
         positions = self.config.max_position_embeddings
@@ -174,7 +175,7 @@ class Generation:
         found: Found = (_program if trace else _search)(
             self.module,
             plan,
-            unfreeze(self.params if params is None else params),
+            unfreeze(dict(self.params if params is None else params)),
             jnp.pad(ids, left),
             jnp.pad(mask, left),
             padding,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..config import OPTConfig, read_json, write_json
 
@@ -27,7 +27,7 @@ class GenerationConfig:
     max_new_tokens: int | None = None
     min_length: int = 0
     min_new_tokens: int | None = None
-    early_stopping: bool | str = False
+    early_stopping: bool | Literal["never"] = False
     do_sample: bool = False
     num_beams: int = 1
     penalty_alpha: float | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from . import logits_processors as rules
 from .config import GenerationConfig
@@ -53,7 +53,7 @@ class Plan:
     top_k: int = 0  # of contrastive search
     penalty_alpha: float = 0.0
     length_penalty: float = 1.0
-    early_stopping: bool | str = False
+    early_stopping: bool | Literal["never"] = False
     penalized: bool = False
     no_repeat_ngram: int = 0
     bad_words: tuple[tuple[int, ...], ...] = ()

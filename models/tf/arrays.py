@@ -14,11 +14,20 @@ class TensorFlowArrays:
     """See :class:`..generation.arrays.Arrays`."""
 
     shape = staticmethod(shape_of)
-    where, reshape, stack = map(staticmethod, (tf.where, tf.reshape, tf.stack))
-    exp, log, sqrt = map(staticmethod, (tf.exp, tf.math.log, tf.sqrt))
-    any, all = map(staticmethod, (tf.reduce_any, tf.reduce_all))
-    sum, max, min = map(staticmethod, (tf.reduce_sum, tf.reduce_max, tf.reduce_min))
-    cast, concat, take = map(staticmethod, (tf.cast, tf.concat, tf.gather))
+    where = staticmethod(tf.where)
+    reshape = staticmethod(tf.reshape)
+    stack = staticmethod(tf.stack)
+    exp = staticmethod(tf.exp)
+    log = staticmethod(tf.math.log)
+    sqrt = staticmethod(tf.sqrt)
+    any = staticmethod(tf.reduce_any)
+    all = staticmethod(tf.reduce_all)
+    sum = staticmethod(tf.reduce_sum)
+    max = staticmethod(tf.reduce_max)
+    min = staticmethod(tf.reduce_min)
+    cast = staticmethod(tf.cast)
+    concat = staticmethod(tf.concat)
+    take = staticmethod(tf.gather)
     map = staticmethod(tf.nest.map_structure)
 
     @staticmethod

@@ -273,7 +273,7 @@ class Generation:
         sampling = tf.nest.map_structure(
             lambda x: tf.fill([B * copies], x), numbers.sampling
         )
-        seeds = tf.tile(seeds, [B, 1])
+        seeds = tf.tile(tf.convert_to_tensor(seeds), [B, 1])
         return numbers._replace(sampling=sampling._replace(seed=seeds))
 
     def _search(self, plan: Plan, ids, mask, padding, numbers, *, compiled) -> Found:
@@ -294,7 +294,7 @@ def _result(config: GenerationConfig, ids, found: Found, cut: int | None):
     if found.scores is not None and cut is not None:
         scores = tuple(tf.unstack(found.scores[:cut]))
     extra = {}
-    if found.sequence_scores is not None:
+    if found.beam_indices is not None:
         extra["sequences_scores"] = found.sequence_scores
         extra["beam_indices"] = found.beam_indices[:, :cut]
     return OUTPUTS[plans.mode(config)](sequences=sequences, scores=scores, **extra)
