@@ -151,6 +151,7 @@ class Generation:
     def generation_config(self, value: Any) -> None:
         self._defaults().set(value)
 
+    @tf.autograph.experimental.do_not_convert  # it is written for graphs already
     def generate(
         self,
         inputs=None,

@@ -126,6 +126,9 @@ class Surface:
         """Some inputs, to call the model with."""
         return {"input_ids": tf.constant([[2, 3, 4], [2, 5, 1]])}
 
+    def build_in_name_scope(self) -> None:
+        """Transformers' way to make the weights, which are there from the start."""
+
     @property
     def input_signature(self) -> dict[str, tf.TensorSpec]:
         """What :meth:`serving` takes."""

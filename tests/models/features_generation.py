@@ -209,6 +209,9 @@ def graphs(kind, base):
         assert run(ids, mask).numpy()[:, 6:].tolist() == wanted
     found = model.generate(ids, attention_mask=mask, **options)
     assert found.numpy()[:, 6:].tolist() == wanted
+    whole = tf.function(model.generate)  # with AutoGraph, as the documentation has it
+    found = whole(ids, attention_mask=mask, max_new_tokens=12)
+    assert found.numpy()[:, 6:].tolist() == wanted
 
 
 @feature(GENERATION, "`jax.jit`, `params=`, `trace=False`", "flax", head=True)

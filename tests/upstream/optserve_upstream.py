@@ -32,13 +32,18 @@ def swap() -> None:
     import keras
     import optserve.models as ours
     import transformers
-    from optserve.models.outputs import ModelOutput
-    from transformers import modeling_tf_utils, utils
+    from optserve.models import outputs
+    from transformers import generation, modeling_tf_utils, utils
     from transformers.models.opt import modeling_flax_opt, modeling_tf_opt
     from transformers.utils import generic
 
     modeling_tf_utils.keras = keras
-    generic.ModelOutput = utils.ModelOutput = either(generic.ModelOutput, ModelOutput)
+    generic.ModelOutput = utils.ModelOutput = either(
+        generic.ModelOutput, outputs.ModelOutput
+    )
+    for name in dir(outputs):
+        if name.endswith("DecoderOnlyOutput"):
+            setattr(generation, name, getattr(outputs, name))
     for name in (*TF_NAMES, *FLAX_NAMES):
         for module in (transformers, modeling_tf_opt, modeling_flax_opt):
             setattr(module, name, getattr(ours, name))
