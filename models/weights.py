@@ -8,7 +8,6 @@ Canonical names are PyTorch's without the ``model.`` prefix; dense weights are
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import prod
 from typing import Any
 
 from .config import POSITION_OFFSET, OPTConfig
@@ -61,11 +60,6 @@ def weight_shapes(config: OPTConfig, *, head: bool = True) -> dict[str, Shape]:
     if head and not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, W)
     return shapes
-
-
-def parameter_count(config: OPTConfig) -> int:
-    """Number of parameters; a tied head counts once."""
-    return sum(prod(shape) for shape in weight_shapes(config).values())
 
 
 def params_from_weights(config: OPTConfig, weights: Mapping[str, Any]) -> dict:

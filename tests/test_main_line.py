@@ -126,9 +126,10 @@ def test_the_shipped_checkpoint_reads_like_its_corpus(server):
 
 def test_the_shipped_checkpoints_held_out_loss():
     from optserve.models import TFOPTForCausalLM
-    from optserve.models.examples.train_tiny import CORPUS, nats_per_character, split
+    from optserve.models.examples.train_tiny import nats_per_character, split
 
-    _, held_out = split(CORPUS.read_text(encoding="utf-8"))
+    corpus = Path(__file__).parent / "data" / "tinyshakespeare.txt"
+    _, held_out = split(corpus.read_text(encoding="utf-8"))
     model = TFOPTForCausalLM.from_pretrained(TINY)
     loss = nats_per_character(model, held_out, TINY)
     reported = json.loads((TINY / "evaluation.json").read_text())

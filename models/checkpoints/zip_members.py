@@ -34,8 +34,11 @@ class Member:
 
 
 def read_members(file: MappedFile) -> dict[str, Member]:
-    """The members by name. Raises :class:`UnsafeFile` for compressed or encrypted ones,
-    for names that lead elsewhere and for members that share bytes."""
+    """The members by name; nothing is ever written to a path of theirs.
+
+    Raises :class:`UnsafeFile` for compressed or encrypted members and for members that
+    share bytes, :class:`CorruptFile` for a list that is broken or names one twice.
+    """
     members: dict[str, Member] = {}
     for member in _central_directory(file):
         if member.name in members:
@@ -111,7 +114,7 @@ def _zip64(extra: bytes, values: list[int]) -> list[int]:
 
 
 def _data_offset(file: MappedFile, local: int, name: str) -> int:
-    """Where a member's bytes begin: behind its local header, whose name must agree."""
+    """Where a member's bytes begin: after its local header, whose name must agree."""
     record = _LOCAL.unpack(file.read(local, _LOCAL.size))
     start = local + _LOCAL.size
     stored = file.read(start, record[9]).decode("utf-8", "replace")

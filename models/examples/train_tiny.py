@@ -1,6 +1,6 @@
 """Trains the checkpoint that ships with the project: a small OPT on Tiny Shakespeare.
 
-    python -m optserve.models.examples.train_tiny OUT [--corpus FILE] [--minutes M]
+    python -m optserve.models.examples.train_tiny OUT CORPUS [--minutes M]
 
 A byte-level BPE vocabulary is learned from the first 90 % of the text, then a
 ``TFOPTForCausalLM`` through ``compile`` and ``fit``. The last 10 % is held out and its
@@ -30,7 +30,6 @@ VOCAB_SIZE = 1024
 CONTEXT = 256  # tokens in a window, `</s>` included
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]  # OPT's ids 0 to 3
 STEPS_PER_REPORT = 100
-CORPUS = Path(__file__).parents[2] / "tests" / "data" / "tinyshakespeare.txt"
 
 
 def tiny_config(dropout: float) -> OPTConfig:
@@ -235,7 +234,7 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--corpus", type=Path, default=CORPUS)
+    parser.add_argument("corpus", type=Path, help="a text file to learn from")
     parser.add_argument("--init", type=Path, help="go on from this checkpoint")
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--steps", type=int, default=2600)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import pickle
 
 import pytest
 from optserve.models.config import PRESETS, ConfigError, OPTConfig
 from optserve.models.generation.config import GenerationConfig
-from optserve.models.weights import WeightsError, check_weights, parameter_count
+from optserve.models.weights import WeightsError, check_weights, weight_shapes
 
 PARAMETERS = {
     "125m": 125_239_296,
@@ -28,7 +29,8 @@ PARAMETERS = {
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_presets(name):
     config = OPTConfig.preset(name)
-    assert parameter_count(config) == PARAMETERS[name]
+    sizes = map(math.prod, weight_shapes(config).values())
+    assert sum(sizes) == PARAMETERS[name]
     assert config.ffn_dim == 4 * config.hidden_size
     assert set(PRESETS) == set(PARAMETERS)
 

@@ -7,6 +7,7 @@ of the file that are mapped at the time.
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from math import prod
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from optserve.models.config import OPTConfig
-from optserve.models.weights import parameter_count, weight_shapes
+from optserve.models.weights import weight_shapes
 
 pytestmark = [
     pytest.mark.full_size,
@@ -48,7 +49,8 @@ print(json.dumps({"before": before, "peak": status("VmHWM"),
                   "private": status("RssAnon"), "mapped": status("RssFile")}))
 """
 
-SIZE = 4 * parameter_count(OPTConfig.preset("1.3b"))  # bytes in float32
+SHAPES = weight_shapes(OPTConfig.preset("1.3b"))
+SIZE = 4 * sum(map(math.prod, SHAPES.values()))  # bytes in float32
 CASES = [
     # class, dtype of the file, dtype of the weights
     ("TFOPTForCausalLM", "float32", "float32"),
