@@ -3,6 +3,7 @@ itself, files and generation."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -169,11 +170,13 @@ class Surface:
 
         ``dataset`` has a length and gives an example by its number, as the ``datasets``
         package's do. Examples of different lengths are padded on the right, labels with
-        −100, or as ``tokenizer.pad`` or ``collate_fn(list_of_examples)`` do it. Without
-        ``labels`` the ids are their own. ``drop_remainder`` is ``shuffle``'s unless it
+        −100, or as ``tokenizer.pad`` or ``collate_fn(list_of_examples)`` do it. Columns
+        that the model doesn't take are left out. Without ``labels`` the ids are their
+        own. ``drop_remainder`` is ``shuffle``'s unless it
         is said.
         """
         fill = {"labels": -100, "attention_mask": 0}
+        taken = inspect.signature(self.call).parameters  # pyright: ignore[reportAttributeAccessIssue]
         pad_id = self.config.pad_token_id or 0
 
         def batch(examples: list[Mapping[str, Any]]) -> dict[str, np.ndarray]:
@@ -188,7 +191,7 @@ class Surface:
                 real = found.get("attention_mask", np.ones_like(found["input_ids"]))
                 found["labels"] = np.where(real, found["input_ids"], -100)
             found.pop("token_type_ids", None)
-            return found
+            return {name: x for name, x in found.items() if name in taken}
 
         drop = shuffle if drop_remainder is None else drop_remainder
         count = len(dataset)

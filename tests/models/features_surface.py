@@ -75,7 +75,7 @@ def weighed(kind, base):
 @feature(SURFACE, "`prepare_tf_dataset`", "tf", head=True)
 def dataset(kind, base):
     model, _ = loaded(kind, base)
-    examples = [{"input_ids": list(range(3, 5 + i))} for i in range(5)]
+    examples = [{"input_ids": list(range(3, 5 + i)), "no": [1]} for i in range(5)]
     batches = model.prepare_tf_dataset(examples, batch_size=2, shuffle=False)
     assert len(batches) == 3
     first, *_, last = list(batches)
