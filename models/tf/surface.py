@@ -171,15 +171,14 @@ class Surface:
         ``dataset`` has a length and gives an example by its number, as the ``datasets``
         package's do. Examples of different lengths are padded on the right, labels with
         −100, or as ``tokenizer.pad`` or ``collate_fn(list_of_examples)`` do it. Columns
-        that the model doesn't take are left out. Without ``labels`` the ids are their
-        own. ``drop_remainder`` is ``shuffle``'s unless it
-        is said.
+        that the model doesn't take are left out, labels come as targets: ``(x, y)``.
+        ``drop_remainder`` is ``shuffle``'s unless it is said.
         """
         fill = {"labels": -100, "attention_mask": 0}
         taken = inspect.signature(self.call).parameters  # pyright: ignore[reportAttributeAccessIssue]
         pad_id = self.config.pad_token_id or 0
 
-        def batch(examples: list[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+        def batch(examples: list[Mapping[str, Any]]) -> Any:
             if collate_fn is not None:
                 found = collate_fn(examples, **dict(collate_fn_args or {}))
             elif tokenizer is not None and len({_size(e) for e in examples}) > 1:
@@ -187,11 +186,10 @@ class Surface:
             else:
                 found = _padded(examples, fill, pad_id)
             found = {name: np.asarray(value, np.int32) for name, value in found.items()}
-            if self._head and "labels" not in found:
-                real = found.get("attention_mask", np.ones_like(found["input_ids"]))
-                found["labels"] = np.where(real, found["input_ids"], -100)
             found.pop("token_type_ids", None)
-            return {name: x for name, x in found.items() if name in taken}
+            found = {name: x for name, x in found.items() if name in taken}
+            labels = found.pop("labels", None)
+            return found if labels is None else (found, labels)
 
         drop = shuffle if drop_remainder is None else drop_remainder
         count = len(dataset)
@@ -204,7 +202,9 @@ class Surface:
                 yield batch([dataset[int(i)] for i in numbers])
 
         first = batch([dataset[i] for i in range(min(count, batch_size))])
-        specs = {name: tf.TensorSpec([None, None], tf.int32) for name in first}
+        specs = tf.nest.map_structure(
+            lambda _: tf.TensorSpec([None, None], tf.int32), first
+        )
         out = tf.data.Dataset.from_generator(batches, output_signature=specs)
         steps = count // batch_size if drop else -(-count // batch_size)
         out = out.apply(tf.data.experimental.assert_cardinality(steps))

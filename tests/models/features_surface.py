@@ -75,13 +75,14 @@ def weighed(kind, base):
 @feature(SURFACE, "`prepare_tf_dataset`", "tf", head=True)
 def dataset(kind, base):
     model, _ = loaded(kind, base)
-    examples = [{"input_ids": list(range(3, 5 + i)), "no": [1]} for i in range(5)]
+    rows = [list(range(3, 5 + i)) for i in range(5)]
+    examples = [{"input_ids": row, "labels": row, "no": [1]} for row in rows]
     batches = model.prepare_tf_dataset(examples, batch_size=2, shuffle=False)
     assert len(batches) == 3
-    first, *_, last = list(batches)
+    (first, labels), *_, (last, _) = list(batches)
     assert first["input_ids"].numpy().tolist() == [[3, 4, 1], [3, 4, 5]]
     assert first["attention_mask"].numpy().tolist() == [[1, 1, 0], [1, 1, 1]]
-    assert first["labels"].numpy().tolist() == [[3, 4, -100], [3, 4, 5]]
+    assert labels.numpy().tolist() == [[3, 4, -100], [3, 4, 5]]
     assert last["input_ids"].shape == (1, 6)
     assert len(model.prepare_tf_dataset(examples, batch_size=2)) == 2
 
