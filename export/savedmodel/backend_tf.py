@@ -13,7 +13,7 @@ from ...runtime.contract import CacheLayout
 from ..weights import assemble
 from . import autotune, graph_tf
 from .buckets import Sizes
-from .matmul_tf import KeptInt8Matrix, Matrix, Norm, fuse_norms, one_of
+from .matmul_tf import KeptInt8Matrix, Matrix, fuse_norms, one_of
 from .prompts import after_prompt
 from .requests import Generated, GenerateRequest
 
@@ -42,7 +42,6 @@ class TFBackend:
         self._compiled = _compiled_loop(config, stored, layout, tokens, sizes)
         self.compiled_loop = self._compiled.sizes if self._compiled else Sizes()
         self._config, self._stored, self._cache = config, stored, layout.dtype
-        self._fuses_norms = not portable and Norm.available()
         weights = stored["decoder.embed_tokens.weight"].dtype
         self.resources = autotune.questions(weights, portable=portable)
         cache = tf.TensorSpec([None, None, *layout.row_shape])
@@ -139,8 +138,7 @@ class TFBackend:
 
     def _assembled(self, pack) -> dict[str, Any]:
         tensors = {name: tf.convert_to_tensor(x) for name, x in self._stored.items()}
-        params = assemble(self._config, tensors, pack)
-        return fuse_norms(params) if self._fuses_norms else params
+        return fuse_norms(assemble(self._config, tensors, pack))
 
 
 def _compiled_loop(config, stored, layout, tokens: int, sizes: Sizes):
