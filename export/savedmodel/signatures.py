@@ -125,6 +125,14 @@ class Signatures(tf.Module):
                     f"{most} in all",
                     (size <= positions) & (B * size <= most) & (most >= B),
                 )
+        for name, limit in (
+            ("attention_mask", positions),
+            ("history", positions),
+            ("stop_ids", self._config.vocab_size),
+        ):
+            if name in inputs:
+                size = tf.shape(inputs[name], tf.int64)[1]
+                yield f"{name} should have at most {limit} a row", size <= limit
 
     def _values(self, inputs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         if "input_ids" not in inputs:

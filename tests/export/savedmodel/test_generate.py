@@ -163,3 +163,14 @@ def test_a_smaller_cache_gives_the_same_tokens_in_any_split(prompts, dtype):
     rest = generate(model, 4, last, cache=half["new_cache"], cached=cached)
     made = np.concatenate([half["tokens"], rest["tokens"]], axis=1)
     np.testing.assert_array_equal(made, whole["tokens"])
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "limit"), [("history", 65, 64), ("stop_ids", 129, 128)]
+)
+def test_long_lists_of_ids_are_refused(model, name, size, limit):
+    import tensorflow as tf
+
+    message = f"{name} should have at most {limit} a row"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        generate(model, 8, [[5]], **{name: [[-1] * size]})
