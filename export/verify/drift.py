@@ -25,9 +25,9 @@ def read_baseline(path: Path) -> dict[str, Any]:
     data = read_regular_file(path, limit=_BASELINE_LIMIT)
     try:
         report = json.loads(data)
-        scores = {str(label): float(x) for label, x in report["scores"].items()}
+        scores = {str(label): _number(x) for label, x in report["scores"].items()}
         errors = {
-            tuple(str(output.get(key, "")) for key in _OUTPUT_KEYS): float(
+            tuple(str(output.get(key, "")) for key in _OUTPUT_KEYS): _number(
                 output["mean_error"]
             )
             for output in report["outputs"]
@@ -39,6 +39,11 @@ def read_baseline(path: Path) -> dict[str, Any]:
     if not all(map(math.isfinite, [*scores.values(), *errors.values()])):
         raise ExportError(f"{path} holds a number that is not finite")
     return {"scores": scores, "errors": errors}
+
+
+def _number(value: Any) -> float:
+    """A report's number; null stands for one that is not finite."""
+    return math.nan if value is None else float(value)
 
 
 def drift(report: Report, baseline: dict[str, Any], allowed: float) -> list[str]:
