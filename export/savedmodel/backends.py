@@ -16,12 +16,15 @@ from .requests import Generated, GenerateRequest
 class Backend(Protocol):
     """What the signatures call. ``cache`` and new rows are as the wire carries them."""
 
-    resources: Mapping[str, Any]
-    """What is found out when a version is loaded."""
     compiled: Sizes
     """Which sizes have programs of their own, that warm-up should run, ..."""
     compiled_loop: Sizes
     """... and which the loop of ``generate_{N}`` has."""
+
+    @property
+    def resources(self) -> Mapping[str, Any]:
+        """What is found out when a version is loaded."""
+        ...
 
     def extend(self, ids: Any, cache: Any, cache_length: Any) -> tuple[Any, Any]:
         """Hidden states [B,S,W] and new rows [B,S,L,2,H,·] of ``ids`` [B,S]."""
