@@ -1,8 +1,9 @@
 """Where XLA's compiler for processors needs help, each with what happens without.
 
 Found with the XLA inside TensorFlow 2.21 and jaxlib 0.10.
-``tests/models/flax/test_xla_workarounds.py`` fails where one is left out, and where one
-is needed no longer.
+``tests/models/flax/test_xla_workarounds.py`` looks at what jaxlib's compiler makes of
+them: conversions, producers computed again and argmax with and without the workaround,
+the rest with it alone.
 """
 
 from __future__ import annotations
