@@ -23,8 +23,6 @@ def start(out: Path, *options: str) -> subprocess.Popen:
         [*command, str(out), *options],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        # Ignored by whatever a shell runs in the background.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
     )
 

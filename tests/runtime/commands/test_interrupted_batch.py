@@ -37,8 +37,6 @@ def test_a_batch_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path):
             [*command, str(out)],
             stderr=subprocess.PIPE,
             text=True,
-            # a shell's background jobs start with Ctrl-C switched off
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         while not out.exists() or out.read_bytes().count(b"\n") < 8:
             assert first.poll() is None
