@@ -7,6 +7,7 @@ files included (``VmHWM``).
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from optserve.models.checkpoints import FORMATS
 from optserve.models.config import OPTConfig
 from optserve.models.examples.random_checkpoint import write_random_checkpoint
-from optserve.models.weights import parameter_count
+from optserve.models.weights import weight_shapes
 
 READER = """
 import json, sys
@@ -65,7 +66,7 @@ def config() -> OPTConfig:
 @pytest.mark.parametrize("format", [name for name in FORMATS if name != "bin"])
 def test_the_peak_is_the_final_size_and_little_more(format, config, tmp_path: Path):
     write_random_checkpoint(tmp_path, config, format=format, max_shard_size="15MB")
-    full = 4 * parameter_count(config)
+    full = 4 * sum(map(math.prod, weight_shapes(config).values()))
     for dtype, expected in (("float32", full), ("bfloat16", full / 2)):
         found = measure(tmp_path, dtype, format)
         assert found["final"] == expected
@@ -78,7 +79,7 @@ def test_1_3b_in_full(stored, tmp_path: Path):
     """With everything counted: 1.15 × the final size, or half of that in bfloat16."""
     config = OPTConfig.preset("1.3b")
     write_random_checkpoint(tmp_path, config, dtype=stored)
-    full = 4 * parameter_count(config)
+    full = 4 * sum(map(math.prod, weight_shapes(config).values()))
     for dtype in ("float32", "bfloat16"):
         found = measure(tmp_path, dtype)
         print(stored, "as", dtype, found, found["peak"] / found["final"])
