@@ -232,6 +232,15 @@ def test_an_answer_from_another_version_is_not_taken() -> None:
     assert (reply.version, tried) == (1, [0, 1])
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (2, 8)])
+def test_rows_that_were_not_asked_for_are_nonsense(shape) -> None:
+    """Also where another version answered than the call was planned for."""
+    model, tokens = codec.ModelSpec("opt", "", 2), np.zeros(shape, np.int32)
+    wrong = codec.encode_predict_response(model, {"tokens": tokens})
+    reply, tried, _ = play([Outcome("OK", data=wrong), OK])
+    assert (reply.retries, tried) == (1, [0, 1])
+
+
 @pytest.mark.parametrize(
     "outcome",
     [
