@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..models.config import PRESETS, OPTConfig
+from ..models.config import OPTConfig
+from ..models.presets import PRESETS
 from ..runtime.contract import MESSAGE_LIMIT, generate_name, signature
 from .errors import ExportError
 from .footprint import (

@@ -10,13 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import ConfigError, OPTConfig
+    from .config import OPTConfig
+    from .config_checks import ConfigError
     from .flax.classes import FlaxOPTForCausalLM, FlaxOPTModel
     from .tf.classes import TFOPTForCausalLM, TFOPTModel
     from .weights import WeightsError
 
 _WHERE = {
-    "ConfigError": ".config",
+    "ConfigError": ".config_checks",
     "FlaxOPTForCausalLM": ".flax.classes",
     "FlaxOPTModel": ".flax.classes",
     "OPTConfig": ".config",

@@ -4,65 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from .config_checks import ConfigError, check_fields, shown
+from .json_files import read_json, write_json
+from .presets import PRESETS
 from .push import Pushes, push_folder
-from .regular_files import read_regular_file
 
 MODEL_TYPE = "opt"
-ACTIVATIONS = ("relu", "gelu")  # "gelu" is the exact one, with erf
 POSITION_OFFSET = 2
 """Row of the position table that position 0 reads; padding reads the row before."""
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "125m": {
-        "num_hidden_layers": 12,
-        "hidden_size": 768,
-        "num_attention_heads": 12,
-    },
-    "350m": {
-        "num_hidden_layers": 24,
-        "hidden_size": 1024,
-        "num_attention_heads": 16,
-        "do_layer_norm_before": False,
-        "word_embed_proj_dim": 512,
-    },
-    "1.3b": {
-        "num_hidden_layers": 24,
-        "hidden_size": 2048,
-        "num_attention_heads": 32,
-    },
-    "2.7b": {
-        "num_hidden_layers": 32,
-        "hidden_size": 2560,
-        "num_attention_heads": 32,
-    },
-    "6.7b": {
-        "num_hidden_layers": 32,
-        "hidden_size": 4096,
-        "num_attention_heads": 32,
-    },
-    "13b": {"num_hidden_layers": 40, "hidden_size": 5120, "num_attention_heads": 40},
-    "30b": {"num_hidden_layers": 48, "hidden_size": 7168, "num_attention_heads": 56},
-    "66b": {"num_hidden_layers": 64, "hidden_size": 9216, "num_attention_heads": 72},
-    "175b": {"num_hidden_layers": 96, "hidden_size": 12288, "num_attention_heads": 96},
-}
-"""What distinguishes the published sizes; ``ffn_dim`` is 4 × ``hidden_size`` in all."""
-
-
-_LARGEST_FILE = 16 * 1024**2  # bytes
-_LARGEST_SIZE = 2**31 - 1
-_MOST_LAYERS = 10_000
-"""A hundred times as many as any published size: each has names and shapes, which are
-listed before anything is read or estimated."""
-
-
-class ConfigError(ValueError):
-    """A configuration that describes no OPT model; the message names the field."""
 
 
 @dataclass(eq=True, init=False)
@@ -112,10 +66,10 @@ class OPTConfig(Pushes):
         values |= dict(zip(names, args, strict=False))
         kind = values.pop("model_type", MODEL_TYPE)
         if kind != MODEL_TYPE:
-            raise ConfigError(f"model_type should be 'opt', got {_shown(kind)}")
+            raise ConfigError(f"model_type should be 'opt', got {shown(kind)}")
         extra = values.pop("extra", {})
         if not isinstance(extra, dict):
-            raise ConfigError(f"extra should be an object, got {_shown(extra)}")
+            raise ConfigError(f"extra should be an object, got {shown(extra)}")
         self.extra = {**extra}
         if "torch_dtype" in values:  # "float16", also as torch.float16
             values["torch_dtype"] = _dtype_name(values["torch_dtype"])
@@ -208,53 +162,7 @@ class OPTConfig(Pushes):
 
     def validate(self) -> None:
         """Raise :class:`ConfigError` naming the first field that fits no model."""
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "ffn_dim",
-            "num_attention_heads",
-            "max_position_embeddings",
-            "word_embed_proj_dim",
-        ):
-            _check(
-                self,
-                name,
-                _is_int,
-                f"a whole number from 1 to {_LARGEST_SIZE}",
-                lambda x: 0 < x <= _LARGEST_SIZE,
-            )
-        _check(
-            self,
-            "num_hidden_layers",
-            _is_int,
-            f"at most {_MOST_LAYERS}",
-            lambda x: x <= _MOST_LAYERS,
-        )
-        for name in ("dropout", "attention_dropout", "layerdrop"):
-            _check(self, name, _is_number, "in [0, 1)", lambda x: 0 <= x < 1)
-        _check(self, "init_std", _is_number, "0 or more", lambda x: x >= 0)
-        for name in _BOOLEANS:
-            _check(self, name, lambda x: isinstance(x, bool), "true or false")
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            value = getattr(self, name)
-            if value is not None:
-                _check(self, name, _is_int, "an integer or null")
-        if self.pad_token_id is not None and self.pad_token_id >= self.vocab_size:
-            raise ConfigError(
-                f"pad_token_id should be below vocab_size {self.vocab_size}, "
-                f"got {self.pad_token_id}"
-            )
-        if self.activation_function not in ACTIVATIONS:
-            raise ConfigError(
-                f"activation_function should be one of {', '.join(ACTIVATIONS)}, "
-                f"got {_shown(self.activation_function)}"
-            )
-        if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(
-                f"hidden_size {self.hidden_size} is not a multiple of "
-                f"num_attention_heads {self.num_attention_heads}"
-            )
+        check_fields(vars(self))
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> OPTConfig:
@@ -393,37 +301,6 @@ class OPTConfig(Pushes):
             push_folder(save_directory, name, **options)
 
 
-def write_json(file: Path, values: dict[str, Any]) -> None:
-    """Write a JSON file, never half of it; its folder is made if missing."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.stem}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as target:
-            target.write(json.dumps(values, indent=2, sort_keys=True) + "\n")
-        os.chmod(name, 0o644)
-        os.replace(name, file)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A file's JSON object. Raises ConfigError for what is none."""
-    try:
-        values = json.loads(read_regular_file(file, limit=_LARGEST_FILE))
-    except FileNotFoundError:
-        raise ConfigError(f"{file.parent} holds no {file.name}") from None
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{file} is not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"the configuration should be a JSON object, got {type(values).__name__}"
-        )
-    return values
-
-
 _IGNORED = ("proxies", "mirror", "_commit_hash", "_from_auto", "_from_pipeline")
 """Options of Transformers' ``from_pretrained`` that change nothing here."""
 
@@ -452,29 +329,7 @@ HUB_OPTIONS = (
 )
 """Options of ``from_pretrained`` that say where to look, on the hub or below it."""
 
-_BOOLEANS = tuple(f.name for f in fields(OPTConfig) if f.type == "bool")
-
 
 def _dtype_name(value: Any) -> str | None:
     """``float16`` of ``"float16"``, ``"torch.float16"`` or the object itself."""
     return None if value is None else str(value).removeprefix("torch.")
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _check(config: OPTConfig, name, right_type, expected, right=lambda value: True):
-    value = getattr(config, name)
-    if not right_type(value) or not right(value):
-        raise ConfigError(f"{name} should be {expected}, got {_shown(value)}")
-
-
-def _shown(value: object) -> str:
-    """A value from a file, for a message: printable and short, whatever it holds."""
-    text = ascii(value)
-    return text if len(text) <= 80 else f"{text[:80]}…"

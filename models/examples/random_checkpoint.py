@@ -16,7 +16,8 @@ import numpy as np
 
 from ..checkpoints import LazyArray, save_weights
 from ..checkpoints.mapped import DTYPES
-from ..config import PRESETS, OPTConfig
+from ..config import OPTConfig
+from ..presets import PRESETS
 from ..weights import weight_shapes
 
 _CHUNK = 1 << 22  # numbers drawn at a time: 16 MB in float32

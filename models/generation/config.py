@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config import OPTConfig, read_json, write_json
+from ..config import OPTConfig
+from ..json_files import read_json, write_json
 
 FILE = "generation_config.json"
 

@@ -9,8 +9,10 @@ import os
 import pickle
 
 import pytest
-from optserve.models.config import PRESETS, ConfigError, OPTConfig
+from optserve.models.config import OPTConfig
+from optserve.models.config_checks import ConfigError
 from optserve.models.generation.config import GenerationConfig
+from optserve.models.presets import PRESETS
 from optserve.models.weights import WeightsError, check_weights, weight_shapes
 
 PARAMETERS = {
