@@ -22,6 +22,9 @@ from .signatures import (
     SignatureSpec,
     TensorSpec,
     generate_name,
+    session_generate_name,
+    session_names,
+    session_tokens_per_call,
     signature,
     tokens_per_call,
 )
@@ -38,6 +41,9 @@ __all__ = [
     "SignatureSpec",
     "TensorSpec",
     "generate_name",
+    "session_generate_name",
+    "session_names",
+    "session_tokens_per_call",
     "signature",
     "tokens_per_call",
 ]

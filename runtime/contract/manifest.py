@@ -34,9 +34,10 @@ class Manifest:
     ``config`` is the model's ``config.json`` content. Bucket lists are ascending;
     an empty list means that any size is accepted. ``generate`` lists the N of the
     ``generate_{N}`` signatures. ``batch_sizes`` are the B that were compiled ahead
-    (``allowed_batch_sizes`` of the server). ``prompt_buckets`` are sizes of S,
-    ``cache_buckets`` of C; ``compiled_prompts`` and ``compiled_caches`` those that a
-    compiled graph rounds up to by itself.
+    (``allowed_batch_sizes`` of the server). ``sessions`` is empty, or says how many
+    ``slots`` the server keeps caches in and how many ``positions`` each has.
+    ``prompt_buckets`` are sizes of S, ``cache_buckets`` of C; ``compiled_prompts`` and
+    ``compiled_caches`` those that a compiled graph rounds up to by itself.
 
     Raises:
         ValueError: a value of the wrong type or out of range; the message names it.
@@ -54,6 +55,7 @@ class Manifest:
     compiled_prompts: list[int] = field(default_factory=list)
     compiled_caches: list[int] = field(default_factory=list)
     batch_sizes: list[int] = field(default_factory=list)
+    sessions: dict[str, int] = field(default_factory=dict)
     max_positions: int = 2048
     vocab_size: int = 50272
     bos_token_id: int = 2
@@ -157,6 +159,13 @@ def _names(name: str, value: object) -> None:
         _word(name, entry)
 
 
+def _session_sizes(name: str, value: object) -> None:
+    if not isinstance(value, dict) or value.keys() - {"slots", "positions"}:
+        _refuse(name, "empty, or have slots and positions", value)
+    for size in ("slots", "positions") if value else ():
+        _size(f"{name}.{size}", value.get(size))
+
+
 def _flag(name: str, value: object) -> None:
     if not isinstance(value, bool):
         _refuse(name, "true or false", value)
@@ -216,6 +225,7 @@ _CHECKS: dict[str, Callable[[str, object], object]] = {
     "compiled_prompts": _sizes,
     "compiled_caches": _sizes,
     "batch_sizes": _sizes,
+    "sessions": _session_sizes,
     "max_positions": _size,
     "vocab_size": _size,
     "bos_token_id": _token_id,

@@ -10,11 +10,25 @@ The cache is ``[B, C, L, 2, H, D]``, token-major: one token's keys and values of
 layers are one contiguous row. Slots at or beyond ``cache_length`` are never read.
 Rows are packed from slot 0. Every tensor of every signature has B as axis 0, so a
 server may batch unrelated callers.
+
+Signatures called ``session_…`` build on a cache that the server keeps in one of a few
+slots. ``ticket`` proves that ``slot`` is still the caller's; ``session_open`` gives
+both, and the ticket that the slot had before is void from then on. ``alive`` is 0 for a
+row whose ticket is void, or whose slot wasn't written as far as the call builds on:
+its other outputs are zeros (tokens −1), and nothing was written.
+
+- Calls build on the first ``cache_length`` rows of a slot and write after them, so a
+  repeated call does the same again. ``session_write`` puts ``cache_length`` rows of
+  ``cache`` at ``start`` and after; ``session_read`` gives ``size`` rows from ``start``
+  on; ``session_copy`` copies the first ``cache_length`` rows.
+- Callers draw ``row`` of ``session_open`` at random: rows with equal numbers are one
+  row, repeated by a batcher to fill a batch up, and get the same slot.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,7 +43,8 @@ Dim = str | int
 class TensorSpec:
     """One tensor of a signature: its alias, numpy dtype name and shape.
 
-    ``dtype`` is ``"int32"``, ``"float32"`` or ``"string"`` (bytes on the wire).
+    ``dtype`` is ``"int32"``, ``"int64"``, ``"float32"`` or ``"string"`` (bytes on the
+    wire).
     """
 
     name: str
@@ -61,6 +76,22 @@ def tokens_per_call(name: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
+def session_generate_name(tokens_per_call: int) -> str:
+    """Name of the signature that does the same in a slot of the server's."""
+    return f"session_generate_{tokens_per_call}"
+
+
+def session_tokens_per_call(name: str) -> int | None:
+    """N of a ``session_generate_{N}`` signature's name; None for any other name."""
+    before, _, rest = name.partition("session_")
+    return None if before else tokens_per_call(rest)
+
+
+def session_names(generate: Iterable[int]) -> list[str]:
+    """Names of all signatures of sessions, for the N of ``generate``."""
+    return [*_SESSION_TABLE, *map(session_generate_name, generate)]
+
+
 def signature(
     name: str, layout: CacheLayout, *, vocab_size: Dim = "V", hidden_size: Dim = "E"
 ) -> SignatureSpec:
@@ -70,7 +101,12 @@ def signature(
         KeyError: the contract has no such signature.
     """
     N = tokens_per_call(name)
-    inputs, outputs = _TABLE[name] if N is None else _GENERATE
+    if N is not None:
+        inputs, outputs = _GENERATE
+    elif (N := session_tokens_per_call(name)) is not None:
+        inputs, outputs = _in_slots(*_GENERATE)
+    else:
+        inputs, outputs = _TABLE[name]
     sizes: dict[Dim, tuple[Dim, ...]] = {
         "V": (vocab_size,),
         "E": (hidden_size,),
@@ -88,6 +124,10 @@ def signature(
 
 def _int32(name: str, *shape: Dim) -> TensorSpec:
     return TensorSpec(name, "int32", shape)
+
+
+def _int64(name: str, *shape: Dim) -> TensorSpec:
+    return TensorSpec(name, "int64", shape)
 
 
 def _float32(name: str, *shape: Dim) -> TensorSpec:
@@ -122,7 +162,48 @@ _GENERATE = (
     ),
 )
 
-_TABLE: dict[str, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]] = {
+_Tensors = tuple[TensorSpec, ...]
+_SLOT = (_int32("slot", "B"), _int64("ticket", "B"))
+_ALIVE = _int32("alive", "B")
+
+
+def _in_slots(inputs: _Tensors, outputs: _Tensors) -> tuple[_Tensors, _Tensors]:
+    """The tensors of a signature whose cache stays in the server."""
+    cache = next(tensor for tensor in inputs if tensor.name == "cache")
+    at = inputs.index(cache)
+    kept = tuple(tensor for tensor in outputs if tensor.name != "new_cache")
+    return (*inputs[:at], *_SLOT, *inputs[at + 1 :]), (*kept, _ALIVE)
+
+
+_SESSION_TABLE: dict[str, tuple[_Tensors, _Tensors]] = {
+    "session_open": ((_int32("row", "B"),), _SLOT),
+    "session_decode": _in_slots(_CONTINUED, _NEXT),
+    "session_write": (
+        (
+            *_SLOT,
+            _float32("cache", "B", "C", "row"),
+            _int32("start", "B"),
+            _int32("cache_length", "B"),
+        ),
+        (_ALIVE,),
+    ),
+    "session_read": (
+        (*_SLOT, _int32("start", "B"), _int32("size", "B")),
+        (_float32("cache", "B", "C", "row"), _ALIVE),
+    ),
+    "session_copy": (
+        (
+            *_SLOT,
+            _int32("to_slot", "B"),
+            _int64("to_ticket", "B"),
+            _int32("cache_length", "B"),
+        ),
+        (_ALIVE,),
+    ),
+}
+
+_TABLE: dict[str, tuple[_Tensors, _Tensors]] = {
+    **_SESSION_TABLE,
     "serving_default": (
         (_int32("input_ids", "B", "S"), _int32("attention_mask", "B", "S")),
         (_float32("logits", "B", "S", "V"),),

@@ -18,12 +18,15 @@ from optserve.runtime import Client
 from optserve.runtime.contract import (
     Manifest,
     generate_name,
+    session_names,
     signature,
     tokens_per_call,
 )
 from optserve.runtime.errors import IncompatibleModel, VersionGone
 from optserve.runtime.sampling import Sampling, choose
 from optserve.runtime.transports.base import AsyncTransport, Call, Reply, Transport
+
+from tests.runtime.numpy_sessions import NumpySessions
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
@@ -101,6 +104,8 @@ class NumpyTransport(Transport):
 
     ``calls`` keeps (signature, version, shapes). ``versions`` maps each served version
     to a model. ``before`` may raise for a call, ``lie`` changes its outputs in place.
+    With ``sessions={"slots": …, "positions": …}`` there are session signatures, and
+    ``sessions`` holds what the server keeps; ``restart`` makes a new process of it.
     """
 
     def __init__(
@@ -116,6 +121,7 @@ class NumpyTransport(Transport):
         self.model = NumpyOPT(directory)
         names = ["prefill", "decode", "score", "embed", "describe"]
         names += ["tokenizer"] if tokenizer else []
+        names += session_names(generate) if manifest.get("sessions") else []
         config = self.model.config
         self.manifest = Manifest(
             config=config,
@@ -136,6 +142,14 @@ class NumpyTransport(Transport):
         self.calls: list[Call] = []
         self.timeouts: list[float | None] = []
         self.closed = False
+        if self.manifest.sessions:
+            self.restart()
+
+    def restart(self) -> None:
+        """Forget all sessions, as a server that starts anew."""
+        self.sessions = NumpySessions(
+            self.manifest, lambda *call: self._run(self.model, *call)
+        )
 
     def call(self, call: Call, *, timeout: float | None = None) -> Reply:
         self.calls.append(call)
@@ -181,7 +195,7 @@ class NumpyTransport(Transport):
                 else:
                     assert sizes.setdefault(letter, size) == size, (tensor, sizes)
         manifest = self.manifest
-        if manifest.batch_sizes and name not in ("describe", "tokenizer"):
+        if manifest.batch_sizes and "S" in sizes:
             assert sizes["B"] in manifest.batch_sizes
         if manifest.prompt_buckets and "S" in sizes:
             largest = manifest.prompt_buckets[-1]
@@ -195,6 +209,8 @@ class NumpyTransport(Transport):
             return {"manifest": np.array([self.manifest.to_json().encode()], object)}
         if name == "tokenizer":
             return {"tokenizer": np.array([str(self.tokenizer).encode()], object)}
+        if name.startswith("session_"):
+            return self.sessions(name, inputs)
         ids, lengths = inputs["input_ids"], inputs["input_length"]
         count, size = ids.shape
         row_shape = self.manifest.cache_layout.row_shape

@@ -13,6 +13,7 @@ from tests.runtime.contract.manifests import FIELDS, manifest
 def test_json_there_and_back():
     whole = manifest(
         generate=[1, 8],
+        sessions={"slots": 16, "positions": 1024},
         files={"saved_model.pb": "a" * 64},
         tool_versions={"jax": "1.0"},
     )
@@ -73,6 +74,10 @@ HOSTILE = {
     "a checkpoint's digest": {"checkpoint_digest": "\x1b[31m"},
     "a tool's version": {"tool_versions": {"tensorflow": ["2"]}},
     "a tool's name": {"tool_versions": {"\x1b[31m": "2"}},
+    "slots of sessions as text": {"sessions": {"slots": "16", "positions": 8}},
+    "sessions without positions": {"sessions": {"slots": 16}},
+    "sessions of something": {"sessions": {"slots": 1, "positions": 8, "x": 1}},
+    "sessions as a list": {"sessions": [16, 1024]},
     "a flag as text": {"tokenizer": "yes"},
     "a contract version as text": {"contract_version": "1"},
 }

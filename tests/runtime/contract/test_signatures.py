@@ -8,6 +8,8 @@ from optserve.runtime.contract import (
     CACHE_DTYPES,
     CacheLayout,
     generate_name,
+    session_names,
+    session_tokens_per_call,
     signature,
     tokens_per_call,
 )
@@ -88,3 +90,32 @@ def test_a_cache_that_cannot_be():
         CacheLayout(1, 1, 8, "float64")
     with pytest.raises(ValueError, match="divisible by 4"):
         CacheLayout(1, 1, 6, "int8")
+
+
+def test_sessions_as_the_design_has_them():
+    explicit, in_slot = shapes("generate_16"), shapes("session_generate_16")
+    assert explicit.keys() - in_slot.keys() == {"cache", "new_cache"}
+    assert in_slot.keys() - explicit.keys() == {"slot", "ticket", "alive"}
+    assert "cache_length" in in_slot
+    assert list(shapes("session_decode"))[-2:] == ["logits", "alive"]
+    slot, ticket = signature("session_open", LAYOUT).outputs
+    assert (slot.dtype, ticket.dtype) == ("int32", "int64")
+    row = ("B", "C", 2, 2, 3, 8)
+    assert shapes("session_write")["cache"] == shapes("session_read")["cache"] == row
+
+
+def test_names_of_sessions():
+    assert session_names([8]) == [
+        "session_open",
+        "session_decode",
+        "session_write",
+        "session_read",
+        "session_copy",
+        "session_generate_8",
+    ]
+    assert session_tokens_per_call("session_generate_8") == 8
+    assert tokens_per_call("session_generate_8") is None
+    for name in ("generate_8", "session_open", "session_session_generate_8", ""):
+        assert session_tokens_per_call(name) is None
+    for name in session_names([8]):
+        assert all(shape[0] == "B" for shape in shapes(name).values()), name
