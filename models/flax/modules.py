@@ -1,4 +1,4 @@
-"""OPT as ``flax.linen`` modules over ``flax_opt.py``: parameters, cache, forward pass.
+"""OPT as ``flax.linen`` modules over ``model.py``: parameters, cache, forward pass.
 
 The ``params`` tree has the reference's names (``model/decoder/layers/0/fc1/kernel``),
 with dense kernels [in, out].

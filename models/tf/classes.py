@@ -1,7 +1,7 @@
-"""``TFOPTModel`` and ``TFOPTForCausalLM``: Keras models over ``tf_opt.py``.
+"""``TFOPTModel`` and ``TFOPTForCausalLM``: Keras models over ``model.py``.
 
 They give the documented call surface; the math is there, what they share in
-``tf_base.py``.
+``base.py``.
 """
 
 from __future__ import annotations
