@@ -132,8 +132,8 @@ class OPTConfig(Pushes):
     @property
     def id2label(self) -> dict[int, str]:
         """Names of labels; OPT's classes here use none."""
-        found = self.extra.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-        return {int(i): name for i, name in found.items()}
+        names = self.extra.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+        return {int(i): name for i, name in names.items()}
 
     @id2label.setter
     def id2label(self, names: Mapping[int, str]) -> None:

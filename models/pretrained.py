@@ -34,12 +34,12 @@ _UPLOAD = (
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A checkpoint, opened: ``usable`` names those ``wanted`` weights that fit."""
+    """A checkpoint, opened: ``usable`` names those ``expected`` weights that fit."""
 
     directory: Path
     config: OPTConfig
     weights: Weights
-    wanted: Mapping[str, Shape]
+    expected: Mapping[str, Shape]
     usable: frozenset[str]
 
     @classmethod
@@ -76,30 +76,32 @@ class Pretrained:
         if options:
             loaded = OPTConfig.from_dict(loaded.to_dict() | options)
         weights = open_weights(directory, format=format)
-        wanted = weight_shapes(loaded, head=head)
+        expected = weight_shapes(loaded, head=head)
         usable = check_weights(
-            wanted,
+            expected,
             {name: weights.shape(name) for name in weights},
             source=weights.source,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
             ignore_missing=missing_is_fine,
         )
-        if replaced := sorted(wanted.keys() - usable):
+        if replaced := sorted(expected.keys() - usable):
             warnings.warn(
                 "the checkpoint lacks these weights or has them in other sizes; they "
                 "start random: " + ", ".join(replaced),
                 stacklevel=4,
             )
-        return cls(Path(directory), loaded, weights, wanted, frozenset(usable))
+        return cls(Path(directory), loaded, weights, expected, frozenset(usable))
 
     def loading_info(self) -> dict[str, list[Any]]:
         """Transformers' ``output_loading_info``, with canonical names."""
         return {
-            "missing_keys": [name for name in self.wanted if name not in self.weights],
-            "unexpected_keys": [n for n in self.weights if n not in self.wanted],
+            "missing_keys": [
+                name for name in self.expected if name not in self.weights
+            ],
+            "unexpected_keys": [n for n in self.weights if n not in self.expected],
             "mismatched_keys": [
                 (name, self.weights.shape(name), shape)
-                for name, shape in self.wanted.items()
+                for name, shape in self.expected.items()
                 if name in self.weights and name not in self.usable
             ],
         }

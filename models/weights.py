@@ -103,14 +103,14 @@ def params_from_weights(config: OPTConfig, weights: Mapping[str, Any]) -> dict:
 
 
 def check_weights(
-    wanted: Mapping[str, Shape],
-    found: Mapping[str, Shape],
+    expected: Mapping[str, Shape],
+    stored: Mapping[str, Shape],
     *,
     source: object,
     ignore_mismatched_sizes: bool = False,
     ignore_missing: bool = False,
 ) -> set[str]:
-    """Compare names and shapes; the wanted names that ``found`` can give.
+    """Compare names and shapes; the expected names that ``stored`` can give.
 
     A head that the model does not want (tied, or no head at all) is not an extra.
     Raises :class:`WeightsError` listing all missing, extra and mis-shaped weights.
@@ -118,10 +118,10 @@ def check_weights(
     missing ones.
     """
     misshaped = [
-        name for name in wanted if name in found and found[name] != wanted[name]
+        name for name in expected if name in stored and stored[name] != expected[name]
     ]
-    missing = [name for name in wanted if name not in found]
-    extra = [n for n in found if n not in wanted and n != "lm_head.weight"]
+    missing = [name for name in expected if name not in stored]
+    extra = [n for n in stored if n not in expected and n != "lm_head.weight"]
     faults = [
         *_listed("missing", [] if ignore_missing else missing),
         *_listed("extra", extra),
@@ -129,14 +129,14 @@ def check_weights(
     if not ignore_mismatched_sizes:
         faults += _listed(
             "mis-shaped",
-            (f"{n} (expected {wanted[n]}, got {found[n]})" for n in misshaped),
+            (f"{n} (expected {expected[n]}, got {stored[n]})" for n in misshaped),
         )
     if faults:
         raise WeightsError(
             f"{source} does not hold the weights of this configuration: "
             + "; ".join(faults)
         )
-    return set(wanted) - set(misshaped) - set(missing)
+    return set(expected) - set(misshaped) - set(missing)
 
 
 def _listed(kind: str, names: Iterable[str]) -> list[str]:

@@ -132,7 +132,7 @@ def random_texts(count: int) -> list[str]:
         (0x3040, 0x30FF),
     ]
     ranges += [(0x4E00, 0x9FFF), (0x1F300, 0x1FAFF), (0x2000, 0x206F), (0, 32)]
-    made = []
+    texts = []
     for _ in range(count):
         parts = []
         for _ in range(rng.randint(1, 6)):
@@ -144,8 +144,8 @@ def random_texts(count: int) -> list[str]:
                     chr(rng.randint(low, high)) for _ in range(rng.randint(1, 9))
                 )
                 parts.append("".join(letters))
-        made.append("".join(parts))
-    return made
+        texts.append("".join(parts))
+    return texts
 
 
 def shakespeare(count: int) -> list[str]:

@@ -51,12 +51,12 @@ def expected() -> list[int]:
 
 def test_client_makes_the_keras_models_tokens(server, expected):
     with Client(server.target) as client:
-        (found,) = client.generate([PROMPT], max_new_tokens=NEW)
+        (generation,) = client.generate([PROMPT], max_new_tokens=NEW)
         pieces = list(client.stream(PROMPT, max_new_tokens=NEW))
-    assert found.tokens == expected
+    assert generation.tokens == expected
     assert [token for piece in pieces for token in piece.tokens] == expected
-    assert "".join(piece.text for piece in pieces) == found.text
-    assert found.finish_reason == "length"
+    assert "".join(piece.text for piece in pieces) == generation.text
+    assert generation.finish_reason == "length"
 
 
 def test_the_readmes_code_runs(server, monkeypatch, capsys):
@@ -118,8 +118,8 @@ def test_the_shipped_checkpoint_reads_like_its_corpus(server):
     known = set(corpus.lower().split())
     with Client(server.target) as client:
         sampling = Sampling(temperature=0.7, top_p=0.9, seed=7)
-        (found,) = client.generate([PROMPT], max_new_tokens=200, sampling=sampling)
-    words = found.text.lower().split()[:-1]
+        (generation,) = client.generate([PROMPT], max_new_tokens=200, sampling=sampling)
+    words = generation.text.lower().split()[:-1]
     assert len(words) > 50
     assert sum(word in known for word in words) / len(words) > 0.8
 

@@ -33,12 +33,12 @@ def test_a_test_stands_beside_its_module(test):
 
     One that is of several modules has a name that no module of the room has.
     """
-    found = modules(test.parts[0])
+    paths = modules(test.parts[0])
     assert (ROOT / test.parent).is_dir() or test.parent in OF_THEIR_OWN
     words = test.stem.split("_")[1:]
     for count in range(len(words), 0, -1):
         name = "_".join(words[:count])
-        places = {path.parent for path in found if path.name == name}
+        places = {path.parent for path in paths if path.name == name}
         if places and test.parent.name != name:
             assert test.parent in places, f"{name} is in {sorted(map(str, places))}"
             return

@@ -29,8 +29,8 @@ pages = pytest.mark.parametrize(
 
 def blocks(page: Path, *languages: str) -> list[str]:
     """The page's code of these languages."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.MULTILINE | re.S)
-    return [code for language, code in found if language in languages]
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.MULTILINE | re.S)
+    return [code for language, code in fenced if language in languages]
 
 
 @pages

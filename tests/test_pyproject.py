@@ -12,12 +12,12 @@ SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def test_every_package_is_in_the_wheel():
-    found = {
+    packages = {
         ".".join(["optserve", *path.parent.relative_to(ROOT).parts])
         for room in ("models", "runtime", "export")
         for path in (ROOT / room).rglob("__init__.py")
     }
-    assert set(SETTINGS["tool"]["setuptools"]["packages"]) == found
+    assert set(SETTINGS["tool"]["setuptools"]["packages"]) == packages
 
 
 def test_every_requirement_has_a_tested_version():

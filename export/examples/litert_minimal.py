@@ -39,10 +39,10 @@ def main(folder: str, prompt: str, new_tokens: int = 40, threads: int = 2) -> No
         feed["input_ids"] = np.array([part + [0] * (S - len(part))], np.int32)
         lengths = np.array([[len(part)], [start]], np.int32)
         feed["input_length"], feed["cache_length"] = lengths
-        made = model.get_signature_runner(f"prefill_{S}")(**feed)
+        results = model.get_signature_runner(f"prefill_{S}")(**feed)
         del feed
-        append(made["new_cache"][0, : len(part)], start)
-    logits = made["logits"]
+        append(results["new_cache"][0, : len(part)], start)
+    logits = results["logits"]
     for slot in range(len(ids), min(len(ids) + new_tokens, inputs["key_0"]().shape[2])):
         ids.append(int(logits[0].argmax()))
         if ids[-1] == EOS:

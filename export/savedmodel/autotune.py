@@ -39,9 +39,9 @@ class FoundAtLoad(tf.saved_model.experimental.TrackableResource):
 
     def read(self):
         """The answer."""
-        found = tf.raw_ops.ReadVariableOp(resource=self.resource_handle, dtype=tf.bool)
-        found.set_shape([])
-        return found
+        answer = tf.raw_ops.ReadVariableOp(resource=self.resource_handle, dtype=tf.bool)
+        answer.set_shape([])
+        return answer
 
 
 def questions(weights: tf.DType, *, portable: bool) -> dict[str, FoundAtLoad]:
@@ -49,12 +49,12 @@ def questions(weights: tf.DType, *, portable: bool) -> dict[str, FoundAtLoad]:
 
     ``portable`` leaves out the kernels that TensorFlow has on x86-64 alone.
     """
-    found: dict[str, Callable[[], Any]] = {}
+    probes: dict[str, Callable[[], Any]] = {}
     if weights in (tf.int8, tf.bfloat16):
-        found[NATIVE_BFLOAT16] = native_bfloat16
+        probes[NATIVE_BFLOAT16] = native_bfloat16
     if weights == tf.int8 and not portable and int8_matmul.available():
-        found[EXACT_INT8] = int8_matmul.exact
-    return {name: FoundAtLoad(find, name) for name, find in found.items()}
+        probes[EXACT_INT8] = int8_matmul.exact
+    return {name: FoundAtLoad(find, name) for name, find in probes.items()}
 
 
 def kernels(resources: Mapping[str, FoundAtLoad], rows: Any) -> Kernels:

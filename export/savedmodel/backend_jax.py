@@ -124,12 +124,17 @@ class JaxBackend:
 
         def feed(i, pages, hidden, new_cache) -> Any:
             program = self._prompt[rows, size]
-            made = program(pieces[:, i], start + size * i, pages)
-            pages = paged_cache.append(pages, made[1], full, dtype)
-            return i + 1, pages, hidden.write(i, made[0]), new_cache.write(i, made[1])
+            outputs = program(pieces[:, i], start + size * i, pages)
+            pages = paged_cache.append(pages, outputs[1], full, dtype)
+            return (
+                i + 1,
+                pages,
+                hidden.write(i, outputs[0]),
+                new_cache.write(i, outputs[1]),
+            )
 
         arrays = [tf.TensorArray(tf.float32, count) for _ in range(2)]
-        _, _, *made = tf.while_loop(
+        _, _, *outputs = tf.while_loop(
             lambda i, *_: i < count,
             feed,
             (tf.constant(0), pages, *arrays),
@@ -138,7 +143,7 @@ class JaxBackend:
         W, row = self._jax.config.embed_dim, self._jax.layout.row_shape
         return tuple(
             _joined(array.stack(), [rows, count * size, *shape])[:, :S]
-            for array, shape in zip(made, ([W], row), strict=True)
+            for array, shape in zip(outputs, ([W], row), strict=True)
         )
 
     def generate(self, request: GenerateRequest, N: int, *, often: bool) -> Generated:

@@ -86,16 +86,16 @@ class TFBackend:
         rows = tf.shape(request.input_ids)[0]
         exact = autotune.kernels(self.resources, rows).exact_int8
         if exact is None or not often:
-            made = self._generate(request, tf.constant(N))
+            generated = self._generate(request, tf.constant(N))
         else:
-            made = tf.cond(
+            generated = tf.cond(
                 exact,
                 lambda: self._loop(request, N, self._kept_params()),
                 lambda: self._generate(request, tf.constant(N)),
             )
-        made.tokens.set_shape([None, N])
-        made.logprobs.set_shape([None, N])
-        return made
+        generated.tokens.set_shape([None, N])
+        generated.logprobs.set_shape([None, N])
+        return generated
 
     def _any_loop(self, request: GenerateRequest, N) -> Generated:
         return self._loop(request, N, self._params(tf.shape(request.input_ids)[0]))

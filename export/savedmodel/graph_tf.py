@@ -117,8 +117,8 @@ def new_rows(config: OPTConfig, cache: KVCache, start, count, dtype: str):
     B, T = opt.shape(start)[0], cache.T
     slots = (tf.range(B) * H * T + start)[:, None] + tf.range(count)
     rows = slots[:, :, None, None] + tf.range(2 * L)[:, None] * (B * H * T)
-    found = tf.gather(cache.kv, rows + tf.range(H) * T)
-    return pack(tf.reshape(found, [B, count, L, 2, H, D]), dtype)
+    gathered = tf.gather(cache.kv, rows + tf.range(H) * T)
+    return pack(tf.reshape(gathered, [B, count, L, 2, H, D]), dtype)
 
 
 # --- layers -------------------------------------------------------------------------

@@ -75,9 +75,9 @@ def accumulators(parts, values, *, keep: bool = False):
         output_quant_mode="SCALED",
         leakyrelu_alpha=0.0,
     )
-    (found,) = tf.nest.flatten(sums)
-    found.set_shape([None, out])
-    return found
+    (accumulated,) = tf.nest.flatten(sums)
+    accumulated.set_shape([None, out])
+    return accumulated
 
 
 def joined(sums, scale):
@@ -106,6 +106,6 @@ def exact():
     ones = tf.ones([4, 256], tf.int8) * 127
     signs = tf.where(tf.range(256) % 3 == 0, -1, 1)
     odd = tf.cast(tf.stack([127 * signs, tf.fill([256], 127), signs]), tf.int8)
-    wanted = 127 * tf.reduce_sum(tf.cast(odd, tf.int32), axis=1)
-    found = accumulators(ones, odd)
-    return tf.reduce_all(found == tf.cast(wanted, tf.float32))
+    expected = 127 * tf.reduce_sum(tf.cast(odd, tf.int32), axis=1)
+    computed = accumulators(ones, odd)
+    return tf.reduce_all(computed == tf.cast(expected, tf.float32))

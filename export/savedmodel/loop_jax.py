@@ -65,8 +65,10 @@ class JaxLoop:
             float32(None, None, *self._jax.layout.row_shape),
         )
         inputs = tf.nest.flatten(request)
-        made = by_rows(self._rows, self._generate_rows.__getitem__, inputs, outputs)
-        return Generated(*made)
+        generated = by_rows(
+            self._rows, self._generate_rows.__getitem__, inputs, outputs
+        )
+        return Generated(*generated)
 
     def _run(self, rows: int, *inputs: Any) -> tuple[Any, ...]:
         request = _packed(inputs)

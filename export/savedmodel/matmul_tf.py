@@ -23,11 +23,11 @@ def one_of(stack, i):
     if isinstance(stack, (Matrix, Norm)):
         return stack.one_of(i)
     begin, end = i if isinstance(i, tuple) else (constant([i]), constant([i + 1]))
-    found = tf.raw_ops.StridedSlice(
+    element = tf.raw_ops.StridedSlice(
         input=stack, begin=begin, end=end, strides=constant([1]), shrink_axis_mask=1
     )
-    found.set_shape(stack.shape[1:])
-    return found
+    element.set_shape(stack.shape[1:])
+    return element
 
 
 def place(i):
@@ -94,10 +94,10 @@ class Matrix(PackedWeight):
         return tf.cast(y, tf.float32)
 
     def take(self, rows):
-        found = tf.cast(tf.gather(self.values, rows), tf.float32)
+        taken = tf.cast(tf.gather(self.values, rows), tf.float32)
         if self.scale is None:
-            return found
-        return found * tf.gather(self.scale, rows)[..., None]
+            return taken
+        return taken * tf.gather(self.scale, rows)[..., None]
 
 
 class KeptInt8Matrix(Matrix):

@@ -37,7 +37,7 @@ def after_prompt(
 
     new, cache = tf.cond(S > 1, feed, nothing)
     token = tf.gather(ids, last, axis=1, batch_dims=1)
-    made = loop(
+    generated = loop(
         request._replace(
             input_ids=token[:, None],
             input_length=tf.ones_like(token),
@@ -45,11 +45,13 @@ def after_prompt(
             cache_length=length + last,
         )
     )
-    rows = made.new_cache[:, :N]
+    rows = generated.new_cache[:, :N]
     new_cache = tf.cond(
         S > 1, lambda: joined(new, rows, last)[:, :-1], lambda: tf.identity(rows)
     )
-    return Generated(made.tokens[:, :N], made.logprobs[:, :N], made.count, new_cache)
+    return Generated(
+        generated.tokens[:, :N], generated.logprobs[:, :N], generated.count, new_cache
+    )
 
 
 def joined(rows, more, length):

@@ -89,8 +89,8 @@ class Signatures(tf.Module):
 
         def run(*tensors):
             given = self._checked(dict(zip(names, tensors, strict=True)))
-            found = body(**given)
-            return {key: tf.identity(found[key], name=key) for key in outputs}
+            results = body(**given)
+            return {key: tf.identity(results[key], name=key) for key in outputs}
 
         run.__name__ = name
         return tf.function(run, input_signature=inputs, autograph=False)

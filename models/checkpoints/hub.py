@@ -90,10 +90,10 @@ def resolve(
             else:
                 entries = [PurePosixPath(e.rfilename) for e in info.siblings or ()]
                 files = [path.name for path in entries if path.parent == below]
-                wanted = _choose(name, files, formats, weights)
+                chosen = _choose(name, files, formats, weights)
                 return _download(
                     below,
-                    wanted,
+                    chosen,
                     **common,
                     revision=revision,
                     force_download=force_download,
@@ -101,8 +101,8 @@ def resolve(
         common |= {"revision": revision, "local_files_only": True}
         cached = _download(below, ["config.json"], **common)
         files = [path.name for path in cached.iterdir()] if cached.is_dir() else []
-        wanted = _choose(f"{name} in {cached}", files, formats, weights)
-        return _download(below, wanted, **common)
+        chosen = _choose(f"{name} in {cached}", files, formats, weights)
+        return _download(below, chosen, **common)
     except CheckpointError:
         raise
     except Exception as error:  # the package's errors have no common base
@@ -112,8 +112,8 @@ def resolve(
 def _download(below: PurePosixPath, names: list[str], **options: Any) -> Path:
     import huggingface_hub
 
-    wanted = [str(below / name) for name in names]
-    snapshot = huggingface_hub.snapshot_download(allow_patterns=wanted, **options)
+    patterns = [str(below / name) for name in names]
+    snapshot = huggingface_hub.snapshot_download(allow_patterns=patterns, **options)
     return Path(snapshot) / below
 
 
@@ -133,16 +133,16 @@ def weight_files(files: Iterable[str], format: str) -> list[str]:
 def _choose(
     name: str, files: list[str], formats: list[str], weights: bool
 ) -> list[str]:
-    wanted = [file for file in SMALL_FILES if file in files]
+    small = [file for file in SMALL_FILES if file in files]
     for format in formats:
-        if found := weight_files(files, format):
-            return wanted + found
+        if shards := weight_files(files, format):
+            return small + shards
     if weights:
         raise CheckpointNotFound(
             f"{name} has no weights in a format that is read here: "
             + ", ".join(FILE_NAMES[format] for format in formats)
         )
-    return wanted or ["config.json"]
+    return small or ["config.json"]
 
 
 def _is_set(variable: str) -> bool:

@@ -133,13 +133,13 @@ class _Reader:
         self.at += count
 
     def map(self, count: int, depth: int) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        entries: dict[str, Any] = {}
         for _ in range(count):
             key = self.text()
-            if key in found:
+            if key in entries:
                 raise self.corrupt(f"the key {quoted(key)} comes twice")
-            found[key] = self.value(depth + 1)
-        return found
+            entries[key] = self.value(depth + 1)
+        return entries
 
     def text(self) -> str:
         kind, length = self.head()

@@ -91,9 +91,9 @@ def open_weights(
         index = path / f"{single}.index.json"
         if index.exists():
             return Weights(_read_shards(index, read), index, name)
-    wanted = [FILE_NAMES[name] for name in ([format] if format else FORMATS)]
+    names = [FILE_NAMES[name] for name in ([format] if format else FORMATS)]
     raise CheckpointNotFound(
-        f"{path} holds no weights, none of {', '.join(wanted)}, nor their .index.json"
+        f"{path} holds no weights, none of {', '.join(names)}, nor their .index.json"
     )
 
 
@@ -113,12 +113,12 @@ def _read_shards(index: Path, read: Callable[[Path], list[Tensor]]) -> Iterator[
     """The tensors of all shards, each of them in the file that the index names."""
     for shard, names in read_index(index).items():
         # TensorFlow's index has longer names than its shards: compare what they mean.
-        wanted = {canonical_name(name) for name in names}
+        expected = {canonical_name(name) for name in names}
         stored = read(index.parent / shard)
-        found = [t for t in stored if canonical_name(t.name) in wanted]
-        if missing := wanted - {canonical_name(t.name) for t in found} - {None}:
+        held = [t for t in stored if canonical_name(t.name) in expected]
+        if missing := expected - {canonical_name(t.name) for t in held} - {None}:
             raise CorruptFile(
                 f"{index} places {quoted(min(map(str, missing)))} in {quoted(shard)}, "
                 "which does not hold it"
             )
-        yield from found
+        yield from held

@@ -120,12 +120,12 @@ def parse_json(path: Path, text: bytes) -> dict[str, Any]:
     """A JSON object without repeated keys; :class:`CorruptFile` for anything else."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
+        entries = dict(pairs)
+        if len(entries) != len(pairs):
             seen: set[str] = set()
             twice = next(key for key, _ in pairs if key in seen or seen.add(key))
             raise CorruptFile(f"{path} names {quoted(twice)} twice")
-        return found
+        return entries
 
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=unique)

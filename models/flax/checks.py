@@ -71,8 +71,8 @@ def check_inputs(
         end,
     )
     if any(isinstance(x, Tracer) for x in extremes):
-        found = jnp.stack([jnp.asarray(x, jnp.int32) for x in extremes])
-        ids += _check.bind(found, config=config, T=T).astype(ids.dtype)
+        packed = jnp.stack([jnp.asarray(x, jnp.int32) for x in extremes])
+        ids += _check.bind(packed, config=config, T=T).astype(ids.dtype)
     else:
         refuse(config, T, *map(int, extremes))
     return ids, mask, positions
@@ -115,28 +115,28 @@ _check = Primitive("opt_check_inputs")
 """Extremes [..., 5] → 0, int32; the result is added to the ids to keep the check."""
 
 
-def _on_host(found: Any, *, config: OPTConfig, T: int) -> Any:
-    for extremes in np.asarray(found).reshape(-1, 5):
+def _on_host(packed: Any, *, config: OPTConfig, T: int) -> Any:
+    for extremes in np.asarray(packed).reshape(-1, 5):
         refuse(config, T, *map(int, extremes))
     return np.zeros([], np.int32)
 
 
-def _in_program(found: Any, *, config: OPTConfig, T: int) -> Any:
-    def host(found):
-        return _on_host(found, config=config, T=T)
+def _in_program(packed: Any, *, config: OPTConfig, T: int) -> Any:
+    def host(packed):
+        return _on_host(packed, config=config, T=T)
 
-    return jax.pure_callback(host, jax.ShapeDtypeStruct([], jnp.int32), found)
+    return jax.pure_callback(host, jax.ShapeDtypeStruct([], jnp.int32), packed)
 
 
-def _lower(ctx, found, *, config: OPTConfig, T: int):
+def _lower(ctx, packed, *, config: OPTConfig, T: int):
     exported = ctx.module_context.lowering_parameters.for_export
     rule = (lambda *_, **__: jnp.zeros([], jnp.int32)) if exported else _in_program
     lower = mlir.lower_fun(rule, multiple_results=False)
-    return lower(ctx, found, config=config, T=T)
+    return lower(ctx, packed, config=config, T=T)
 
 
-def _batch(found, axes, **static):
-    moved = jnp.moveaxis(found[0], axes[0], 0)
+def _batch(packed, axes, **static):
+    moved = jnp.moveaxis(packed[0], axes[0], 0)
     return _check.bind(moved, **static), None  # None: one result for all
 
 

@@ -172,7 +172,7 @@ class Generation:
             custom=tuple(logits_processor or ()),
         )
         left = [(0, 0), (padding, 0)]
-        found: Found = (_program if trace else _search)(
+        result: Found = (_program if trace else _search)(
             self.module,
             plan,
             unfreeze(dict(self.params if params is None else params)),
@@ -181,7 +181,7 @@ class Generation:
             padding,
             self._numbers(config, B, S, limit, prng_key, seed),
         )
-        return _result(plan, ids, found, limit)
+        return _result(plan, ids, result, limit)
 
     def _defaults(self) -> Defaults:
         if "_generation_defaults" not in self.__dict__:
@@ -215,12 +215,12 @@ def _dtype(x: Any) -> Any:
     return np.float32 if isinstance(x, float) else np.int32
 
 
-def _result(plan: Plan, ids, found: Found, limit: int):
+def _result(plan: Plan, ids, result: Found, limit: int):
     """What ``generate`` returns."""
-    copies = found.tokens.shape[0] // ids.shape[0]
+    copies = result.tokens.shape[0] // ids.shape[0]
     prompts = ARRAYS.repeat(ids, copies)
-    sequences = jnp.concatenate([prompts, found.tokens[:, :limit]], axis=1)
+    sequences = jnp.concatenate([prompts, result.tokens[:, :limit]], axis=1)
     if plan.mode.startswith("beam"):
-        return FlaxBeamSearchOutput(sequences=sequences, scores=found.sequence_scores)
+        return FlaxBeamSearchOutput(sequences=sequences, scores=result.sequence_scores)
     kind = FlaxSampleOutput if plan.mode == "sample" else FlaxGreedySearchOutput
     return kind(sequences=sequences)

@@ -43,10 +43,10 @@ def tree_shape(name: str, shape: Shape) -> Shape:
 def as_array(value: np.ndarray) -> Any:
     """``value`` as a JAX array. An array in a file is read part by part, into memory
     that JAX takes over: nothing of it is there twice."""
-    found = aligned(value.shape, value.dtype)
+    copy = aligned(value.shape, value.dtype)
     for part, rows in chunks(value):
-        found[part] = rows
-    return jax.device_put(found)  # jnp.asarray would copy
+        copy[part] = rows
+    return jax.device_put(copy)  # jnp.asarray would copy
 
 
 def random_params(config: OPTConfig, rng: Any, *, head: bool) -> Tree:

@@ -112,12 +112,12 @@ def top_p_threshold(x, keys, least, p):
     limit = p * sum_rows(lambda weights: weights, weights)
     # The last number that still has p above it: what is above it is kept, the likeliest
     # in any case, even if p is so small that there is nothing left of the limit.
-    found = jnp.minimum(_largest(above, limit, weight), ordered_bits(top) - 1) + 1
-    return jnp.where(p < 1, jnp.maximum(found, least), least)
+    threshold = jnp.minimum(_largest(above, limit, weight), ordered_bits(top) - 1) + 1
+    return jnp.where(p < 1, jnp.maximum(threshold, least), least)
 
 
-def _largest(measure, wanted, weight):
-    """The largest int32 [B] at which a falling ``measure`` is at least ``wanted`` [B].
+def _largest(measure, target, weight):
+    """The largest int32 [B] at which a falling ``measure`` is at least ``target`` [B].
 
     Its bits are settled from the highest, which is the sign, until they are all known.
     Or until larger numbers would keep the same tokens: because every row measures what
@@ -129,13 +129,13 @@ def _largest(measure, wanted, weight):
         bit, least, measured, beyond = state
         between = (measured - beyond).astype(jnp.float32)
         alone = between < 1.5 * weight(least)  # two would measure 2, or a little less
-        return (bit < 32) & ~jnp.all((measured == wanted) | alone)
+        return (bit < 32) & ~jnp.all((measured == target) | alone)
 
     def settle(state):
         bit, least, measured, beyond = state
         higher = least + jnp.left_shift(jnp.int32(1), 31 - bit)
         there = measure(higher)
-        holds = there >= wanted
+        holds = there >= target
         return (
             bit + 1,
             jnp.where(holds, higher, least),
@@ -143,8 +143,8 @@ def _largest(measure, wanted, weight):
             jnp.where(holds, beyond, there),
         )
 
-    lowest = jnp.full(wanted.shape, _LOWEST, jnp.int32)
-    start = jnp.int32(0), lowest, measure(lowest), jnp.zeros_like(wanted)
+    lowest = jnp.full(target.shape, _LOWEST, jnp.int32)
+    start = jnp.int32(0), lowest, measure(lowest), jnp.zeros_like(target)
     return lax.while_loop(open_at, settle, start)[1]
 
 

@@ -198,8 +198,8 @@ def beam_search(
 
     def best(finished: Array, running: Array, size: list[int]) -> Array:
         there = xp.reshape(done, [B, 1, 1][: len(size) + 1])
-        found = xp.where(there, finished, running)[:, : plan.returned]
-        return xp.reshape(found, [B * plan.returned, *size[1:]])
+        rows = xp.where(there, finished, running)[:, : plan.returned]
+        return xp.reshape(rows, [B * plan.returned, *size[1:]])
 
     return Found(
         tokens=best(end.finished, end.running, [K, N]),

@@ -68,31 +68,31 @@ class Plan:
 
     def rules(self, numbers: Numbers) -> list[Rule]:
         """The rules on the next token, in Transformers' order."""
-        found: list[Rule] = []
+        active: list[Rule] = []
         if self.penalized:
             penalty = numbers.sampling.repetition_penalty[:, None]
-            found.append(rules.repetition_penalty(penalty))
+            active.append(rules.repetition_penalty(penalty))
         if self.no_repeat_ngram:
-            found.append(rules.no_repeat_ngram(self.no_repeat_ngram))
+            active.append(rules.no_repeat_ngram(self.no_repeat_ngram))
         if self.bad_words:
-            found.append(rules.bad_words(self.bad_words))
+            active.append(rules.bad_words(self.bad_words))
         if self.ends_late and self.eos:
-            found.append(rules.min_length(numbers.min_length, self.eos))
-            found.append(rules.min_new_tokens(numbers.min_new, self.eos))
+            active.append(rules.min_length(numbers.min_length, self.eos))
+            active.append(rules.min_new_tokens(numbers.min_new, self.eos))
         if self.forced_bos is not None:
-            found.append(rules.forced_tokens({1: self.forced_bos}))
+            active.append(rules.forced_tokens({1: self.forced_bos}))
         if self.forced_eos is not None:
             last = numbers.max_length - 1
-            found.append(rules.forced_tokens({0: self.forced_eos}, last))
+            active.append(rules.forced_tokens({0: self.forced_eos}, last))
         if self.suppressed:
-            found.append(rules.suppressed(self.suppressed))
+            active.append(rules.suppressed(self.suppressed))
         if self.suppressed_first:
             first = numbers.max_length - numbers.limit
             first += max((length for length, _ in self.forced), default=0)
-            found.append(rules.suppressed(self.suppressed_first, first))
+            active.append(rules.suppressed(self.suppressed_first, first))
         if self.forced:
-            found.append(rules.forced_tokens(dict(self.forced)))
-        return found
+            active.append(rules.forced_tokens(dict(self.forced)))
+        return active
 
 
 def check(config: GenerationConfig, vocab_size: int) -> None:
@@ -133,10 +133,10 @@ def check(config: GenerationConfig, vocab_size: int) -> None:
 
 def eos_ids(config: GenerationConfig) -> list[int]:
     """The tokens that end a sequence."""
-    found = config.eos_token_id
-    if found is None:
+    eos = config.eos_token_id
+    if eos is None:
         return []
-    return [int(i) for i in found] if isinstance(found, list | tuple) else [int(found)]
+    return [int(i) for i in eos] if isinstance(eos, list | tuple) else [int(eos)]
 
 
 def mode(config: GenerationConfig) -> str:

@@ -91,10 +91,10 @@ def process(
 
 def ended(xp: Arrays, plan: Plan, token: Array) -> Array:
     """Whether tokens end a sequence."""
-    found = token < 0
+    ends = token < 0
     for eos in plan.eos:
-        found |= token == eos
-    return found
+        ends |= token == eos
+    return ends
 
 
 def choose_rows(

@@ -85,13 +85,13 @@ class TensorFlowArrays:
     def while_loop(condition: Any, body: Any, state: Any) -> Any:
         """``body`` while ``condition``, of a named tuple."""
         kind = type(state)
-        found: Any = tf.while_loop(
+        final: Any = tf.while_loop(
             lambda *fields: condition(kind(*fields)),
             lambda *fields: tuple(body(kind(*fields))),
             tuple(state),
             parallel_iterations=1,
         )
-        return kind(*found)
+        return kind(*final)
 
 
 ARRAYS = TensorFlowArrays()

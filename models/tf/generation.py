@@ -192,10 +192,10 @@ class Generation:
             raise ValueError(f"inputs should have shape (B, S), got {ids.shape}")
         mask = self._prompt_mask(ids, rest.get("attention_mask"), config)
         if tf.executing_eagerly():
-            found = self._run(config, ids, mask, logits_processor, seed, jit_compile)
-            return _result(config, ids, found, cut=int(found.steps))
-        found = self._trace(config, ids, mask, logits_processor, seed)
-        return _result(config, ids, found, cut=None)
+            result = self._run(config, ids, mask, logits_processor, seed, jit_compile)
+            return _result(config, ids, result, cut=int(result.steps))
+        result = self._trace(config, ids, mask, logits_processor, seed)
+        return _result(config, ids, result, cut=None)
 
     def _defaults(self) -> Defaults:
         if "_generation_defaults" not in self.__dict__:
@@ -283,19 +283,19 @@ class Generation:
         return search(ARRAYS, stepper, plan, numbers, prompt, STYLE)
 
 
-def _result(config: GenerationConfig, ids, found: Found, cut: int | None):
+def _result(config: GenerationConfig, ids, result: Found, cut: int | None):
     """What ``generate`` returns: the rows, or an output with more."""
-    copies = opt.shape(found.tokens)[0]
+    copies = opt.shape(result.tokens)[0]
     B = opt.shape(ids)[0]
     prompts = tf.repeat(ids, copies // B, axis=0)
-    sequences = tf.concat([prompts, found.tokens[:, :cut]], axis=1)
+    sequences = tf.concat([prompts, result.tokens[:, :cut]], axis=1)
     if not config.return_dict_in_generate:
         return sequences
     scores = None
-    if found.scores is not None and cut is not None:
-        scores = tuple(tf.unstack(found.scores[:cut]))
+    if result.scores is not None and cut is not None:
+        scores = tuple(tf.unstack(result.scores[:cut]))
     extra = {}
-    if found.beam_indices is not None:
-        extra["sequences_scores"] = found.sequence_scores
-        extra["beam_indices"] = found.beam_indices[:, :cut]
+    if result.beam_indices is not None:
+        extra["sequences_scores"] = result.sequence_scores
+        extra["beam_indices"] = result.beam_indices[:, :cut]
     return OUTPUTS[plans.mode(config)](sequences=sequences, scores=scores, **extra)

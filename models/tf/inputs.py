@@ -20,7 +20,7 @@ def unpack(given: dict[str, Any]) -> dict[str, Any]:
     names = list(given)
     first = given[names[0]]
     if isinstance(first, Mapping):
-        found = dict(first)
+        arguments = dict(first)
     elif isinstance(first, list | tuple) and not is_token_list(first):
         order = list(names)
         mask_second = len(first) > 1 and len(getattr(first[1], "shape", ())) == 2
@@ -33,14 +33,14 @@ def unpack(given: dict[str, Any]) -> dict[str, Any]:
                 f"a list of inputs has at most {len(order)} entries "
                 f"({', '.join(order)}), got {len(first)}"
             )
-        found = dict(zip(order, first, strict=False))
+        arguments = dict(zip(order, first, strict=False))
     else:
         return given
-    if unknown := found.keys() - set(names):
+    if unknown := arguments.keys() - set(names):
         raise ValueError(
             f"unknown input {sorted(unknown)[0]!r}; there are {', '.join(names)}"
         )
-    return {**given, names[0]: None} | found
+    return {**given, names[0]: None} | arguments
 
 
 def _is_token_types(inputs: Any) -> bool:
@@ -105,8 +105,8 @@ def check_labels(config: OPTConfig, labels: Any, logits: Any) -> Any:
         )
     labels = tf.cast(labels, tf.int32)
     counts = labels != IGNORED_LABEL
-    wanted = check_ids(config, tf.where(counts, labels, 0), "labels")
-    return tf.where(counts, wanted, IGNORED_LABEL)
+    checked = check_ids(config, tf.where(counts, labels, 0), "labels")
+    return tf.where(counts, checked, IGNORED_LABEL)
 
 
 def check_mask(mask: Any, B: Any, T: Any) -> Any:
@@ -114,11 +114,11 @@ def check_mask(mask: Any, B: Any, T: Any) -> Any:
     if mask is None:
         return tf.ones([B, T], tf.int32)
     mask = tf.cast(tf.convert_to_tensor(mask), tf.int32)
-    wanted = [size if isinstance(size, int) else None for size in (B, T)]
-    if not mask.shape.is_compatible_with(wanted):
+    expected = [size if isinstance(size, int) else None for size in (B, T)]
+    if not mask.shape.is_compatible_with(expected):
         raise ValueError(
             "attention_mask should cover the past and the new tokens, "
-            f"shape {tuple(wanted)}, got {tuple(mask.shape)}"
+            f"shape {tuple(expected)}, got {tuple(mask.shape)}"
         )
     return mask
 
@@ -151,9 +151,11 @@ def check_head_mask(config: OPTConfig, head_mask: Any) -> Any:
     if head_mask is None:
         return None
     head_mask = tf.convert_to_tensor(head_mask)
-    wanted = (config.num_hidden_layers, config.num_attention_heads)
-    if not head_mask.shape.is_compatible_with(wanted):
-        raise ValueError(f"head_mask should have shape {wanted}, got {head_mask.shape}")
+    expected = (config.num_hidden_layers, config.num_attention_heads)
+    if not head_mask.shape.is_compatible_with(expected):
+        raise ValueError(
+            f"head_mask should have shape {expected}, got {head_mask.shape}"
+        )
     return head_mask
 
 
@@ -168,8 +170,8 @@ def pairs(
         raise ValueError(
             f"past_key_values should have {L} layers, got {len(past_key_values)}"
         )
-    found = [(layer[0], layer[1]) for layer in past_key_values]
-    for k, v in found:
+    layers = [(layer[0], layer[1]) for layer in past_key_values]
+    for k, v in layers:
         for x in (k, v):
             sizes = tuple(x.shape)
             if (
@@ -181,4 +183,4 @@ def pairs(
                     "keys and values in past_key_values should have shape "
                     f"(B, {H}, T, {D}), got {sizes}"
                 )
-    return [(tf.cast(k, dtype), tf.cast(v, dtype)) for k, v in found]
+    return [(tf.cast(k, dtype), tf.cast(v, dtype)) for k, v in layers]

@@ -149,12 +149,12 @@ def top_p_threshold(x, keys, least, p, compiled: bool):
     limit = p * total(lambda weights: weights, weights, compiled=compiled)
     # The last number that still has p above it: what is above it is kept, the likeliest
     # in any case, even if p is so small that there is nothing left of the limit.
-    found = tf.minimum(_largest(above, limit, weight), ordered_bits(top) - 1) + 1
-    return tf.where(p < 1, tf.maximum(found, least), least)
+    threshold = tf.minimum(_largest(above, limit, weight), ordered_bits(top) - 1) + 1
+    return tf.where(p < 1, tf.maximum(threshold, least), least)
 
 
-def _largest(measure, wanted, weight):
-    """The largest int32 [B] at which a falling ``measure`` is at least ``wanted`` [B].
+def _largest(measure, target, weight):
+    """The largest int32 [B] at which a falling ``measure`` is at least ``target`` [B].
 
     Its bits are settled from the highest, which is the sign, until they are all known.
     Or until larger numbers would keep the same tokens: because every row measures what
@@ -165,12 +165,12 @@ def _largest(measure, wanted, weight):
     def open_at(bit, least, measured, beyond):
         between = tf.cast(measured - beyond, tf.float32)
         alone = between < 1.5 * weight(least)  # two would measure 2, or a little less
-        return (bit < 32) & ~tf.reduce_all((measured == wanted) | alone)
+        return (bit < 32) & ~tf.reduce_all((measured == target) | alone)
 
     def settle(bit, least, measured, beyond):
         higher = least + tf.bitwise.left_shift(1, 31 - bit)
         there = measure(higher)
-        holds = there >= wanted
+        holds = there >= target
         return (
             bit + 1,
             tf.where(holds, higher, least),
@@ -178,8 +178,8 @@ def _largest(measure, wanted, weight):
             tf.where(holds, beyond, there),
         )
 
-    lowest = tf.fill(tf.shape(wanted), tf.constant(_LOWEST))
-    start = 0, lowest, measure(lowest), tf.zeros_like(wanted)
+    lowest = tf.fill(tf.shape(target), tf.constant(_LOWEST))
+    start = 0, lowest, measure(lowest), tf.zeros_like(target)
     return tf.while_loop(open_at, settle, start)[1]
 
 

@@ -61,9 +61,9 @@ class Surface:
 
     def get_input_embeddings(self) -> TokenEmbedding:
         """The layer that makes ``inputs_embeds`` of ids; ``.weight`` is the table."""
-        found = self.groups["decoder.embed_tokens"]
-        assert isinstance(found, TokenEmbedding)
-        return found
+        table = self.groups["decoder.embed_tokens"]
+        assert isinstance(table, TokenEmbedding)
+        return table
 
     def set_input_embeddings(self, value: Any) -> None:
         """Other values for the table [V,W]: an array, a variable, or a layer's
@@ -150,10 +150,10 @@ class Surface:
 
     def serving_output(self, output: Any) -> dict[str, Any]:
         """An output as signatures give it: a dict of single tensors."""
-        found = {}
+        tensors = {}
         for name, value in output.items():
-            found[name] = value if tf.is_tensor(value) else tf.stack(list(value))
-        return found
+            tensors[name] = value if tf.is_tensor(value) else tf.stack(list(value))
+        return tensors
 
     def prepare_tf_dataset(
         self,
@@ -180,16 +180,20 @@ class Surface:
 
         def batch(examples: list[Mapping[str, Any]]) -> Any:
             if collate_fn is not None:
-                found = collate_fn(examples, **dict(collate_fn_args or {}))
+                columns = collate_fn(examples, **dict(collate_fn_args or {}))
             elif tokenizer is not None and len({_size(e) for e in examples}) > 1:
-                found = tokenizer.pad([dict(e) for e in examples], return_tensors="np")
+                columns = tokenizer.pad(
+                    [dict(e) for e in examples], return_tensors="np"
+                )
             else:
-                found = _padded(examples, fill, pad_id)
-            found = {name: np.asarray(value, np.int32) for name, value in found.items()}
-            found.pop("token_type_ids", None)
-            found = {name: x for name, x in found.items() if name in taken}
-            labels = found.pop("labels", None)
-            return found if labels is None else (found, labels)
+                columns = _padded(examples, fill, pad_id)
+            columns = {
+                name: np.asarray(value, np.int32) for name, value in columns.items()
+            }
+            columns.pop("token_type_ids", None)
+            columns = {name: x for name, x in columns.items() if name in taken}
+            labels = columns.pop("labels", None)
+            return columns if labels is None else (columns, labels)
 
         drop = shuffle if drop_remainder is None else drop_remainder
         count = len(dataset)
@@ -221,14 +225,14 @@ def _padded(
     """Examples as arrays [B, longest], and a mask of what is real."""
     longest = max(map(_size, examples))
     names = [name for name in examples[0] if np.ndim(examples[0][name]) == 1]
-    found = {}
+    padded = {}
     for name in names:
         value = fill.get(name, pad_id if name == "input_ids" else 0)
         out = np.full([len(examples), longest], value, np.int32)
         for row, example in zip(out, examples, strict=True):
             row[: len(example[name])] = example[name]
-        found[name] = out
-    if "attention_mask" not in found:
+        padded[name] = out
+    if "attention_mask" not in padded:
         lengths = np.array([_size(e) for e in examples])
-        found["attention_mask"] = (np.arange(longest) < lengths[:, None]).astype(int)
-    return found
+        padded["attention_mask"] = (np.arange(longest) < lengths[:, None]).astype(int)
+    return padded

@@ -44,10 +44,10 @@ def as_tensor(value: Any, dtype: str) -> Any:
     the tensor takes over: nothing of it is there twice."""
     if not isinstance(value, np.ndarray):
         return tf.cast(value, dtype)
-    found = aligned(value.shape, DTYPES[dtype])
+    copy = aligned(value.shape, DTYPES[dtype])
     for part, rows in chunks(value):
-        found[part] = rows
-    bits: Any = found.view(f"u{found.itemsize}")
+        copy[part] = rows
+    bits: Any = copy.view(f"u{copy.itemsize}")
     return tf.bitcast(tf.experimental.dlpack.from_dlpack(bits.__dlpack__()), dtype)
 
 

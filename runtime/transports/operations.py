@@ -404,8 +404,8 @@ def _with_version(response: PredictResponse, asked: int | None) -> PredictRespon
     if version is None and asked is not None:
         version = asked
     if version is None or version < 0 or asked not in (None, version):
-        wanted = "any version" if asked is None else f"version {asked}"
-        raise MalformedReply(f"version {version} answered, {wanted} was asked for")
+        expected = "any version" if asked is None else f"version {asked}"
+        raise MalformedReply(f"version {version} answered, {expected} was asked for")
     return replace(response, model=replace(response.model, version=version))
 
 

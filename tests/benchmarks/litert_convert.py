@@ -70,8 +70,8 @@ def main() -> None:
     name, dtype, checkpoint, out = sys.argv[1:]
     make = {"opt": opt, "smollm-135m": smollm}[name]
     with tempfile.TemporaryDirectory(dir=Path(out).parent) as folder:
-        made = make(dtype, Path(checkpoint), Path(folder))
-        made.rename(out)
+        converted = make(dtype, Path(checkpoint), Path(folder))
+        converted.rename(out)
 
 
 if __name__ == "__main__":

@@ -87,8 +87,8 @@ def hugging_face(model: Any, array: Callable, ones_like: Callable) -> Generate:
             min_new_tokens=tokens,
             do_sample=False,
         )
-        made = np.asarray(getattr(result, "sequences", result))
-        assert made.shape[1] == len(prompts[0]) + tokens
+        sequences = np.asarray(getattr(result, "sequences", result))
+        assert sequences.shape[1] == len(prompts[0]) + tokens
 
     return generate
 

@@ -11,20 +11,20 @@ OURS, PEER = "#c2410c", "#94a3b8"  # bar colours
 
 def panels(run: Run) -> dict[str, dict[str, float]]:
     """Title of each panel, and the tokens per second of its engines."""
-    found: dict[str, dict[str, float]] = {}
+    by_title: dict[str, dict[str, float]] = {}
     for figure in run.decode:
         if figure.total:
             case = figure.case
             rows = "1 row" if case.batch == 1 else f"{case.batch} rows"
             title = f"prompt {case.prompt}, {rows}, while decoding"
-            found.setdefault(title, {})[figure.engine] = figure.tokens_per_second
+            by_title.setdefault(title, {})[figure.engine] = figure.tokens_per_second
     most = max((figure.callers for figure in run.load), default=0)
     for figure in run.load:
         if figure.callers == most and figure.tokens_per_second:
             title = f"{most} callers at once, prompts included"
             speed = figure.median("tokens_per_second")
-            found.setdefault(title, {})[figure.engine] = speed
-    return found
+            by_title.setdefault(title, {})[figure.engine] = speed
+    return by_title
 
 
 def plot(path: Path, run: Run) -> None:
@@ -38,17 +38,17 @@ def plot(path: Path, run: Run) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "optserve"
     from matplotlib import pyplot
 
-    found = panels(run)
-    sizes = [len(engines) for engines in found.values()]
+    by_title = panels(run)
+    sizes = [len(engines) for engines in by_title.values()]
     picture, axes = pyplot.subplots(
-        len(found),
+        len(by_title),
         1,
         figsize=(8, 0.3 * sum(sizes) + 0.8 * len(sizes) + 0.5),
         height_ratios=sizes,
         squeeze=False,
         layout="constrained",
     )
-    for axis, (title, engines) in zip(axes[:, 0], found.items(), strict=True):
+    for axis, (title, engines) in zip(axes[:, 0], by_title.items(), strict=True):
         names = sorted(engines, key=lambda engine: engines[engine])
         colours = [OURS if name.startswith("optserve") else PEER for name in names]
         values = [engines[name] for name in names]

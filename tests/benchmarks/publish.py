@@ -59,7 +59,7 @@ def _between(page: Path, mark: str, block: str) -> str:
     """The page's text with ``block`` between the comments of this name."""
     marks = re.compile(rf"(<!-- {mark}[^>]*-->\n).*?(<!-- /{mark} -->)", re.DOTALL)
     text, count = marks.subn(
-        lambda found: found[1] + block + found[2], page.read_text()
+        lambda match: match[1] + block + match[2], page.read_text()
     )
     if count != 1:
         raise ValueError(f"{page} has no one pair of the marks of {mark}")

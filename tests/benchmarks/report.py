@@ -55,54 +55,58 @@ def _decode(run: Run, batch: int) -> dict[str, DecodeFigure]:
 
 
 def _processes(run: Run) -> str:
-    found = {process.engine: process for process in run.processes if not process.error}
+    processes = {
+        process.engine: process for process in run.processes if not process.error
+    }
     columns: dict[str, Cell] = {
         "engine": str,
-        "version": lambda e: found[e].version,
-        "ready, s": lambda e: f"{found[e].ready_seconds:.1f}",
-        "CPU to ready, s": lambda e: f"{found[e].ready_cpu_seconds:.1f}",
-        "peak, GB": lambda e: f"{found[e].peak_bytes / 1e9:.2f}",
-        "settled, GB": lambda e: f"{found[e].settled_bytes / 1e9:.2f}",
+        "version": lambda e: processes[e].version,
+        "ready, s": lambda e: f"{processes[e].ready_seconds:.1f}",
+        "CPU to ready, s": lambda e: f"{processes[e].ready_cpu_seconds:.1f}",
+        "peak, GB": lambda e: f"{processes[e].peak_bytes / 1e9:.2f}",
+        "settled, GB": lambda e: f"{processes[e].settled_bytes / 1e9:.2f}",
     }
-    return _table(columns, found)
+    return _table(columns, processes)
 
 
 def _case(run: Run, case: Case) -> str:
-    found = {f.engine: f for f in run.decode if f.case == case and f.total}
+    figures = {f.engine: f for f in run.decode if f.case == case and f.total}
     processes = {process.engine: process for process in run.processes}
     columns: dict[str, Cell] = {
         "engine": str,
-        "ms per token": lambda e: f"{found[e].step_ms:.1f}",
-        "tokens/s": lambda e: f"{found[e].tokens_per_second:.0f}",
-        "first token, ms": lambda e: f"{found[e].first_ms:.0f}",
-        "of the bandwidth limit": lambda e: _share(run, processes[e], found[e]),
-        "wire, MB": lambda e: _megabytes(found[e].bytes_sent + found[e].bytes_received),
+        "ms per token": lambda e: f"{figures[e].step_ms:.1f}",
+        "tokens/s": lambda e: f"{figures[e].tokens_per_second:.0f}",
+        "first token, ms": lambda e: f"{figures[e].first_ms:.0f}",
+        "of the bandwidth limit": lambda e: _share(run, processes[e], figures[e]),
+        "wire, MB": lambda e: _megabytes(
+            figures[e].bytes_sent + figures[e].bytes_received
+        ),
     }
     rows = "1 row" if case.batch == 1 else f"{case.batch} rows"
     title = f"**prompt {case.prompt}, {rows}, {case.tokens} tokens**"
-    table = _table(columns, sorted(found, key=lambda e: found[e].step_ms))
+    table = _table(columns, sorted(figures, key=lambda e: figures[e].step_ms))
     return f"{title}\n\n{table}"
 
 
 def _callers(run: Run, callers: int) -> str:
-    found = {
+    figures = {
         figure.engine: figure
         for figure in run.load
         if figure.callers == callers and figure.tokens_per_second
     }
 
     def milliseconds(name: str) -> Cell:
-        return lambda e: f"{1e3 * found[e].median(name):.0f}"
+        return lambda e: f"{1e3 * figures[e].median(name):.0f}"
 
     columns: dict[str, Cell] = {
         "engine": str,
-        "tokens/s": lambda e: f"{found[e].median('tokens_per_second'):.0f}",
+        "tokens/s": lambda e: f"{figures[e].median('tokens_per_second'):.0f}",
         "first token p50, ms": milliseconds("first_p50"),
         "p99, ms": milliseconds("first_p99"),
         "gap p50, ms": milliseconds("gap_p50"),
         "gap p99, ms": milliseconds("gap_p99"),
     }
-    by_speed = sorted(found, key=lambda e: -found[e].median("tokens_per_second"))
+    by_speed = sorted(figures, key=lambda e: -figures[e].median("tokens_per_second"))
     who = "1 caller" if callers == 1 else f"{callers} callers at once"
     return f"**{who}, prompts of 32 to 256 tokens**\n\n{_table(columns, by_speed)}"
 

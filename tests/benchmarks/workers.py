@@ -33,13 +33,13 @@ def runner(client: Client, target: str, options: dict[str, Any]) -> Runner:
         async with AsyncClient(target, **options) as caller:
 
             async def times(prompt: list[int]) -> list[float]:
-                found: list[float] = []
+                arrivals: list[float] = []
                 async for piece in caller.stream(
                     prompt, max_new_tokens=tokens, stop_token_ids=[]
                 ):
-                    found += [time.perf_counter()] * len(piece.tokens)
-                assert len(found) == tokens
-                return found
+                    arrivals += [time.perf_counter()] * len(piece.tokens)
+                assert len(arrivals) == tokens
+                return arrivals
 
             return await asyncio.gather(*map(times, prompts))
 

@@ -43,8 +43,8 @@ class Served:
         import tensorflow as tf
 
         tensors = {key: tf.constant(value) for key, value in inputs.items()}
-        found = self._model.signatures[name](**tensors)
-        return {key: value.numpy() for key, value in found.items()}
+        outputs = self._model.signatures[name](**tensors)
+        return {key: value.numpy() for key, value in outputs.items()}
 
     @contextlib.contextmanager
     def answering(self, name: str, answer: bool) -> Iterator[None]:
@@ -52,12 +52,12 @@ class Served:
         import tensorflow as tf
 
         handle = self._model.resources[name].resource_handle
-        found = tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.bool)
+        value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.bool)
         tf.raw_ops.AssignVariableOp(resource=handle, value=tf.constant(answer))
         try:
             yield
         finally:
-            tf.raw_ops.AssignVariableOp(resource=handle, value=found)
+            tf.raw_ops.AssignVariableOp(resource=handle, value=value)
 
 
 def served(case: str, **options: Any) -> Served:

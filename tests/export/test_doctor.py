@@ -31,10 +31,10 @@ def states(checks) -> dict[str, str]:
 
 
 def test_requirements_are_those_of_the_package():
-    found = doctor.requirements()
-    names = {(requirement.name, extra) for requirement, extra in found}
+    requirements = doctor.requirements()
+    names = {(requirement.name, extra) for requirement, extra in requirements}
     assert {("numpy", None), ("jax", "export"), ("tensorflow", "serve")} <= names
-    assert all(requirement.name != "optserve" for requirement, _ in found)
+    assert all(requirement.name != "optserve" for requirement, _ in requirements)
 
 
 def test_missing_packages_name_their_extra(monkeypatch):
@@ -53,8 +53,8 @@ def test_missing_packages_name_their_extra(monkeypatch):
     assert "optserve[export]" in checks["jax [export]"].advice
     assert checks["flax [export]"].state == "failed"  # there, but too old
     assert checks["tensorflow [export]"].state == "ok"  # early, but new enough
-    wanted = states(doctor.check_packages(("export",)))
-    assert wanted["jax [export]"] == "failed"
+    packages = states(doctor.check_packages(("export",)))
+    assert packages["jax [export]"] == "failed"
 
 
 @pytest.mark.parametrize(

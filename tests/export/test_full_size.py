@@ -29,9 +29,9 @@ def resident(root: int) -> int:
             status = (entry / "status").read_text()
         except OSError:
             continue
-        found = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-        parents[int(entry.name)] = int(found["PPid"])
-        sizes[int(entry.name)] = 1024 * int(found.get("VmRSS", "0 kB").split()[0])
+        fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+        parents[int(entry.name)] = int(fields["PPid"])
+        sizes[int(entry.name)] = 1024 * int(fields.get("VmRSS", "0 kB").split()[0])
 
     def below(process: int) -> bool:
         while process > 1:
@@ -82,14 +82,16 @@ with EmbeddedServer(sys.argv[1]) as server, Client(server.target) as client:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """Sharded, as published checkpoints of this size are."""
-    made: dict[str, Path] = {}
+    checkpoints: dict[str, Path] = {}
 
     def of(size: str) -> Path:
-        if size not in made:
+        if size not in checkpoints:
             folder = tmp_path_factory.mktemp(size)
             config = OPTConfig.preset(size)
-            made[size] = write_random_checkpoint(folder, config, max_shard_size="2GB")
-        return made[size]
+            checkpoints[size] = write_random_checkpoint(
+                folder, config, max_shard_size="2GB"
+            )
+        return checkpoints[size]
 
     return of
 

@@ -100,14 +100,16 @@ def decode(model: Served, ids: np.ndarray) -> tuple[float, np.ndarray]:
     for slot in range(WINDOW - 1):
         inputs = {"input_ids": ids[:, slot : slot + 1], "input_length": ones}
         if cache is None:
-            made = model("prefill", **inputs)
-            cache = np.zeros((ROWS, WINDOW, *made["new_cache"].shape[2:]), np.float32)
+            outputs = model("prefill", **inputs)
+            cache = np.zeros(
+                (ROWS, WINDOW, *outputs["new_cache"].shape[2:]), np.float32
+            )
         else:
             some = cache[:, : -(-slot // 32) * 32]
             past = {"cache": some, "cache_length": ones * slot}
-            made = model("decode", **inputs, **past)
-        cache[:, slot] = made["new_cache"][:, 0]
-        logits = made["logits"].astype(np.float64)
+            outputs = model("decode", **inputs, **past)
+        cache[:, slot] = outputs["new_cache"][:, 0]
+        logits = outputs["logits"].astype(np.float64)
         chosen = logits[np.arange(ROWS), ids[:, slot + 1]]
         top = logits.max(-1)
         losses.append(top + np.log(np.exp(logits - top[:, None]).sum(-1)) - chosen)
@@ -119,11 +121,11 @@ def free(model: Served, ids: np.ndarray) -> np.ndarray:
     """Greedy continuations of the windows' first tokens."""
     ones = np.ones(ROWS, np.int32)
     fresh, length, cache = ids[:, :START], 0, None
-    made: list[np.ndarray] = []
+    tokens: list[np.ndarray] = []
     for _ in range(MADE // 8):
         if cache is None:
             cache = np.zeros((ROWS, WINDOW, *model.row_shape), np.float32)
-        found = model(
+        outputs = model(
             "generate_8",
             input_ids=fresh,
             input_length=ones * fresh.shape[1],
@@ -139,11 +141,11 @@ def free(model: Served, ids: np.ndarray) -> np.ndarray:
             repetition_penalty=np.ones(ROWS, np.float32),
         )
         more = fresh.shape[1] + 7
-        cache[:, length : length + more] = found["new_cache"][:, :more]
+        cache[:, length : length + more] = outputs["new_cache"][:, :more]
         length += more
-        made.append(found["tokens"])
-        fresh = found["tokens"][:, -1:]
-    return np.concatenate(made, 1)
+        tokens.append(outputs["tokens"])
+        fresh = outputs["tokens"][:, -1:]
+    return np.concatenate(tokens, 1)
 
 
 def prefix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -153,12 +155,12 @@ def prefix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(("framework", "weights", "cache"), VARIANTS)
 def test_loss_and_greedy_choices(framework, weights, cache, read, capsys):
-    exact, found = read("tf", "float32", "float32"), read(framework, weights, cache)
+    exact, actual = read("tf", "float32", "float32"), read(framework, weights, cache)
     limit = max(LIMITS[weights], LIMITS[cache])
-    by_score = found.score / exact.score - 1
-    by_decode = found.decode / exact.decode - 1
-    same = (found.best == exact.best).mean()
-    common = prefix(found.free, exact.free)
+    by_score = actual.score / exact.score - 1
+    by_decode = actual.decode / exact.decode - 1
+    same = (actual.best == exact.best).mean()
+    common = prefix(actual.free, exact.free)
     with capsys.disabled():
         print(
             f"\n| {framework} | {weights} | {cache} | {100 * by_score:+.3f} % "

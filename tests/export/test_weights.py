@@ -47,9 +47,9 @@ def test_quantize(weights):
     matrix[7] = 0
     values, scales = quantize(matrix)
     largest = np.abs(matrix).max(axis=1)
-    wanted = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-    np.testing.assert_array_equal(scales, wanted)
-    np.testing.assert_array_equal(values, np.rint(matrix / wanted[:, None]))
+    expected = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    np.testing.assert_array_equal(scales, expected)
+    np.testing.assert_array_equal(values, np.rint(matrix / expected[:, None]))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
@@ -62,8 +62,8 @@ def test_projections_are_one_matrix_in_memory_of_its_own(weights, dtype):
             given[f"{at}.{p}_proj.{leaf}"].astype(np.float32) for p in ("q", "k", "v")
         ]
         parts[0] *= np.float32(CONFIG.head_dim**-0.5)
-        found = packed[f"{QKV}.{leaf}"][i]
-        np.testing.assert_array_equal(found, np.concatenate(parts))
+        actual = packed[f"{QKV}.{leaf}"][i]
+        np.testing.assert_array_equal(actual, np.concatenate(parts))
     for name, array in packed.items():
         assert array.dtype == np.float32 and array.ctypes.data % 64 == 0
         if name in given:

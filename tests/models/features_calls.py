@@ -22,30 +22,30 @@ INPUTS, OUTPUTS = "Inputs", "Outputs"
 def ids_types(kind, base):
     model, config = loaded(kind, base)
     ids = tokens(config, 2, 6)
-    wanted = expected(config, ids)[kind.main]
-    close(kind.value(model, ids.astype(np.int32)), wanted)
-    close(kind.value(model, ids.astype(np.int64)), wanted)
-    close(kind.value(model, native(kind, ids)), wanted)
-    close(kind.value(model, ids.astype(np.uint8)), wanted)
+    reference = expected(config, ids)[kind.main]
+    close(kind.value(model, ids.astype(np.int32)), reference)
+    close(kind.value(model, ids.astype(np.int64)), reference)
+    close(kind.value(model, native(kind, ids)), reference)
+    close(kind.value(model, ids.astype(np.uint8)), reference)
 
 
 @feature(INPUTS, "positional tensor, list, tuple, dict", "tf")
 def forms(kind, base):
     model, config = loaded(kind, base)
     ids, mask = tokens(config, 3, 6), padded([6, 4, 2], 6, "left")
-    wanted = kind.value(model, ids, attention_mask=mask)
+    expected = kind.value(model, ids, attention_mask=mask)
     i, m = native(kind, ids), native(kind, mask)
-    close(model(i, attention_mask=m)[0], wanted)
+    close(model(i, attention_mask=m)[0], expected)
     for form in ([i, m], (i, m), {"input_ids": i, "attention_mask": m}):
-        close(model(form)[0], wanted)
+        close(model(form)[0], expected)
     close(model([i])[0], kind.value(model, ids))
     close(model({"input_ids": ids})[0], kind.value(model, ids))
     mapping = UserDict(input_ids=i, attention_mask=m)  # as tokenizers return
-    close(model(mapping)[0], wanted)
+    close(model(mapping)[0], expected)
     close(model(ids.tolist())[0], kind.value(model, ids))
     close(model(input_ids=ids.tolist())[0], kind.value(model, ids))
     in_order = [i, None, m] if kind.head else [i, m, None]
-    close(model(in_order)[0], wanted)
+    close(model(in_order)[0], expected)
 
 
 @feature(INPUTS, "positional arguments in the documented order", "flax")
@@ -53,16 +53,16 @@ def positional(kind, base):
     model, config = loaded(kind, base)
     ids, mask = tokens(config, 3, 6), padded([6, 4, 2], 6, "left")
     positions = np.tile(np.arange(6), [3, 1])
-    found = model(ids, mask, positions, model.params, None, True, True, False)
-    wanted = model(
+    actual = model(ids, mask, positions, model.params, None, True, True, False)
+    expected = model(
         input_ids=ids,
         attention_mask=mask,
         position_ids=positions,
         output_attentions=True,
         output_hidden_states=True,
     )
-    assert isinstance(found, tuple) and len(found) == 3
-    close(found[0], wanted[0])
+    assert isinstance(actual, tuple) and len(actual) == 3
+    close(actual[0], expected[0])
 
 
 @feature(INPUTS, "`position_ids`", "tf", head=True)
@@ -71,8 +71,8 @@ def position_ids(kind, base):
     model, config = loaded(kind, base)
     ids = tokens(config, 2, 6)
     positions = np.array([[3, 1, 4, 1, 5, 9], [-1, -1, 0, 1, 2, 31]])
-    wanted = expected(config, ids, position_ids=positions)[kind.main]
-    close(kind.value(model, ids, position_ids=positions), wanted)
+    reference = expected(config, ids, position_ids=positions)[kind.main]
+    close(kind.value(model, ids, position_ids=positions), reference)
 
 
 @feature(INPUTS, "`inputs_embeds`", "tf")
@@ -81,9 +81,9 @@ def inputs_embeds(kind, base):
         model, config = loaded(kind, base, name)
         shape = [2, 5, config.embed_dim]
         embeds = np.random.default_rng(1).normal(size=shape).astype(np.float32)
-        wanted = expected(config, inputs_embeds=embeds, name=name)[kind.main]
-        close(kind.value(model, None, inputs_embeds=embeds), wanted)
-        close(model({"inputs_embeds": embeds})[0], wanted)
+        reference = expected(config, inputs_embeds=embeds, name=name)[kind.main]
+        close(kind.value(model, None, inputs_embeds=embeds), reference)
+        close(model({"inputs_embeds": embeds})[0], reference)
 
 
 @feature(INPUTS, "`get_input_embeddings()(ids)` as `inputs_embeds`", "tf")
@@ -94,8 +94,8 @@ def input_embeddings(kind, base):
         embedding = model.get_input_embeddings()
         assert embedding.weight.shape == (config.vocab_size, config.embed_dim)
         assert model.get_output_embeddings() is (embedding if kind.head else None)
-        found = kind.value(model, inputs_embeds=embedding(ids))
-        close(found, kind.value(model, ids))
+        actual = kind.value(model, inputs_embeds=embedding(ids))
+        close(actual, kind.value(model, ids))
         assert model(model.dummy_inputs)[0].shape[0] == 2
 
 
@@ -103,13 +103,13 @@ def input_embeddings(kind, base):
 def head_mask(kind, base):
     model, config = loaded(kind, base)
     ids, mask = tokens(config, 2, 5), np.array([[0, 1, 0.5], [1, 0.25, 0]])
-    wanted = expected(config, ids, head_mask=mask)
-    found = kind.call(
+    reference = expected(config, ids, head_mask=mask)
+    actual = kind.call(
         model, ids, head_mask=mask.astype(np.float32), output_attentions=True
     )
-    close(found[kind.main], wanted[kind.main])
+    close(actual[kind.main], reference[kind.main])
     for probs, right_ones in zip(
-        found["attentions"], wanted["attentions"], strict=True
+        actual["attentions"], reference["attentions"], strict=True
     ):
         close(probs, right_ones)
 
@@ -118,12 +118,12 @@ def head_mask(kind, base):
 def labels(kind, base):
     model, config = loaded(kind, base)
     ids = tokens(config, 3, 7)
-    wanted = ids.copy()
-    wanted[0, :3] = wanted[1, 4:] = wanted[2, 2] = -100
-    loss = model(ids, labels=wanted).loss.numpy()
-    assert loss.shape == ((wanted[:, 1:] != -100).sum(),)
-    close(model(ids.tolist(), labels=wanted.tolist()).loss, loss)
-    right_one = numpy_opt.loss(expected(config, ids)["logits"], wanted)
+    targets = ids.copy()
+    targets[0, :3] = targets[1, 4:] = targets[2, 2] = -100
+    loss = model(ids, labels=targets).loss.numpy()
+    assert loss.shape == ((targets[:, 1:] != -100).sum(),)
+    close(model(ids.tolist(), labels=targets.tolist()).loss, loss)
+    right_one = numpy_opt.loss(expected(config, ids)["logits"], targets)
     assert loss.mean() == pytest.approx(right_one, rel=2e-5)
 
 
@@ -139,10 +139,10 @@ def past(kind, base):
             [(layer[0], layer[1]) for layer in first.past_key_values],
             tuple(tuple(layer) for layer in first.past_key_values),
         ):
-            found = kind.value(
+            actual = kind.value(
                 model, ids[:, 5:], attention_mask=mask, past_key_values=cache
             )
-            close(found, whole[:, 5:], mask[:, 5:].astype(bool))
+            close(actual, whole[:, 5:], mask[:, 5:].astype(bool))
         rest = native(kind, ids[:, 5:])
         in_order = [rest, cache, mask] if kind.head else [rest, mask, None, cache]
         for form in (in_order, tuple(in_order)):
@@ -186,7 +186,7 @@ def chunks(kind, base):
     model, config = loaded(kind, base)
     ids = tokens(config, 2, 12)
     whole = expected(config, ids)[kind.main]
-    sizes, start, cache, found = (4, 1, 5, 2), 0, None, []
+    sizes, start, cache, actual = (4, 1, 5, 2), 0, None, []
     if kind.framework == "flax":
         cache = model.init_cache(2, 12)
     for size in sizes:
@@ -197,9 +197,9 @@ def chunks(kind, base):
             inputs["position_ids"] = np.tile(np.arange(12)[part], [2, 1])
         output = model(ids[:, part], **inputs)
         cache = output.past_key_values
-        found.append(np.asarray(output[0]))
+        actual.append(np.asarray(output[0]))
         start += size
-    close(np.concatenate(found, axis=1), whole)
+    close(np.concatenate(actual, axis=1), whole)
 
 
 @feature(INPUTS, "`prepare_inputs_for_generation`: a greedy loop", head=True)
@@ -210,26 +210,26 @@ def greedy(kind, base):
     def longer(ids, logits):
         return np.concatenate([ids, np.argmax(logits[:, -1:], -1)], axis=1)
 
-    found = wanted = ids
+    actual = reference = ids
     masks = [np.pad(mask, [(0, 0), (0, n)], constant_values=1) for n in range(4)]
     for seen in masks:
-        wanted = longer(wanted, expected(config, wanted, seen)["logits"])
+        reference = longer(reference, expected(config, reference, seen)["logits"])
     if kind.framework == "tf":
         past = None
         for seen in masks:
             inputs = model.prepare_inputs_for_generation(
-                found, past_key_values=past, use_cache=True, attention_mask=seen
+                actual, past_key_values=past, use_cache=True, attention_mask=seen
             )
             output = model(**inputs)
-            past, found = output.past_key_values, longer(found, output.logits)
+            past, actual = output.past_key_values, longer(actual, output.logits)
     else:
         inputs, new = model.prepare_inputs_for_generation(ids, 9, mask), ids
         for _ in masks:
             output = model(new, **inputs)
             inputs = model.update_inputs_for_generation(output, inputs)
-            found = longer(found, output.logits)
-            new = found[:, -1:]
-    np.testing.assert_array_equal(found, wanted)
+            actual = longer(actual, output.logits)
+            new = actual[:, -1:]
+    np.testing.assert_array_equal(actual, reference)
 
 
 @feature(INPUTS, "`params` other than the model's own", "flax")
@@ -248,8 +248,8 @@ def states(kind, base):
     for name in FEW:
         model, config = loaded(kind, base, name)
         ids, mask = tokens(config, 3, 6), padded([6, 4, 1], 6, "left")
-        wanted = expected(config, ids, mask, name=name)
-        found = kind.call(
+        reference = expected(config, ids, mask, name=name)
+        actual = kind.call(
             model,
             ids,
             attention_mask=mask,
@@ -258,12 +258,12 @@ def states(kind, base):
         )
         keep = mask.astype(bool)
         L = config.num_hidden_layers
-        assert len(found["hidden_states"]) == L + 1
-        assert len(found["attentions"]) == L
-        pairs = zip(found["hidden_states"], wanted["hidden_states"], strict=True)
+        assert len(actual["hidden_states"]) == L + 1
+        assert len(actual["attentions"]) == L
+        pairs = zip(actual["hidden_states"], reference["hidden_states"], strict=True)
         for states, right_ones in pairs:
             close(states, right_ones, keep)
-        pairs = zip(found["attentions"], wanted["attentions"], strict=True)
+        pairs = zip(actual["attentions"], reference["attentions"], strict=True)
         for probs, right_ones in pairs:
             close(probs.swapaxes(1, 2), right_ones.swapaxes(1, 2), keep)
 
@@ -272,12 +272,12 @@ def states(kind, base):
 def cache_layout(kind, base):
     model, config = loaded(kind, base)
     ids = tokens(config, 3, 6)
-    wanted = expected(config, ids)
-    found = model(ids).past_key_values
-    assert isinstance(found, list) and len(found) == config.num_hidden_layers
-    for i, layer in enumerate(found):
-        close(layer, np.stack([wanted["keys"][i], wanted["values"][i]]))
-    grown = model(ids[:, :1], past_key_values=found).past_key_values
+    reference = expected(config, ids)
+    actual = model(ids).past_key_values
+    assert isinstance(actual, list) and len(actual) == config.num_hidden_layers
+    for i, layer in enumerate(actual):
+        close(layer, np.stack([reference["keys"][i], reference["values"][i]]))
+    grown = model(ids[:, :1], past_key_values=actual).past_key_values
     assert grown[0].shape == (2, 3, 3, 7, 8)
     assert model(ids, use_cache=False).past_key_values is None
 
@@ -303,10 +303,10 @@ def tuples(kind, base):
     model, config = loaded(kind, base)
     ids = tokens(config, 2, 6)
     options = {"output_hidden_states": True, "output_attentions": True}
-    found = model(ids, return_dict=False, **options)
-    wanted = model(ids, **options)
-    assert isinstance(found, tuple) and len(found) == len(wanted)
-    close(found[0], wanted[0])
+    actual = model(ids, return_dict=False, **options)
+    expected = model(ids, **options)
+    assert isinstance(actual, tuple) and len(actual) == len(expected)
+    close(actual[0], expected[0])
 
 
 @feature(OUTPUTS, "defaults from the configuration")

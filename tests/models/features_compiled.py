@@ -27,15 +27,15 @@ def graph(kind, base):
         for B, S in ((2, 5), (3, 7)):
             ids, mask = tokens(config, B, S), np.ones([B, S], np.int32)
             mask[0, :2] = 0
-            wanted = kind.value(model, ids, attention_mask=mask)
+            expected = kind.value(model, ids, attention_mask=mask)
             ids = ids.astype(np.int32)
-            close(any_shape(ids, mask)[0], wanted)
+            close(any_shape(ids, mask)[0], expected)
         output = f(tf.constant(ids), tf.constant(mask))
-        close(output[kind.main], wanted)
+        close(output[kind.main], expected)
         step = tf.function(lambda i, p, model=model: model(i, past_key_values=p))
         first = model(ids[:, :4])
-        found = step(tf.constant(ids[:, 4:]), first.past_key_values)
-        close(found[0], kind.value(model, ids)[:, 4:])
+        actual = step(tf.constant(ids[:, 4:]), first.past_key_values)
+        close(actual[0], kind.value(model, ids)[:, 4:])
 
 
 @feature(COMPILED, "XLA (`jit_compile=True`)", "tf")
@@ -49,8 +49,8 @@ def xla(kind, base):
         jit_compile=True,
     )
     output = f(tf.constant(ids), tf.constant(mask))
-    wanted = kind.value(model, ids, attention_mask=mask)
-    close(output[kind.main], wanted)
+    expected = kind.value(model, ids, attention_mask=mask)
+    close(output[kind.main], expected)
     if kind.head:
         loss = tf.function(lambda i: model(i, labels=i).loss, jit_compile=True)
         close(loss(tf.constant(ids)), model(ids, labels=ids).loss)
@@ -72,8 +72,8 @@ def jit(kind, base):
     whole = kind.value(model, ids)
     for s in range(3):
         at = np.full([2, 1], s)
-        found, cache = step(ids[:, s : s + 1], full, at, cache)
-        close(found, whole[:, s : s + 1])
+        actual, cache = step(ids[:, s : s + 1], full, at, cache)
+        close(actual, whole[:, s : s + 1])
 
 
 @feature(COMPILED, "`jax.vmap` and `jax.pmap`", "flax")
@@ -82,13 +82,13 @@ def maps(kind, base):
 
     model, config = loaded(kind, base)
     ids = tokens(config, 3, 5)
-    wanted = kind.value(model, ids)
-    found = jax.vmap(lambda i: model(i[None])[0][0])(ids)
-    close(found, wanted)
-    close(jax.pmap(lambda i: model(i)[0])(ids[None])[0], wanted)
+    expected = kind.value(model, ids)
+    actual = jax.vmap(lambda i: model(i[None])[0][0])(ids)
+    close(actual, expected)
+    close(jax.pmap(lambda i: model(i)[0])(ids[None])[0], expected)
     stacked = jax.tree.map(lambda x: np.stack([x, x]), model.params)
     both = jax.vmap(lambda p: model(ids, params=p)[0])(stacked)
-    close(both, np.stack([wanted, wanted]))
+    close(both, np.stack([expected, expected]))
 
 
 @feature(COMPILED, "`jax.export` and `jax2tf`, with symbolic shapes", "flax")
@@ -115,8 +115,8 @@ def module(kind, base):
     model, config = loaded(kind, base)
     assert isinstance(model.module, nn.Module)
     ids = tokens(config, 2, 6)
-    found = model.module.apply({"params": model.params}, ids)
-    close(found[0], kind.value(model, ids))
+    actual = model.module.apply({"params": model.params}, ids)
+    close(actual[0], kind.value(model, ids))
     fresh = model.module.init(jax.random.PRNGKey(0), ids)["params"]
     assert jax.tree.map(np.shape, fresh) == jax.tree.map(np.shape, model.params)
 
@@ -137,8 +137,8 @@ def decoding_loop(kind, base):
         return (output.past_key_values, at + 1), output[0][:, 0]
 
     start = (model.init_cache(2, 8), jnp.int32(0))
-    _, found = jax.jit(lambda s, i: jax.lax.scan(step, s, i))(start, ids.T)
-    close(found.swapaxes(0, 1), kind.value(model, ids))
+    _, actual = jax.jit(lambda s, i: jax.lax.scan(step, s, i))(start, ids.T)
+    close(actual.swapaxes(0, 1), kind.value(model, ids))
 
 
 @feature(COMPILED, "SavedModels: Keras's `export`, `saved_model=True`", "tf")
@@ -153,8 +153,8 @@ def exported_by_keras(kind, base, tmp_path):
         ids, mask = tokens(config, B, S), padded([S, 2, 1][:B], S, "left")
         inputs = {"input_ids": ids, "attention_mask": mask}
         given = {k: tf.constant(v, tf.int32) for k, v in inputs.items()}
-        found = loaded_again.serve(given)
-        close(found[kind.main], kind.value(model, ids, attention_mask=mask))
+        actual = loaded_again.serve(given)
+        close(actual[kind.main], kind.value(model, ids, attention_mask=mask))
 
 
 @feature(COMPILED, "inside another Keras model, with a tape", "tf")
@@ -194,25 +194,25 @@ def functional(kind, base):
     ids, mask = tokens(config, 2, 5), padded([5, 3], 5, "right")
     i = keras.Input([None], dtype="int32", name="input_ids")
     m = keras.Input([None], dtype="int32", name="attention_mask")
-    wanted = kind.value(model, ids, attention_mask=mask)
+    expected = kind.value(model, ids, attention_mask=mask)
     for output in (
         model(i, attention_mask=m),
         model([i, m]),
         model({"input_ids": i, "attention_mask": m}),
     ):
         last = output[kind.main]
-        assert last.shape == (None, None, wanted.shape[-1])
+        assert last.shape == (None, None, expected.shape[-1])
         functional = keras.Model([i, m], keras.layers.Activation("linear")(last))
-        found = functional([ids.astype(np.int32), mask.astype(np.int32)])
-        close(found, wanted)
+        actual = functional([ids.astype(np.int32), mask.astype(np.int32)])
+        close(actual, expected)
         assert len(functional.trainable_variables) == len(model.trainable_variables)
     options = {"output_hidden_states": True, "output_attentions": True}
     for form in (True, False):  # the whole output, as a dict and as a tuple
         functional = keras.Model(i, model(i, return_dict=form, **options))
-        found, wanted = functional(ids.astype(np.int32)), model(ids, **options)
-        close(found[0], wanted[0])
-        close(found[2][0], wanted.hidden_states[0])
-        close(found[3][1], wanted.attentions[1])
+        actual, expected = functional(ids.astype(np.int32)), model(ids, **options)
+        close(actual[0], expected[0])
+        close(actual[2][0], expected.hidden_states[0])
+        close(actual[3][1], expected.attentions[1])
 
 
 # --- errors -------------------------------------------------------------------------

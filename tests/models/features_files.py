@@ -38,13 +38,13 @@ def named(kind, model) -> dict:
     from optserve.models.weights import weight_shapes
 
     tree = flatten_dict(model.params)
-    found = {}
+    weights = {}
     for name in weight_shapes(model.config, head=kind.head):
         path = tree_path(name, head=kind.head)
         value = np.asarray(tree.pop(path))
-        found[name] = value.T if path[-1] == "kernel" else value
+        weights[name] = value.T if path[-1] == "kernel" else value
     assert not tree
-    return found
+    return weights
 
 
 @feature(WEIGHTS, "fresh weights: `init_std` everywhere, padding row zero")
@@ -72,11 +72,11 @@ def fresh(kind, base):
 def structure(kind, base):
     for name in CONFIGS:
         config = small_config(name)
-        found = {n: w.shape for n, w in named(kind, kind.cls(config)).items()}
-        wanted = {n: w.shape for n, w in random_weights(config).items()}
+        actual = {n: w.shape for n, w in named(kind, kind.cls(config)).items()}
+        expected = {n: w.shape for n, w in random_weights(config).items()}
         if not kind.head:
-            wanted.pop("lm_head.weight", None)
-        assert found == wanted
+            expected.pop("lm_head.weight", None)
+        assert actual == expected
 
 
 @feature(WEIGHTS, "the reference's names in `.params`", "flax")
@@ -268,9 +268,9 @@ def mismatched(kind, base, tmp_path):
         kind.cls.from_pretrained(tmp_path)
     with pytest.warns(UserWarning, match="embed_positions"):
         model = kind.cls.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
-    found, wanted = named(kind, model), random_weights(config)
+    actual, expected = named(kind, model), random_weights(config)
     table = "decoder.embed_positions.weight"
-    assert found[table].shape == (22, 24)
+    assert actual[table].shape == (22, 24)
     if kind.framework == "tf":
         options = {"ignore_mismatched_sizes": True, "output_loading_info": True}
         with pytest.warns(UserWarning, match="embed_positions"):
@@ -280,7 +280,9 @@ def mismatched(kind, base, tmp_path):
             "unexpected_keys": [],
             "mismatched_keys": [(table, (34, 24), (22, 24))],
         }
-    close(found["decoder.embed_tokens.weight"], wanted["decoder.embed_tokens.weight"])
+    close(
+        actual["decoder.embed_tokens.weight"], expected["decoder.embed_tokens.weight"]
+    )
 
 
 @feature(FILES, "fields of the configuration changed on loading")
@@ -313,10 +315,10 @@ def halves(kind, base, tmp_path):
         weights = {k: w.astype(dtype) for k, w in random_weights(config).items()}
         directory = write_checkpoint(tmp_path / str(np.dtype(dtype)), config, weights)
         model = kind.cls.from_pretrained(directory)
-        found = named(kind, model)
-        for name, value in found.items():
-            wanted = np.float32 if kind.framework == "tf" else dtype
-            assert value.dtype == wanted
+        actual = named(kind, model)
+        for name, value in actual.items():
+            expected = np.float32 if kind.framework == "tf" else dtype
+            assert value.dtype == expected
             assert (value == weights[name]).all()
         assert kind.value(model, tokens(config, 2, 6)).dtype == np.float32
 

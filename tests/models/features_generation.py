@@ -44,18 +44,18 @@ def generated(kind, model, ids, mask=None, **options):
     options = {"return_dict_in_generate": True, **options}
     if kind.framework == "tf":
         options = {"jit_compile": False, **options}  # XLA's is compared by one check
-    found = model.generate(ids, attention_mask=mask, **options)
-    return np.asarray(found["sequences"])[:, np.shape(ids)[1] :], found
+    output = model.generate(ids, attention_mask=mask, **options)
+    return np.asarray(output["sequences"])[:, np.shape(ids)[1] :], output
 
 
 def same_as_recorded(kind, base, name):
     entry = RECORDED[name]
     model = model_of(kind, base)
     ids, mask = prompt(model.config)
-    found, output = generated(kind, model, ids, mask, **entry["options"])
-    wanted = entry[kind.framework]
-    assert found.tolist() == wanted["tokens"]
-    if scores := wanted.get("scores"):
+    actual, output = generated(kind, model, ids, mask, **entry["options"])
+    expected = entry[kind.framework]
+    assert actual.tolist() == expected["tokens"]
+    if scores := expected.get("scores"):
         key = "sequences_scores" if kind.framework == "tf" else "scores"
         np.testing.assert_allclose(output[key], scores, rtol=1e-4)
 
@@ -95,10 +95,10 @@ def padding(kind, base):
     model = model_of(kind, base)
     ids, mask = prompt(model.config)
     batch, _ = generated(kind, model, ids, mask, max_new_tokens=7)
-    for row, real, found in zip(ids, mask, batch, strict=True):
+    for row, real, actual in zip(ids, mask, batch, strict=True):
         alone, _ = generated(kind, model, row[real == 1][None], max_new_tokens=7)
-        length = min(alone.shape[1], len(found))
-        assert alone[0, :length].tolist() == found[:length].tolist()
+        length = min(alone.shape[1], len(actual))
+        assert alone[0, :length].tolist() == actual[:length].tolist()
 
 
 @feature(GENERATION, "sampling: the served model's tokens for the same seed", head=True)
@@ -108,22 +108,22 @@ def sampling(kind, base):
     options = {"temperature": 0.8, "top_k": 20, "top_p": 0.9}
     options["repetition_penalty"] = 1.2
     seed = 2**40 + 5
-    found, _ = generated(
+    actual, _ = generated(
         kind, model, ids, mask, max_new_tokens=5, do_sample=True, seed=seed, **options
     )
-    for row, real, new in zip(ids, mask, found, strict=True):
+    for row, real, new in zip(ids, mask, actual, strict=True):
         sequence = row[real == 1].tolist()
         for token in new:
             logits = kind.value(model, np.array([sequence]))[0, -1]
-            wanted, _ = choose(
+            expected, _ = choose(
                 logits,
                 Sampling(seed=seed, **options),
                 position=len(sequence),
                 seen=sequence,
             )
-            assert token == wanted
-            sequence.append(wanted)
-            if wanted == model.config.eos_token_id:
+            assert token == expected
+            sequence.append(expected)
+            if expected == model.config.eos_token_id:
                 break
 
 
@@ -132,10 +132,10 @@ def copies(kind, base):
     model = model_of(kind, base)
     ids, _ = prompt(model.config)
     options = {"max_new_tokens": 5, "do_sample": True, "seed": 11, "top_k": 0}
-    found, _ = generated(kind, model, ids[:1], num_return_sequences=3, **options)
-    assert len({tuple(row) for row in found.tolist()}) == 3
+    actual, _ = generated(kind, model, ids[:1], num_return_sequences=3, **options)
+    assert len({tuple(row) for row in actual.tolist()}) == 3
     again, _ = generated(kind, model, ids[:1], **(options | {"seed": 12}))
-    assert found[1, : again.shape[1]].tolist() == again[0].tolist()
+    assert actual[1, : again.shape[1]].tolist() == again[0].tolist()
 
 
 @feature(GENERATION, "a second call compiles nothing", head=True)
@@ -199,19 +199,19 @@ def graphs(kind, base):
     model = model_of(kind, base)
     ids, mask = prompt(model.config)
     ids, mask = tf.constant(ids, tf.int32), tf.constant(mask, tf.int32)
-    wanted = RECORDED["greedy"]["tf"]["tokens"]
+    expected = RECORDED["greedy"]["tf"]["tokens"]
     options = RECORDED["greedy"]["options"]
     for jit_compile in (False, True):
         run = tf.function(
             lambda ids, mask: model.generate(ids, attention_mask=mask, **options),
             jit_compile=jit_compile,
         )
-        assert run(ids, mask).numpy()[:, 6:].tolist() == wanted
-    found = model.generate(ids, attention_mask=mask, **options)
-    assert found.numpy()[:, 6:].tolist() == wanted
+        assert run(ids, mask).numpy()[:, 6:].tolist() == expected
+    output = model.generate(ids, attention_mask=mask, **options)
+    assert output.numpy()[:, 6:].tolist() == expected
     whole = tf.function(model.generate)  # with AutoGraph, as the documentation has it
-    found = whole(ids, attention_mask=mask, max_new_tokens=12)
-    assert found.numpy()[:, 6:].tolist() == wanted
+    output = whole(ids, attention_mask=mask, max_new_tokens=12)
+    assert output.numpy()[:, 6:].tolist() == expected
 
 
 @feature(GENERATION, "`jax.jit`, `params=`, `trace=False`", "flax", head=True)
@@ -227,11 +227,11 @@ def transformed(kind, base):
             ids, attention_mask=mask, **entry["options"], **more
         ).sequences
 
-    wanted = entry["flax"]["tokens"]
-    assert jax.jit(run)(ids, mask)[:, 6:].tolist() == wanted
-    assert run(ids, mask, params=model.params)[:, 6:].tolist() == wanted
+    expected = entry["flax"]["tokens"]
+    assert jax.jit(run)(ids, mask)[:, 6:].tolist() == expected
+    assert run(ids, mask, params=model.params)[:, 6:].tolist() == expected
     zeros = jax.tree.map(lambda x: x * 0, model.params)
-    assert run(ids, mask, params=zeros)[:, 6:].tolist() != wanted
+    assert run(ids, mask, params=zeros)[:, 6:].tolist() != expected
 
 
 @feature(GENERATION, "`output_scores`, `beam_indices`", "tf", head=True)
@@ -239,11 +239,13 @@ def scores(kind, base):
     model = model_of(kind, base)
     ids, mask = prompt(model.config)
     entry = RECORDED["beams"]
-    _, found = generated(kind, model, ids, mask, output_scores=True, **entry["options"])
-    wanted = entry["tf"]
-    assert found.beam_indices.numpy().tolist() == wanted["beam_indices"]
-    assert len(found.scores) == len(wanted["largest"])
-    for step, largest in zip(found.scores, wanted["largest"], strict=True):
+    _, actual = generated(
+        kind, model, ids, mask, output_scores=True, **entry["options"]
+    )
+    expected = entry["tf"]
+    assert actual.beam_indices.numpy().tolist() == expected["beam_indices"]
+    assert len(actual.scores) == len(expected["largest"])
+    for step, largest in zip(actual.scores, expected["largest"], strict=True):
         np.testing.assert_allclose(np.max(step, 1), largest, rtol=1e-4)
 
 
@@ -256,7 +258,7 @@ def custom(kind, base):
         assert input_ids.shape[0] == scores.shape[0] == 3
         return scores * 0.0 + 1e3 * (np.arange(61) == 7)
 
-    found, _ = generated(
+    actual, _ = generated(
         kind, model, ids, mask, max_new_tokens=3, logits_processor=[only_seven]
     )
-    assert found.tolist() == [[7] * 3] * 3
+    assert actual.tolist() == [[7] * 3] * 3

@@ -16,9 +16,9 @@ def _variants(kind, base, side, names=FEW):
         model, config = loaded(kind, base, name)
         ids = tokens(config, 4, 9)
         mask = padded([9, 5, 1, 3], 9, side)
-        wanted = expected(config, ids, mask, name=name)
-        found = kind.value(model, ids, attention_mask=mask)
-        close(found, wanted[kind.main], mask.astype(bool))
+        reference = expected(config, ids, mask, name=name)
+        actual = kind.value(model, ids, attention_mask=mask)
+        close(actual, reference[kind.main], mask.astype(bool))
 
 
 @feature(NUMBERS, "every architecture variant, left padding")
@@ -40,9 +40,9 @@ def middle(kind, base):
 def scattered(kind, base):
     model, config = loaded(kind, base)
     ids, mask = tokens(config, 5, 12), padded([1, 4, 7, 10, 12], 12, "scattered")
-    wanted = expected(config, ids, mask)
-    found = kind.value(model, ids, attention_mask=mask)
-    close(found, wanted[kind.main], mask.astype(bool))
+    reference = expected(config, ids, mask)
+    actual = kind.value(model, ids, attention_mask=mask)
+    close(actual, reference[kind.main], mask.astype(bool))
 
 
 @feature(NUMBERS, "one row, one token; the longest sequence there is")
@@ -60,8 +60,8 @@ def all_padding(kind, base):
         model, config = loaded(kind, base, dtype=dtype)
         ids, mask = tokens(config, 2, 6), np.zeros([2, 6], int)
         mask[0, 4:] = 1
-        found = kind.value(model, ids, attention_mask=mask).astype(np.float32)
-        assert np.isfinite(found).all()
+        actual = kind.value(model, ids, attention_mask=mask).astype(np.float32)
+        assert np.isfinite(actual).all()
 
 
 @feature(NUMBERS, "bfloat16 and float16 within the type's error")
@@ -70,7 +70,7 @@ def half(kind, base):
         for name in ("pre-LN", "post-LN, projections"):
             model, config = loaded(kind, base, name, dtype=dtype)
             ids = tokens(config, 2, 6)
-            found = kind.call(model, ids)[kind.main]
-            assert str(found.dtype) == dtype
-            wanted = expected(config, ids, name=name)[kind.main]
-            close(found, wanted, tolerance=tolerance)
+            actual = kind.call(model, ids)[kind.main]
+            assert str(actual.dtype) == dtype
+            reference = expected(config, ids, name=name)[kind.main]
+            close(actual, reference, tolerance=tolerance)

@@ -20,12 +20,12 @@ def token_types(kind, base):
     model, config = loaded(kind, base)
     ids = native(kind, tokens(config, 2, 5).astype(np.int32))
     mask = native(kind, padded([5, 3], 5, "left").astype(np.int32))
-    wanted = kind.value(model, ids, attention_mask=mask)
+    expected = kind.value(model, ids, attention_mask=mask)
     types = mask * 0
-    close(model(ids, attention_mask=mask, token_type_ids=types)[0], wanted)
+    close(model(ids, attention_mask=mask, token_type_ids=types)[0], expected)
     given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-    close(model(given)[0], wanted)
-    close(model([ids, mask, types])[0], wanted)
+    close(model(given)[0], expected)
+    close(model([ids, mask, types])[0], expected)
 
 
 @feature(SURFACE, "options in a mapping, any mapping (`BatchEncoding`)", "tf")
@@ -36,8 +36,8 @@ def mappings(kind, base):
     output = model(UserDict(given))
     assert output.past_key_values is None and len(output.attentions) == 2
     close(output[0], kind.value(model, ids))
-    found = model.predict(UserDict({"input_ids": ids}), verbose=0)
-    close(found[kind.main], kind.value(model, ids))
+    actual = model.predict(UserDict({"input_ids": ids}), verbose=0)
+    close(actual[kind.main], kind.value(model, ids))
 
 
 @feature(SURFACE, "`fit` and `evaluate` of any mapping", "tf", head=True)
@@ -58,18 +58,18 @@ def weighed(kind, base):
     labels = np.where(np.arange(5) < 4, ids, -100)
     weights = np.array([1.0, 0.0, 2.0, 0.5])
     losses = np.asarray(model(ids, labels=labels).loss).reshape(4, 3)
-    wanted = (losses * weights[:, None]).sum() / losses.size
+    expected = (losses * weights[:, None]).sum() / losses.size
     model.compile(optimizer="sgd")
     for x, y in (
         ({"input_ids": ids}, {"labels": labels}),
         ({"input_ids": ids}, labels),
         ({"input_ids": ids, "labels": labels}, labels),
     ):
-        found = model.evaluate(x, y, sample_weight=weights, verbose=0, batch_size=4)
-        assert found == pytest.approx(wanted, rel=1e-5)
+        actual = model.evaluate(x, y, sample_weight=weights, verbose=0, batch_size=4)
+        assert actual == pytest.approx(expected, rel=1e-5)
     each = np.repeat(weights[:, None], 5, 1)
-    found = model.evaluate(x, labels, sample_weight=each, verbose=0, batch_size=4)
-    assert found == pytest.approx(wanted, rel=1e-5)
+    actual = model.evaluate(x, labels, sample_weight=each, verbose=0, batch_size=4)
+    assert actual == pytest.approx(expected, rel=1e-5)
 
 
 @feature(SURFACE, "`prepare_tf_dataset`", "tf", head=True)
@@ -92,13 +92,13 @@ def pruned(kind, base, tmp_path):
     model, config = loaded(kind, base)
     ids, mask = tokens(config, 2, 5), np.ones([2, 3], np.float32)
     mask[0, 1] = mask[1, 2] = 0
-    wanted = kind.value(model, ids, head_mask=mask)
+    expected = kind.value(model, ids, head_mask=mask)
     model.prune_heads({0: [1]})
     model.prune_heads({1: [2]})
-    close(kind.value(model, ids), wanted)
+    close(kind.value(model, ids), expected)
     model.save_pretrained(tmp_path)
     again = kind.cls.from_pretrained(tmp_path)
-    close(kind.value(again, ids), wanted)
+    close(kind.value(again, ids), expected)
     assert again.config.pruned_heads == {"0": [1], "1": [2]}
     with pytest.raises(ValueError, match="2 layers of 3 heads"):
         model.prune_heads({2: [0]})
@@ -131,10 +131,10 @@ def methods(kind, base):
 def flax_methods(kind, base):
     model, config = loaded(kind, base)
     ids = tokens(config, 2, 5)
-    wanted = kind.value(model, ids)
+    expected = kind.value(model, ids)
     model.enable_gradient_checkpointing()
     assert model.module.remat
-    close(kind.value(model, ids.astype(np.float32)), wanted)
+    close(kind.value(model, ids.astype(np.float32)), expected)
 
 
 @feature(

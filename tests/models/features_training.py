@@ -58,11 +58,11 @@ def same_gradients(kind, base):
         else kind.name.replace("Flax", "TF")
     ]
     for name in FEW:
-        found, wanted = (variant_gradients(k, base, name) for k in (kind, other))
-        assert found.keys() == wanted.keys()
-        scale = max(np.abs(w).max() for w in wanted.values())
-        for weight, grad in found.items():
-            assert np.abs(grad - wanted[weight]).max() <= 2e-5 * scale, weight
+        actual, expected = (variant_gradients(k, base, name) for k in (kind, other))
+        assert actual.keys() == expected.keys()
+        scale = max(np.abs(w).max() for w in expected.values())
+        for weight, grad in actual.items():
+            assert np.abs(grad - expected[weight]).max() <= 2e-5 * scale, weight
 
 
 @feature(TRAINING, "gradients are right: finite differences")
@@ -71,8 +71,8 @@ def differences(kind, base):
     ids, mask = tokens(config, 2, 5), padded([5, 3], 5, "left")
     grads = gradients(kind, model, ids, mask)
     step = 2e-3
-    wanted = float(np.sqrt(sum(np.sum(g.astype(float) ** 2) for g in grads.values())))
-    direction = {name: g / wanted for name, g in grads.items()}  # the steepest one
+    expected = float(np.sqrt(sum(np.sum(g.astype(float) ** 2) for g in grads.values())))
+    direction = {name: g / expected for name, g in grads.items()}  # the steepest one
 
     def moved(by):
         if kind.framework == "tf":
@@ -93,8 +93,8 @@ def differences(kind, base):
             output = kind.value(model, ids, attention_mask=mask, params=params)
         return np.sum(np.sin(output.astype(np.float64)) * mask[..., None])
 
-    found = (moved(step) - moved(-step)) / (2 * step)
-    assert found == pytest.approx(wanted, rel=3e-2)
+    actual = (moved(step) - moved(-step)) / (2 * step)
+    assert actual == pytest.approx(expected, rel=3e-2)
 
 
 def trained_outputs(kind, model, ids, times=1, seed=0):
@@ -203,14 +203,14 @@ def own_loss(kind, base):
         ids = tokens(config, 8, 6)
         labels = np.where(ids < 6, -100, ids)
         model.compile(keras.optimizers.AdamW(1e-3), jit_compile=jit)
-        wanted = float(tf.reduce_mean(model(ids, labels=labels).loss))
+        expected = float(tf.reduce_mean(model(ids, labels=labels).loss))
         for data in (
             {"x": {"input_ids": ids, "labels": labels}},
             {"x": ids, "y": labels},
             {"x": {"input_ids": ids}, "y": {"labels": labels}},
         ):
-            found = model.evaluate(**data, verbose=0)
-            assert found == pytest.approx(wanted, rel=1e-4)
+            actual = model.evaluate(**data, verbose=0)
+            assert actual == pytest.approx(expected, rel=1e-4)
         history = model.fit(
             {"input_ids": ids, "labels": labels}, epochs=4, verbose=0, batch_size=4
         )
@@ -219,8 +219,8 @@ def own_loss(kind, base):
     model.compile("adam", metrics=["accuracy"])
     data = {"input_ids": ids, "labels": ids}
     hits = kind.value(model, ids)[:, :-1].argmax(-1) == ids[:, 1:]
-    found = model.evaluate(data, verbose=0, return_dict=True)["accuracy"]
-    assert found == pytest.approx(hits.mean())
+    actual = model.evaluate(data, verbose=0, return_dict=True)["accuracy"]
+    assert actual == pytest.approx(hits.mean())
     dataset = tf.data.Dataset.from_tensor_slices({"input_ids": ids, "labels": ids})
     model.fit(dataset.batch(4), verbose=0)
     model.compile("adam", run_eagerly=True)
@@ -254,11 +254,11 @@ def predict(kind, base):
     model, config = loaded(kind, base)
     ids, mask = tokens(config, 5, 6), padded([6, 5, 4, 3, 2], 6, "left")
     x = {"input_ids": ids, "attention_mask": mask}
-    wanted = kind.value(model, ids, attention_mask=mask)
-    found = model.predict(x, batch_size=2, verbose=0)
-    close(found[kind.main], wanted)
-    close(found[0], wanted)
-    close(model.predict([ids, mask], verbose=0)[0], wanted)
+    expected = kind.value(model, ids, attention_mask=mask)
+    actual = model.predict(x, batch_size=2, verbose=0)
+    close(actual[kind.main], expected)
+    close(actual[0], expected)
+    close(model.predict([ids, mask], verbose=0)[0], expected)
 
 
 @feature(TRAINING, "`mixed_bfloat16`", "tf")
@@ -322,8 +322,8 @@ def remat(kind, base):
         scanned, _ = loaded(kind, base, name, dropout=0.2, remat=True)
         ids = tokens(config, 2, 6)
         options = {"output_hidden_states": True, "output_attentions": True}
-        found, wanted = (kind.call(m, ids, **options) for m in (scanned, model))
-        jax.tree.map(close, found, wanted)
+        actual, expected = (kind.call(m, ids, **options) for m in (scanned, model))
+        jax.tree.map(close, actual, expected)
 
         def value(params, m, ids=ids):
             key = jax.random.PRNGKey(3)

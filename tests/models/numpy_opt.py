@@ -52,10 +52,10 @@ def forward(
 def loss(logits, labels):
     """Mean next-token cross entropy over the labels that are not −100."""
     total, count = 0.0, 0
-    for row, wanted in zip(logits, labels, strict=True):
-        for t in range(len(wanted) - 1):
-            if wanted[t + 1] != -100:
-                total -= _log_softmax(row[t])[wanted[t + 1]]
+    for row, expected in zip(logits, labels, strict=True):
+        for t in range(len(expected) - 1):
+            if expected[t + 1] != -100:
+                total -= _log_softmax(row[t])[expected[t + 1]]
                 count += 1
     return total / count
 

@@ -137,12 +137,12 @@ def test_no_file(tmp_path):
 
 
 def test_check_weights():
-    wanted = {"a": (2, 3), "b": (4,)}
-    good = {**wanted, "lm_head.weight": (9, 9)}
-    assert check_weights(wanted, good, source="x") == {"a", "b"}
+    expected = {"a": (2, 3), "b": (4,)}
+    good = {**expected, "lm_head.weight": (9, 9)}
+    assert check_weights(expected, good, source="x") == {"a", "b"}
     bad = {"a": (3, 2), "c": (1,)}
     with pytest.raises(WeightsError) as caught:
-        check_weights(wanted, bad, source="x")
+        check_weights(expected, bad, source="x")
     for part in ("1 missing: b", "1 extra: c", "a (expected (2, 3), got (3, 2))"):
         assert part in str(caught.value)
 

@@ -55,8 +55,8 @@ def close(actual, expected, keep=slice(None)):
 
 
 def test_weights_fit(case):
-    found = {name: case.weights.shape(name) for name in case.weights}
-    check_weights(weight_shapes(case.config), found, source=case.directory)
+    actual = {name: case.weights.shape(name) for name in case.weights}
+    check_weights(weight_shapes(case.config), actual, source=case.directory)
 
 
 def test_outputs(case):
@@ -117,11 +117,11 @@ def test_head_mask(case):
 def test_greedy(case):
     """From the left-padded prompts, through the cache, one token at a time."""
     e = case.expected
-    fed, mask, past, made = e["ids_left"], e["left_mask"], None, []
+    fed, mask, past, generated = e["ids_left"], e["left_mask"], None, []
     for _ in range(e["greedy"].shape[1]):
         logits, decoded = case.run(fed, mask, past=past)
         past = decoded.cache
         fed = logits[:, -1].argmax(-1)[:, None]
-        made.append(fed)
+        generated.append(fed)
         mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
-    np.testing.assert_array_equal(np.concatenate(made, 1), e["greedy"])
+    np.testing.assert_array_equal(np.concatenate(generated, 1), e["greedy"])

@@ -78,27 +78,32 @@ def write_holes(directory: Path, config: OPTConfig, code: str, size: int) -> Non
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     """Directories by dtype."""
-    made = {}
+    folders = {}
     for dtype, code, size in (("float32", "F32", 4), ("bfloat16", "BF16", 2)):
-        made[dtype] = tmp_path_factory.mktemp(dtype)
-        write_holes(made[dtype], OPTConfig.preset("1.3b"), code, size)
-    return made
+        folders[dtype] = tmp_path_factory.mktemp(dtype)
+        write_holes(folders[dtype], OPTConfig.preset("1.3b"), code, size)
+    return folders
 
 
 @pytest.mark.parametrize(("name", "stored", "dtype"), CASES)
 def test_peak_of_from_pretrained(name, stored, dtype, checkpoints, capsys):
     command = [sys.executable, "-c", LOADER, name, str(checkpoints[stored]), dtype]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
+    actual = json.loads(done.stdout)
     final = SIZE if dtype == "float32" else SIZE / 2
-    whole, above = found["peak"] / final, (found["peak"] - found["before"]) / final
+    whole, above = actual["peak"] / final, (actual["peak"] - actual["before"]) / final
     with capsys.disabled():
-        columns = (found["peak"], found["before"], found["private"], found["mapped"])
+        columns = (
+            actual["peak"],
+            actual["before"],
+            actual["private"],
+            actual["mapped"],
+        )
         sizes = " | ".join(f"{size / 1e9:.2f}" for size in columns)
         print(
             f"\n| `{name}` | {stored} | {dtype} | {sizes} | {whole:.3f} | {above:.3f}"
         )
     assert above <= 1.02  # the weights, and one part of one of them
-    assert found["private"] <= 1.15 * final  # without pages of files, libraries mostly
+    assert actual["private"] <= 1.15 * final  # without pages of files, libraries mostly
     if dtype == "float32" or not name.startswith("TF"):
         assert whole <= 1.15  # TensorFlow alone is 0.27 of the weights in bfloat16

@@ -40,14 +40,14 @@ def test_outputs(pair, kind, side):
     ids, mask = tokens(model.config, 4, 10), padded([10, 7, 3, 1], 10, side)
     options = {"output_hidden_states": True, "output_attentions": True}
     with torch.no_grad():
-        wanted = reference(torch.tensor(ids), torch.tensor(mask), **options)
-    found = kind.call(model, ids, attention_mask=mask, **options)
+        expected = reference(torch.tensor(ids), torch.tensor(mask), **options)
+    actual = kind.call(model, ids, attention_mask=mask, **options)
     keep = mask.astype(bool)
-    close(found["logits"], wanted.logits, keep)
-    pairs = zip(found["hidden_states"], wanted.hidden_states, strict=True)
+    close(actual["logits"], expected.logits, keep)
+    pairs = zip(actual["hidden_states"], expected.hidden_states, strict=True)
     for states, right_ones in pairs:
         close(states, right_ones, keep)
-    pairs = zip(found["attentions"], wanted.attentions, strict=True)
+    pairs = zip(actual["attentions"], expected.attentions, strict=True)
     for probs, right_ones in pairs:
         close(probs.swapaxes(1, 2), right_ones.numpy().swapaxes(1, 2), keep)
 
@@ -59,22 +59,24 @@ def test_gradients(pair, kind):
     directory, reference = pair
     model = kind.cls.from_pretrained(directory)
     ids, mask = tokens(model.config, 3, 7), padded([7, 4, 2], 7, "left")
-    found = gradients(kind, model, ids, mask)
+    actual = gradients(kind, model, ids, mask)
     reference.zero_grad()
     logits = reference(torch.tensor(ids), torch.tensor(mask)).logits
     (torch.sin(logits) * torch.tensor(mask)[..., None]).sum().backward()
-    wanted = {
+    expected = {
         name.removeprefix("model."): weight.grad.numpy()
         for name, weight in reference.named_parameters()
     }
-    scale = max(np.abs(grad).max() for grad in wanted.values())
-    assert found.keys() == wanted.keys()
+    scale = max(np.abs(grad).max() for grad in expected.values())
+    assert actual.keys() == expected.keys()
     pad = model.config.pad_token_id
-    for name, grad in found.items():
+    for name, grad in actual.items():
         if name == "decoder.embed_tokens.weight" and pad is not None:
             # PyTorch keeps gradients out of the padding row; masked, it has none here.
-            grad, wanted[name] = (np.delete(g, pad, 0) for g in (grad, wanted[name]))
-        assert np.abs(grad - wanted[name]).max() <= 3e-5 * scale, name
+            grad, expected[name] = (
+                np.delete(g, pad, 0) for g in (grad, expected[name])
+            )
+        assert np.abs(grad - expected[name]).max() <= 3e-5 * scale, name
 
 
 @pytest.mark.parametrize("kind", HEADS, ids=lambda kind: kind.framework)
@@ -86,8 +88,8 @@ def test_the_reference_reads_ours_and_we_read_its(pair, kind, tmp_path):
     ours.save_pretrained(tmp_path / "ours")
     ids = tokens(ours.config, 2, 6)
     with torch.no_grad():
-        found = torch_model(tmp_path / "ours").eval()(torch.tensor(ids)).logits
-    close(found, kind.value(ours, ids))
+        actual = torch_model(tmp_path / "ours").eval()(torch.tensor(ids)).logits
+    close(actual, kind.value(ours, ids))
     reference.save_pretrained(tmp_path / "theirs")
     again = kind.cls.from_pretrained(tmp_path / "theirs")
     mine = named(kind, ours)
@@ -120,16 +122,18 @@ def test_other_inputs(pair, kind):
         ]
     for inputs in cases:
         with torch.no_grad():
-            wanted = reference(**{k: torch.tensor(v) for k, v in inputs.items()})
-        found = kind.call(model, **inputs)
+            expected = reference(**{k: torch.tensor(v) for k, v in inputs.items()})
+        actual = kind.call(model, **inputs)
         everything = np.ones_like(keep)
         close(
-            found["logits"],
-            wanted.logits,
+            actual["logits"],
+            expected.logits,
             keep if "attention_mask" in inputs else everything,
         )
         if "labels" in inputs:
-            assert found["loss"].mean() == pytest.approx(float(wanted.loss), rel=3e-5)
+            assert actual["loss"].mean() == pytest.approx(
+                float(expected.loss), rel=3e-5
+            )
 
 
 @pytest.mark.parametrize("kind", HEADS, ids=lambda kind: kind.framework)
@@ -141,7 +145,7 @@ def test_cached_continuation(pair, kind):
     ids = tokens(model.config, 2, 9)
     with torch.no_grad():
         first = reference(torch.tensor(ids[:, :6]), use_cache=True)
-        wanted = reference(
+        expected = reference(
             torch.tensor(ids[:, 6:]), past_key_values=first.past_key_values
         ).logits
     cache, inputs = None, [{}, {}]
@@ -153,8 +157,8 @@ def test_cached_continuation(pair, kind):
             for part in (slice(6), slice(6, 9))
         ]
     cache = model(ids[:, :6], past_key_values=cache, **inputs[0]).past_key_values
-    found = model(ids[:, 6:], past_key_values=cache, **inputs[1])
-    close(found.logits, wanted)
+    actual = model(ids[:, 6:], past_key_values=cache, **inputs[1])
+    close(actual.logits, expected)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -67,10 +67,10 @@ def both(reference, kind, name, directory, **options):
 
 
 def parameters(function) -> dict:
-    found = inspect.signature(function).parameters
+    taken = inspect.signature(function).parameters
     return {
         name: p.default
-        for name, p in found.items()
+        for name, p in taken.items()
         if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and name != "self"
     }
 
@@ -79,27 +79,27 @@ def parameters(function) -> dict:
 def test_signatures(reference, kind):
     theirs, ours = getattr(reference, kind.name), kind.cls
     call = "call" if kind.framework == "tf" else "__call__"
-    found, wanted = (parameters(getattr(cls, call)) for cls in (ours, theirs))
-    assert list(found.items()) == list(wanted.items())
+    actual, expected = (parameters(getattr(cls, call)) for cls in (ours, theirs))
+    assert list(actual.items()) == list(expected.items())
     methods = ["__init__", "from_pretrained", "save_pretrained"]
     if kind.framework == "flax":
         methods += ["init_cache", "init_weights", "to_bf16", "to_fp16", "to_fp32"]
     for method in methods:
-        wanted = parameters(getattr(theirs, method))
-        found = parameters(getattr(ours, method))
-        assert next(iter(found)) == next(iter(wanted)), method
+        expected = parameters(getattr(theirs, method))
+        actual = parameters(getattr(ours, method))
+        assert next(iter(actual)) == next(iter(expected)), method
     if kind.framework == "flax":
-        wanted, found = parameters(theirs.__init__), parameters(ours.__init__)
-        assert list(found)[: len(wanted)] == list(wanted)
+        expected, actual = parameters(theirs.__init__), parameters(ours.__init__)
+        assert list(actual)[: len(expected)] == list(expected)
 
 
 def test_configuration(reference, tmp_path):
     theirs = parameters(reference.OPTConfig.__init__)
     ours = OPTConfig(*theirs.values())
-    wanted = reference.OPTConfig(*theirs.values())
+    expected = reference.OPTConfig(*theirs.values())
     for config in (ours, OPTConfig()):
         for name in theirs:
-            assert getattr(config, name) == getattr(wanted, name), name
+            assert getattr(config, name) == getattr(expected, name), name
     small_config("post-LN, projections", my_key=[1]).save_pretrained(tmp_path)
     read = reference.OPTConfig.from_pretrained(tmp_path)
     assert read.my_key == [1] and read.word_embed_proj_dim == 10
@@ -109,16 +109,16 @@ def test_configuration(reference, tmp_path):
         assert getattr(again, name) == value, name
 
 
-def agree(found, wanted, keep=None):
+def agree(actual, expected, keep=None):
     """The same fields in the same order, as tuples or as dicts, and the same numbers.
 
     ``keep`` [B,S] marks what is compared: the reference's padding is arbitrary.
     """
-    assert isinstance(found, tuple) == isinstance(wanted, tuple)
-    if isinstance(wanted, dict):
-        assert list(found) == list(wanted)
-        found, wanted = found.values(), wanted.values()
-    for mine, theirs in zip(found, wanted, strict=True):
+    assert isinstance(actual, tuple) == isinstance(expected, tuple)
+    if isinstance(expected, dict):
+        assert list(actual) == list(expected)
+        actual, expected = actual.values(), expected.values()
+    for mine, theirs in zip(actual, expected, strict=True):
         if isinstance(theirs, list | tuple):
             assert len(mine) == len(theirs)
             for a, b in zip(mine, theirs, strict=True):
@@ -192,12 +192,12 @@ def test_tensorflow_calls(reference, head, name, tmp_path):
     mine, other = (m(ids[:, :5], attention_mask=mask[:, :5]) for m in (ours, theirs))
     for cut in (slice(5, 6), slice(5, 8)):
         full = mask[:, : cut.stop]
-        wanted = theirs(
+        expected = theirs(
             ids[:, cut], attention_mask=full, past_key_values=other.past_key_values
         )
         for cache in (mine.past_key_values, other.past_key_values):
-            found = ours(ids[:, cut], attention_mask=full, past_key_values=cache)
-            close(found[0], wanted[0])
+            actual = ours(ids[:, cut], attention_mask=full, past_key_values=cache)
+            close(actual[0], expected[0])
 
 
 @pytest.mark.parametrize("name", ORDINARY)
@@ -207,10 +207,10 @@ def test_tensorflow_loss(reference, name, tmp_path):
     ids = tokens(ours.config, 3, 7).astype(np.int32)
     labels = ids.copy()
     labels[0, :4] = labels[1, 5:] = -100
-    wanted, found = theirs(ids, labels=labels), ours(ids, labels=labels)
+    expected, actual = theirs(ids, labels=labels), ours(ids, labels=labels)
     # The reference's Keras 2 build averages the loss, the documented one does not.
-    assert float(found.loss.numpy().mean()) == pytest.approx(
-        float(wanted.loss.numpy().mean()), rel=2e-5
+    assert float(actual.loss.numpy().mean()) == pytest.approx(
+        float(expected.loss.numpy().mean()), rel=2e-5
     )
     tuples = [m(ids, labels=labels, return_dict=False) for m in (ours, theirs)]
     assert len(tuples[0]) == len(tuples[1]) == 3
@@ -235,8 +235,8 @@ def test_flax_calls(reference, head, name, tmp_path):
         agree(call(ours), call(theirs))
     for side in ("left", "right", "middle", "scattered"):
         mask = padded([8, 6, 3, 1], 8, side).astype(np.int32)
-        found, wanted = (m(ids, mask, **STATES) for m in (ours, theirs))
-        agree(found, wanted, mask.astype(bool))
+        actual, expected = (m(ids, mask, **STATES) for m in (ours, theirs))
+        agree(actual, expected, mask.astype(bool))
     # Decoding with a cache of a fixed length.
     full = np.ones([4, 10], np.int32)
     caches = [m.init_cache(4, 10) for m in (ours, theirs)]
@@ -279,9 +279,9 @@ def test_flax_16_bits(reference, head, dtype, tmp_path):
         for cls in (getattr(reference, kind.name), kind.cls)
     )
     ids = tokens(ours.config, 3, 6).astype(np.int32)
-    found, wanted = ours(ids), theirs(ids)
-    assert found[0].dtype == wanted[0].dtype == dtype
-    close(found[0], wanted[0], tolerance={"bfloat16": 4e-2, "float16": 6e-3}[dtype])
+    actual, expected = ours(ids), theirs(ids)
+    assert actual[0].dtype == expected[0].dtype == dtype
+    close(actual[0], expected[0], tolerance={"bfloat16": 4e-2, "float16": 6e-3}[dtype])
 
 
 @pytest.mark.parametrize("limit", ["5GB", "20KB"])
@@ -296,7 +296,7 @@ def test_the_reference_reads_what_every_class_writes(
     ours = writer.cls(small_config("post-LN, projections"))
     ours.save_pretrained(tmp_path, format=format, max_shard_size=limit)
     ids = tokens(ours.config, 2, 6).astype(np.int32)
-    wanted = writer.call(ours, ids, output_hidden_states=True)["hidden_states"][-1]
+    expected = writer.call(ours, ids, output_hidden_states=True)["hidden_states"][-1]
     if format == "safetensors":
         readers = ["OPTModel", "OPTForCausalLM", *KINDS]
     elif format == "h5":
@@ -313,8 +313,8 @@ def test_the_reference_reads_what_every_class_writes(
         options = {"from_pt": True} if told else {}
         model = getattr(reference, name).from_pretrained(tmp_path, **options)
         given = torch.tensor(ids) if name.startswith("OPT") else ids
-        found = model(given, output_hidden_states=True).hidden_states[-1]
-        close(found.detach() if name.startswith("OPT") else found, wanted)
+        actual = model(given, output_hidden_states=True).hidden_states[-1]
+        close(actual.detach() if name.startswith("OPT") else actual, expected)
 
 
 @pytest.mark.parametrize("reader", KINDS.values(), ids=KINDS)
@@ -330,12 +330,12 @@ def test_every_class_reads_what_the_reference_writes(
     theirs = getattr(reference, writer).from_pretrained(source)
     ids = tokens(small_config(), 2, 6).astype(np.int32)
     given = torch.tensor(ids) if writer.startswith("OPT") else ids
-    wanted = theirs(given, output_hidden_states=True).hidden_states[-1]
+    expected = theirs(given, output_hidden_states=True).hidden_states[-1]
     if writer.startswith("OPT"):
-        wanted = wanted.detach()
+        expected = expected.detach()
     for safe in (True, False):
         out = tmp_path / str(safe)
         theirs.save_pretrained(out, safe_serialization=safe)
         ours = reader.cls.from_pretrained(out)
-        found = reader.call(ours, ids, output_hidden_states=True)["hidden_states"]
-        close(found[-1], wanted)
+        actual = reader.call(ours, ids, output_hidden_states=True)["hidden_states"]
+        close(actual[-1], expected)

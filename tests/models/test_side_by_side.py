@@ -56,7 +56,7 @@ def test_frameworks_share_the_context():
     from optserve.models.tf import model as tf_model
 
     for name in ("layer", "attention", "run_layers", "decoder"):
-        found = inspect.signature(getattr(tf_model, name))
-        wanted = inspect.signature(getattr(flax_model, name))
-        kinds = [p.kind for p in found.parameters.values()]
-        assert kinds == [p.kind for p in wanted.parameters.values()]
+        actual = inspect.signature(getattr(tf_model, name))
+        expected = inspect.signature(getattr(flax_model, name))
+        kinds = [p.kind for p in actual.parameters.values()]
+        assert kinds == [p.kind for p in expected.parameters.values()]

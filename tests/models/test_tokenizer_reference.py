@@ -15,11 +15,11 @@ ENTRIES = json.loads((DATA / "tokenizer_ids.json").read_text())
 @pytest.fixture(scope="module", params=["vocabulary", "json"])
 def tokenizer(request, tmp_path_factory) -> Tokenizer:
     """From ``vocab.json`` and ``merges.txt``, and from the JSON made of those."""
-    made = Tokenizer.from_directory(DATA / "opt-tokenizer")
+    whole = Tokenizer.from_directory(DATA / "opt-tokenizer")
     if request.param == "vocabulary":
-        return made
+        return whole
     directory = tmp_path_factory.mktemp("tokenizer")
-    (directory / "tokenizer.json").write_text(made.to_json(), encoding="utf-8")
+    (directory / "tokenizer.json").write_text(whole.to_json(), encoding="utf-8")
     return Tokenizer.from_directory(directory)
 
 

@@ -15,15 +15,15 @@ def connect(request):
     from .fake_tfs import Blocking
 
     kind = GrpcTransport if request.param == "blocking" else Blocking
-    made = []
+    transports = []
 
     def make(targets, *, model: str = "opt", **options):
         transport = kind(targets, model=model, **options)
-        made.append(transport)
+        transports.append(transport)
         return transport
 
     yield make
-    for transport in made:
+    for transport in transports:
         transport.__exit__(None, None, None)
 
 

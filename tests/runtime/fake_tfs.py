@@ -83,20 +83,20 @@ class FakeTfs:
         if self.behave:
             return self.behave(data, context)
         request = codec.decode_predict_request(data)
-        wanted = request.model.version
+        version = request.model.version
         if request.model.name != self.model or not self.versions:
-            found = f"Latest({request.model.name})"
+            servable = f"Latest({request.model.name})"
             context.abort(
-                grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {found}"
+                grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {servable}"
             )
-        if wanted is not None and wanted not in self.versions:
-            found = f"Specific({request.model.name}, {wanted})"
+        if version is not None and version not in self.versions:
+            servable = f"Specific({request.model.name}, {version})"
             context.abort(
-                grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {found}"
+                grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {servable}"
             )
         self.served += 1
         spec = codec.ModelSpec(
-            self.model, request.model.signature, wanted or max(self.versions)
+            self.model, request.model.signature, version or max(self.versions)
         )
         return codec.encode_predict_response(spec, {"y": request.inputs["x"] * 2})
 

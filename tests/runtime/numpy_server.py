@@ -35,8 +35,8 @@ def serving(
             reply = transport.call(call)
         except ServerError as error:
             context.abort(getattr(grpc.StatusCode, error.code), str(error))
-        made = codec.ModelSpec(spec.name, spec.signature, reply.version)
-        return codec.encode_predict_response(made, reply.outputs)
+        answered = codec.ModelSpec(spec.name, spec.signature, reply.version)
+        return codec.encode_predict_response(answered, reply.outputs)
 
     service, method = PREDICT[1:].split("/")
     handler = grpc.unary_unary_rpc_method_handler(predict)

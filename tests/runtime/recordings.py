@@ -16,14 +16,14 @@ ENCODINGS = ("typed_fields", "tensor_content")
 
 def recordings(kind: str, method: str = "PredictionService/Predict") -> list:
     """The recorded messages of one method, as test parameters."""
-    found = []
+    parameters = []
     for encoding in ENCODINGS:
         folder = RECORDINGS / encoding
         for case in json.loads((folder / "index.json").read_text()):
             path = folder / f"{case['name']}.{kind}.bin"
             if case["method"] == method and path.exists():
-                found.append(pytest.param(path, id=f"{encoding}-{path.stem}"))
-    return found
+                parameters.append(pytest.param(path, id=f"{encoding}-{path.stem}"))
+    return parameters
 
 
 def same(ours: np.ndarray, theirs: np.ndarray) -> None:

@@ -51,7 +51,9 @@ def test_joined_calls_give_the_same_tokens(sampling, batch_sizes):
     async def go():
         transport = AsyncNumpy(0.002, generate=(2, 4), batch_sizes=batch_sizes)
         async with AsyncClient(transport=transport) as client:
-            found = await client.generate(PROMPTS, max_new_tokens=9, sampling=sampling)
+            generations = await client.generate(
+                PROMPTS, max_new_tokens=9, sampling=sampling
+            )
             streamed = [
                 client.stream(p, max_new_tokens=9, sampling=sampling) for p in PROMPTS
             ]
@@ -61,13 +63,13 @@ def test_joined_calls_give_the_same_tokens(sampling, batch_sizes):
 
             pieces = await asyncio.gather(*map(read, streamed))
         assert [s.generation.tokens for s in streamed] == pieces
-        return found, pieces, transport
+        return generations, pieces, transport
 
-    found, pieces, transport = asyncio.run(go())
+    generations, pieces, transport = asyncio.run(go())
     expected = alone(sampling=sampling)
-    assert [g.tokens for g in found] == expected
+    assert [g.tokens for g in generations] == expected
     assert pieces == expected
-    assert [g.index for g in found] == list(range(len(PROMPTS)))
+    assert [g.index for g in generations] == list(range(len(PROMPTS)))
     assert max(shape[0] for shape in transport.inner.shapes("input_ids")) >= 4
     assert transport.most <= 2
 
@@ -130,9 +132,9 @@ def test_cancelling_one_leaves_the_others():
             ]
             await asyncio.sleep(0.025)
             tasks[1].cancel()
-            found = await asyncio.gather(*tasks, return_exceptions=True)
-        assert isinstance(found[1], asyncio.CancelledError)
-        return [g[0].tokens for i, g in enumerate(found) if i != 1]
+            actual = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(actual[1], asyncio.CancelledError)
+        return [g[0].tokens for i, g in enumerate(actual) if i != 1]
 
     expected = [tokens[:6] for tokens in alone()[:4]]
     del expected[1]
@@ -268,7 +270,7 @@ def test_a_version_swap_in_the_middle_costs_rebuilds_and_no_token():
             transport.inner.versions = {2: transport.inner.model}
             return await work
 
-    found = asyncio.run(go())
-    assert [g.tokens for g in found] == alone(sampling=WARM)
-    assert all(g.model_version == 2 for g in found)
-    assert sum(g.rebuilds for g in found) > 0
+    actual = asyncio.run(go())
+    assert [g.tokens for g in actual] == alone(sampling=WARM)
+    assert all(g.model_version == 2 for g in actual)
+    assert sum(g.rebuilds for g in actual) > 0

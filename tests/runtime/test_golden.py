@@ -26,19 +26,19 @@ def prompts(case: str) -> list[list[int]]:
 
 def until_end(tokens: np.ndarray) -> list[int]:
     """The tokens up to the end token (2); padding follows it."""
-    found = tokens.tolist()
-    return found[: found.index(2) + 1] if 2 in found else found
+    ids = tokens.tolist()
+    return ids[: ids.index(2) + 1] if 2 in ids else ids
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_tests_own_model_matches(case):
-    model, want = NumpyOPT(GOLDEN / case), expected(case)
+    model, reference = NumpyOPT(GOLDEN / case), expected(case)
     layers, heads = (
         model.config["num_hidden_layers"],
         model.config["num_attention_heads"],
     )
     empty = np.zeros((0, layers, 2, heads, 32 // heads), np.float32)
-    for ids, logits in zip(want["input_ids"], want["logits"], strict=True):
+    for ids, logits in zip(reference["input_ids"], reference["logits"], strict=True):
         hidden, _ = model.hidden(ids, empty)
         np.testing.assert_allclose(model.logits(hidden), logits, atol=2e-4)
 
@@ -46,10 +46,10 @@ def test_the_tests_own_model_matches(case):
 @pytest.mark.parametrize("generate", [(), (1, 4), (3, 8)])
 @pytest.mark.parametrize("case", CASES)
 def test_greedy(case, generate):
-    want = expected(case)
+    reference = expected(case)
     with Client(transport=NumpyTransport(GOLDEN / case, generate=generate)) as client:
-        found = client.generate(prompts(case), max_new_tokens=24)
-    for row, tokens in zip(found, want["greedy"], strict=True):
+        generations = client.generate(prompts(case), max_new_tokens=24)
+    for row, tokens in zip(generations, reference["greedy"], strict=True):
         assert row.tokens == until_end(tokens)
 
 
@@ -60,27 +60,27 @@ def penalize_padding(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("case", CASES)
 def test_greedy_with_repetition_penalty(case):
-    want = expected(case)["greedy_repetition_1.3"]
+    reference = expected(case)["greedy_repetition_1.3"]
     sampling = Sampling(temperature=0.0, repetition_penalty=1.3)
     with Client(transport=NumpyTransport(GOLDEN / case, generate=(4, 8))) as client:
         whole, *padded = prompts(case)
         (in_graph,) = client.generate([whole], max_new_tokens=24, sampling=sampling)
-        found = client.generate(
+        generations = client.generate(
             padded, max_new_tokens=24, sampling=sampling, processors=[penalize_padding]
         )
-    for row, tokens in zip([in_graph, *found], want, strict=True):
+    for row, tokens in zip([in_graph, *generations], reference, strict=True):
         assert row.tokens == until_end(tokens)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_beam_search(case):
-    want = expected(case)
+    reference = expected(case)
     beams = Beams(width=4, returned=2, early_stopping=True)
     with Client(transport=NumpyTransport(GOLDEN / case)) as client:
-        found = client.generate(prompts(case), max_new_tokens=10, beams=beams)
-    sequences = [s for best in found for s in (best, *best.alternatives)]
-    for s, tokens in zip(sequences, want["beam4_sequences"], strict=True):
+        generations = client.generate(prompts(case), max_new_tokens=10, beams=beams)
+    sequences = [s for best in generations for s in (best, *best.alternatives)]
+    for s, tokens in zip(sequences, reference["beam4_sequences"], strict=True):
         assert s.tokens == until_end(tokens)
     np.testing.assert_allclose(
-        [s.score for s in sequences], want["beam4_scores"], atol=1e-4
+        [s.score for s in sequences], reference["beam4_scores"], atol=1e-4
     )

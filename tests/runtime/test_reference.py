@@ -51,10 +51,10 @@ def test_beam_search(case, penalty, early):
     ends = [2, 30, 35, 40, 64, 90, 91]  # frequent ones, so that beams do end
     beams = Beams(width=3, returned=3, length_penalty=penalty, early_stopping=early)
     with Client(transport=NumpyTransport(GOLDEN / case)) as client:
-        found = client.generate(
+        generations = client.generate(
             PROMPTS, max_new_tokens=14, beams=beams, stop_token_ids=ends
         )
-    for prompt, best in zip(PROMPTS, found, strict=True):
+    for prompt, best in zip(PROMPTS, generations, strict=True):
         rows, scores = reference(
             case,
             prompt,
@@ -86,7 +86,7 @@ def test_beam_search(case, penalty, early):
 def test_constraints(case, width, ours, theirs):
     ends = [2, 40, 64, 89]
     with Client(transport=NumpyTransport(GOLDEN / case)) as client:
-        found = client.generate(
+        generations = client.generate(
             PROMPTS,
             max_new_tokens=14,
             beams=Beams(width=width) if width > 1 else None,
@@ -94,7 +94,7 @@ def test_constraints(case, width, ours, theirs):
             constraints=Constraints(**ours),
             stop_token_ids=ends,
         )
-    for prompt, best in zip(PROMPTS, found, strict=True):
+    for prompt, best in zip(PROMPTS, generations, strict=True):
         options = {"repetition_penalty": 1.2, "eos_token_id": ends, **theirs}
         rows, _ = reference(case, prompt, max_new_tokens=14, num_beams=width, **options)
         assert best.tokens == rows[0]

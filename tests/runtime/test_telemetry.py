@@ -39,12 +39,12 @@ def recorded():
 
 
 def points(reader) -> dict[str, list]:
-    found: dict[str, list] = {}
+    metrics: dict[str, list] = {}
     for resource in reader.get_metrics_data().resource_metrics:
         for scope in resource.scope_metrics:
             for metric in scope.metrics:
-                found[metric.name] = list(metric.data.data_points)
-    return found
+                metrics[metric.name] = list(metric.data.data_points)
+    return metrics
 
 
 def everything(spans) -> str:
@@ -71,10 +71,10 @@ def test_spans_and_metrics(recorded):
     ]
     assert {s.name for s in calls} == {"call prefill", "call decode"}
     assert all(s.attributes["optserve.bytes_sent"] > 0 for s in calls)
-    found = points(reader)
+    metrics = points(reader)
     output = [
         p
-        for p in found["gen_ai.client.token.usage"]
+        for p in metrics["gen_ai.client.token.usage"]
         if p.attributes["gen_ai.token.type"] == "output"
     ]
     assert sum(p.sum for p in output) == 8 + 3
@@ -86,7 +86,7 @@ def test_spans_and_metrics(recorded):
         "optserve.client.sent",
         "optserve.client.received",
     ):
-        assert found[name], name
+        assert metrics[name], name
     assert SECRET not in everything(spans)
 
 

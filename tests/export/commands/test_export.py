@@ -98,11 +98,11 @@ def test_a_polite_end_cleans_up():
 def test_dry_run_of_a_checkpoint(out, checkpoint, capsys):
     before = sorted(os.listdir(out))
     assert main(["export", str(checkpoint), str(out), "--dry-run", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    actual = json.loads(capsys.readouterr().out)
     assert sorted(os.listdir(out)) == before
     weights = sum(f.stat().st_size for f in (out / "1" / "variables").iterdir())
-    assert found["artefact"] <= weights <= found["artefact"] + 10_000
-    assert "cache float32[B,C,1,2,2,8]" in found["signatures"]["decode"]["inputs"]
+    assert actual["artefact"] <= weights <= actual["artefact"] + 10_000
+    assert "cache float32[B,C,1,2,2,8]" in actual["signatures"]["decode"]["inputs"]
     asked = ["export", str(checkpoint), str(out), "--dry-run", "--version", "1"]
     assert main(asked) == 1
 

@@ -56,15 +56,15 @@ def test_killed_at_random_moments(tmp_path, options):
 
 def working_on(out: Path) -> set[int]:
     """Processes with a folder below ``out`` among their arguments."""
-    found = set()
+    pids = set()
     for entry in Path("/proc").iterdir():
         try:
             command = (entry / "cmdline").read_bytes()
         except OSError:
             continue
         if entry.name.isdigit() and f"{out}/".encode() in command:
-            found.add(int(entry.name))
-    return found
+            pids.add(int(entry.name))
+    return pids
 
 
 @pytest.mark.parametrize(

@@ -44,30 +44,31 @@ def test_the_schema_refuses_a_misspelt_field(schemas):
 
 
 def test_cluster_objects_refer_to_each_other(options, files):
-    found = {d["kind"]: d for d in pyyaml.safe_load_all(files["kubernetes.yaml"])}
-    template = found["Deployment"]["spec"]["template"]
+    objects = {d["kind"]: d for d in pyyaml.safe_load_all(files["kubernetes.yaml"])}
+    template = objects["Deployment"]["spec"]["template"]
     pod, labels = template["spec"], template["metadata"]["labels"]
-    selector = found["Deployment"]["spec"]["selector"]["matchLabels"]
+    selector = objects["Deployment"]["spec"]["selector"]["matchLabels"]
     assert selector.items() <= labels.items()
-    assert found["Service"]["spec"]["selector"].items() <= labels.items()
-    budget = found["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"]
+    assert objects["Service"]["spec"]["selector"].items() <= labels.items()
+    budget = objects["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"]
     assert budget.items() <= labels.items()
-    target = found["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
-    assert target["name"] == found["Deployment"]["metadata"]["name"]
-    assert "replicas" not in found["Deployment"]["spec"]
-    assert found["Service"]["spec"]["clusterIP"] == "None"
+    target = objects["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
+    assert target["name"] == objects["Deployment"]["metadata"]["name"]
+    assert "replicas" not in objects["Deployment"]["spec"]
+    assert objects["Service"]["spec"]["clusterIP"] == "None"
 
     volumes = {v["name"]: v for v in pod["volumes"]}
     ports = {p["name"] for c in pod["containers"] for p in c["ports"]}
-    assert {p["targetPort"] for p in found["Service"]["spec"]["ports"]} <= ports
+    assert {p["targetPort"] for p in objects["Service"]["spec"]["ports"]} <= ports
     for container in pod["containers"] + pod.get("initContainers", []):
         mounted = {m["name"] for m in container["volumeMounts"]}
         assert mounted <= volumes.keys()
     assert (
-        volumes["config"]["configMap"]["name"] == found["ConfigMap"]["metadata"]["name"]
+        volumes["config"]["configMap"]["name"]
+        == objects["ConfigMap"]["metadata"]["name"]
     )
     assert ("models" in volumes) == options.storage_uri.startswith("pvc://")
-    _flags_point_at_files(pod["containers"][0]["args"], found["ConfigMap"]["data"])
+    _flags_point_at_files(pod["containers"][0]["args"], objects["ConfigMap"]["data"])
 
 
 def test_compose_serves_this_folder(files):

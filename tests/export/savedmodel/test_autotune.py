@@ -21,9 +21,9 @@ def test_only_what_the_weights_need_is_asked() -> None:
 
 @pytest.mark.parametrize("answer", [False, True])
 def test_the_answer_is_found_when_a_version_is_loaded(answer) -> None:
-    found = autotune.FoundAtLoad(lambda: tf.constant(answer), f"test_{answer}")
-    found._initialize()
-    assert bool(tf.function(found.read)()) == answer
+    resource = autotune.FoundAtLoad(lambda: tf.constant(answer), f"test_{answer}")
+    resource._initialize()
+    assert bool(tf.function(resource.read)()) == answer
 
 
 @pytest.mark.skipif(not int8_matmul.available(), reason="no int8 kernels")

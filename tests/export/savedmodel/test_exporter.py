@@ -42,10 +42,10 @@ def test_logits_equal_the_reference(case, framework):
     for side in ("left", "right"):
         mask = golden[f"{side}_mask"].astype(np.int32)
         padded = golden[f"ids_{side}"].astype(np.int32)
-        found = model("serving_default", input_ids=padded, attention_mask=mask)
+        actual = model("serving_default", input_ids=padded, attention_mask=mask)
         keep = mask.astype(bool)
         np.testing.assert_allclose(
-            found["logits"][keep], golden[f"logits_{side}"][keep], atol=atol
+            actual["logits"][keep], golden[f"logits_{side}"][keep], atol=atol
         )
     hidden = model("embed", input_ids=ids, input_length=int32(*[S] * B))
     np.testing.assert_allclose(
@@ -54,8 +54,8 @@ def test_logits_equal_the_reference(case, framework):
     score = model("score", input_ids=ids, input_length=int32(*[S] * B))["logprobs"]
     shifted = golden["logits"][:, :-1].astype(np.float64)
     logprobs = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    wanted = np.take_along_axis(logprobs, ids[:, 1:, None], -1)[..., 0]
-    np.testing.assert_allclose(score[:, 1:], wanted, atol=2 * atol)
+    reference = np.take_along_axis(logprobs, ids[:, 1:, None], -1)[..., 0]
+    np.testing.assert_allclose(score[:, 1:], reference, atol=2 * atol)
     assert not score[:, 0].any()
 
 
@@ -89,9 +89,9 @@ def test_cached_calls_equal_whole_rows(case, framework):
     L, _, H, D = start["new_cache"].shape[2:]
     for i in range(L):
         for part, kind in enumerate(("key", "value")):
-            made = after["new_cache"][0, :4, i, part]  # [S,H,D]
-            wanted = golden[f"{kind}_{i}"][0, :, 3:7].transpose(1, 0, 2)
-            np.testing.assert_allclose(made, wanted, atol=tolerance(case))
+            new = after["new_cache"][0, :4, i, part]  # [S,H,D]
+            reference = golden[f"{kind}_{i}"][0, :, 3:7].transpose(1, 0, 2)
+            np.testing.assert_allclose(new, reference, atol=tolerance(case))
     assert golden["key_0"].shape[1::2] == (H, D)
 
 
@@ -203,7 +203,7 @@ def test_weights_are_stored_once(tmp_path):
 
 @pytest.mark.parametrize("framework", ROUTES)
 @pytest.mark.parametrize(
-    ("ids", "length", "wanted"),
+    ("ids", "length", "expected"),
     [
         ([[5, 128]], [2], "input_ids should be from 0 to 127"),
         ([[-1, 5]], [2], "input_ids should be from 0 to 127"),
@@ -212,11 +212,11 @@ def test_weights_are_stored_once(tmp_path):
         ([[]] * 2049, [0] * 2049, "and 2048 in all"),
     ],
 )
-def test_what_is_out_of_range_is_refused(framework, ids, length, wanted):
+def test_what_is_out_of_range_is_refused(framework, ids, length, expected):
     import tensorflow as tf
 
     model = served("pre_ln", framework=framework)
-    with pytest.raises(tf.errors.InvalidArgumentError, match=wanted):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=expected):
         model("prefill", input_ids=int32(*ids), input_length=int32(*length))
 
 
@@ -243,7 +243,7 @@ def test_large_requests_are_refused_before_anything_is_computed(framework):
 
 
 @pytest.mark.parametrize(
-    ("options", "wanted"),
+    ("options", "expected"),
     [
         ({"framework": "torch"}, "--framework should be one of tf, jax, got 'torch'"),
         ({"framework": "jax", "compiler": "none"}, "a JAX graph runs only with XLA"),
@@ -251,8 +251,8 @@ def test_large_requests_are_refused_before_anything_is_computed(framework):
         ({"cache": "int4"}, "--cache should be one of float32"),
     ],
 )
-def test_impossible_options_are_refused(tmp_path, options, wanted):
-    with pytest.raises(ExportError, match=wanted):
+def test_impossible_options_are_refused(tmp_path, options, expected):
+    with pytest.raises(ExportError, match=expected):
         export_savedmodel(GOLDEN / "pre_ln", tmp_path / "out", ExportOptions(**options))
     assert not (tmp_path / "out").exists()
 

@@ -39,7 +39,7 @@ def ragged(rows, fill: int = -1) -> np.ndarray:
     return out
 
 
-def generate(model, n: int, fed, *, cache=None, cached=None, **wanted):
+def generate(model, n: int, fed, *, cache=None, cached=None, **options):
     B = len(fed)
     if cache is None:
         cache = np.zeros((B, 0, 3, 2, 4, model.width), np.float32)
@@ -53,7 +53,7 @@ def generate(model, n: int, fed, *, cache=None, cached=None, **wanted):
         "top_k": [0] * B,
         "top_p": [1.0] * B,
         "repetition_penalty": [1.0] * B,
-    } | wanted
+    } | options
     real = {"temperature", "top_p", "repetition_penalty"}
     return model(
         f"generate_{n}",
@@ -110,8 +110,8 @@ def test_tokens_do_not_depend_on_calls_or_neighbours(model, prompts):
             cached[b] += new
             seen[b] += reply["tokens"][b].tolist()
         fed = [row[-1:] for row in seen]
-    made = [row[len(p) :] for row, p in zip(seen, prompts, strict=True)]
-    np.testing.assert_array_equal(made, whole)
+    generated = [row[len(p) :] for row, p in zip(seen, prompts, strict=True)]
+    np.testing.assert_array_equal(generated, whole)
     for b, prompt in enumerate(prompts):
         mine = {key: value[b : b + 1] for key, value in MIXED.items()}
         alone = generate(model, 24, [prompt], history=[prompt], **mine)
@@ -161,8 +161,8 @@ def test_a_smaller_cache_gives_the_same_tokens_in_any_split(prompts, dtype):
     cached = int32(*[len(p) + 3 for p in prompts])
     last = half["tokens"][:, -1:].tolist()
     rest = generate(model, 4, last, cache=half["new_cache"], cached=cached)
-    made = np.concatenate([half["tokens"], rest["tokens"]], axis=1)
-    np.testing.assert_array_equal(made, whole["tokens"])
+    generated = np.concatenate([half["tokens"], rest["tokens"]], axis=1)
+    np.testing.assert_array_equal(generated, whole["tokens"])
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,9 @@ def test_two_int8_numbers_hold_sixteen_bits() -> None:
     x[1, 7], x[2] = 60, 0  # an outlier, a row of nothing
     split = split_int8(tf.constant(x))
     high, low = np.split(split.parts.numpy().astype(np.float64), 2)
-    found = (255 * high + low) * split.scale.numpy()
+    actual = (255 * high + low) * split.scale.numpy()
     largest = np.abs(x).max(axis=1, keepdims=True)
-    assert (np.abs(found - x) <= largest / 64770 * 1.001).all()
+    assert (np.abs(actual - x) <= largest / 64770 * 1.001).all()
     assert split.parts.dtype == tf.int8
 
 
@@ -37,8 +37,8 @@ def test_numbers_of_any_size_are_split(size: float) -> None:
     x = np.float32([[0.5 * size, -size, 0.25 * size]])
     split = split_int8(tf.constant(x))
     high, low = np.split(split.parts.numpy().astype(np.float64), 2)
-    found = (255 * high + low) * split.scale.numpy().astype(np.float64)
-    assert np.abs(found - x).max() <= max(size, 1e-30) / 64000
+    actual = (255 * high + low) * split.scale.numpy().astype(np.float64)
+    assert np.abs(actual - x).max() <= max(size, 1e-30) / 64000
 
 
 def test_joined_is_the_product_of_the_numbers_that_were_split() -> None:
@@ -47,8 +47,8 @@ def test_joined_is_the_product_of_the_numbers_that_were_split() -> None:
     weights = rng.integers(-127, 128, (4, 50))
     sums = np.concatenate([high, low]) @ weights.T
     scale = np.float32([[1], [0.5], [4]])
-    found = joined(tf.constant(sums, tf.float32), scale)
-    np.testing.assert_array_equal(found, (255 * high + low) @ weights.T * scale)
+    actual = joined(tf.constant(sums, tf.float32), scale)
+    np.testing.assert_array_equal(actual, (255 * high + low) @ weights.T * scale)
 
 
 _PROBE = """
@@ -113,8 +113,8 @@ def test_the_loop_of_kept_matrices_is_the_loop_over_layers(case) -> None:
     ):
         right = _logprobs(model)
     with model.answering("exact_int8", True):
-        found = _logprobs(model)
-    np.testing.assert_allclose(found, right, atol=2e-3)
+        actual = _logprobs(model)
+    np.testing.assert_allclose(actual, right, atol=2e-3)
 
 
 def test_a_matrix_multiplies_int8_as_such_where_that_is_exact() -> None:
@@ -133,8 +133,8 @@ def test_a_matrix_multiplies_int8_as_such_where_that_is_exact() -> None:
 @pytest.mark.skipif(not int8_matmul.available(), reason="no int8 kernels")
 def test_sums_of_nothing() -> None:
     parts, values = tf.zeros([4, 64], tf.int8), tf.ones([8, 64], tf.int8)
-    found = tf.function(lambda: accumulators(parts, values))()
-    np.testing.assert_array_equal(found, np.zeros([4, 8]))
+    actual = tf.function(lambda: accumulators(parts, values))()
+    np.testing.assert_array_equal(actual, np.zeros([4, 8]))
 
 
 def test_versions_in_one_process_keep_their_own_weights(tmp_path) -> None:

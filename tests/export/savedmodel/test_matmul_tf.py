@@ -41,8 +41,8 @@ def test_float16_is_multiplied_as_float32() -> None:
 def test_products_of_the_jax_graph(dtype, rows):
     x, values, exact = long_rows(rows, ml_dtypes.bfloat16 if "b" in dtype else dtype)
     product = jax.jit(lambda x, values: matmul_jax.Matrix(values).matmul(x))
-    found = product(x, values)
-    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-5 * np.abs(exact).max())
+    actual = product(x, values)
+    np.testing.assert_allclose(actual, exact, rtol=0, atol=1e-5 * np.abs(exact).max())
 
 
 def long_rows(rows, dtype):
@@ -61,10 +61,10 @@ def test_a_row_without_numbers_leaves_its_neighbours_alone(framework, bad):
     exact = x[1:].astype(np.float64) @ values.T
     x[0] = bad
     if framework == "tf":
-        found = tf.function(Matrix(tf.constant(values)).matmul)(x).numpy()
+        actual = tf.function(Matrix(tf.constant(values)).matmul)(x).numpy()
     else:
-        found = jax.jit(lambda x, values: matmul_jax.Matrix(values).matmul(x))(
+        actual = jax.jit(lambda x, values: matmul_jax.Matrix(values).matmul(x))(
             x, values
         )
-    assert not np.isfinite(found[0]).any()
-    np.testing.assert_allclose(found[1:], exact, rtol=0, atol=1e-3)
+    assert not np.isfinite(actual[0]).any()
+    np.testing.assert_allclose(actual[1:], exact, rtol=0, atol=1e-3)

@@ -69,19 +69,19 @@ def test_attention_equals_numpys(wire, S, new):
     H, D = LAYOUT.heads, LAYOUT.head_dim
     rng = np.random.default_rng(3)
     q, k, v = rng.standard_normal((3, B, H, S, D)).astype(np.float32)
-    made = rng.standard_normal((LAYOUT.layers, 2, B, H, 5, D)).astype(np.float32)
+    new_kv = rng.standard_normal((LAYOUT.layers, 2, B, H, 5, D)).astype(np.float32)
     pages = graph_jax.Pages(*(x.numpy() for x in paged((wire, LENGTH))))
     for layer in range(LAYOUT.layers):
-        past = graph_jax.Past(pages, made if new else None, new, layer)
-        found = jax.jit(graph_jax.attend)(q, (k, past), v)
+        past = graph_jax.Past(pages, new_kv if new else None, new, layer)
+        actual = jax.jit(graph_jax.attend)(q, (k, past), v)
         for b in range(B):
             old = wire[b, : LENGTH[b], layer].transpose(1, 2, 0, 3)
-            before = made[layer, :, b, :, :new]
+            before = new_kv[layer, :, b, :, :new]
             for s in range(S):
                 own = np.stack([k, v])[:, b, :, : s + 1]
                 keys, values = np.concatenate([old, before, own], axis=2)
                 exact = attention(q[b, :, s], keys, values)
-                np.testing.assert_allclose(found[b, :, s], exact, atol=1e-5)
+                np.testing.assert_allclose(actual[b, :, s], exact, atol=1e-5)
 
 
 def attention(q, keys, values):

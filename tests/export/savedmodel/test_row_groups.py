@@ -43,5 +43,5 @@ def test_every_number_of_rows(doubled, rows):
 
 
 def test_position_counts_smaller_sizes():
-    found = [int(position((1, 8), size)) for size in (1, 2, 8, 9)]
-    assert found == [0, 1, 1, 2]
+    actual = [int(position((1, 8), size)) for size in (1, 2, 8, 9)]
+    assert actual == [0, 1, 1, 2]

@@ -115,10 +115,10 @@ def test_signatures_share_what_is_compiled(weights):
         called |= {func.name for attr in attributes for func in attr.list.func}
         return set().union(*(compiled(other, seen) for other in called))
 
-    found = []
+    programs = []
     for n in (8, 24):
         (output, *_) = graph.signature_def[f"generate_{n}"].outputs.values()
         nodes = {node.name: node for node in graph.graph_def.node}
         call = nodes[output.name.split(":")[0]]
-        found.append(compiled(call.attr["f"].func.name, set()))
-    assert found[0] == found[1] != set()
+        programs.append(compiled(call.attr["f"].func.name, set()))
+    assert programs[0] == programs[1] != set()

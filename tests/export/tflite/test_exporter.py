@@ -37,49 +37,49 @@ def feed(transport, ids, cache=None):
         name = "decode"
         inputs["cache"] = cache
         inputs["cache_length"] = np.array([cache.shape[1]], np.int32)
-    made = transport.call(Call(name, inputs)).outputs
-    return made["logits"][0], made["new_cache"][:, : ids.size]
+    outputs = transport.call(Call(name, inputs)).outputs
+    return outputs["logits"][0], outputs["new_cache"][:, : ids.size]
 
 
 @pytest.mark.parametrize(("case", "framework"), EVERY_CASE)
 def test_logits_and_cache_are_the_references(case, framework):
-    wanted = expected(case)
+    golden = expected(case)
     transport = LiteRTTransport(exported(case, framework), threads=1)
     for row in range(3):
-        ids = wanted["input_ids"][row]
+        ids = golden["input_ids"][row]
         logits, cache = feed(transport, ids[:7])
-        np.testing.assert_allclose(logits, wanted["logits"][row, 6], atol=2e-4)
+        np.testing.assert_allclose(logits, golden["logits"][row, 6], atol=2e-4)
         for layer in range(cache.shape[2]):
             keys, values = cache[0, :, layer].transpose(1, 2, 0, 3)
-            for name, found in (("key", keys), ("value", values)):
-                reference = wanted[f"{name}_{layer}"][row][:, :7]
-                np.testing.assert_allclose(found, reference, atol=2e-4)
+            for name, actual in (("key", keys), ("value", values)):
+                reference = golden[f"{name}_{layer}"][row][:, :7]
+                np.testing.assert_allclose(actual, reference, atol=2e-4)
         for position in range(7, 11):
             logits, new = feed(transport, ids[position], cache)
             cache = np.concatenate([cache, new], axis=1)
-            reference = wanted["logits"][row, position]
+            reference = golden["logits"][row, position]
             np.testing.assert_allclose(logits, reference, atol=2e-4)
 
 
 def test_several_tokens_continue_a_cache():
-    wanted = expected("pre_ln")
+    reference = expected("pre_ln")
     transport = LiteRTTransport(exported("pre_ln"), threads=1)
-    ids = wanted["input_ids"][0]
+    ids = reference["input_ids"][0]
     _, cache = feed(transport, ids[:4])
     logits, _ = feed(transport, ids[4:], cache)
-    np.testing.assert_allclose(logits, wanted["logits"][0, -1], atol=2e-4)
+    np.testing.assert_allclose(logits, reference["logits"][0, -1], atol=2e-4)
 
 
 @pytest.mark.parametrize(
     ("weights", "worst"), [("float16", 2e-3), ("int8", 0.05), ("int4", 0.3)]
 )
 def test_smaller_weights_stay_close(weights, worst):
-    wanted = expected("pre_ln")
+    reference = expected("pre_ln")
     transport = LiteRTTransport(exported("pre_ln", weights=weights), threads=1)
-    errors, scale = [], np.abs(wanted["logits"]).max()
+    errors, scale = [], np.abs(reference["logits"]).max()
     for row in range(3):
-        logits, _ = feed(transport, wanted["input_ids"][row])
-        errors.append(np.abs(logits - wanted["logits"][row, -1]).max())
+        logits, _ = feed(transport, reference["input_ids"][row])
+        errors.append(np.abs(logits - reference["logits"][row, -1]).max())
     assert 0 < max(errors) < worst * scale
 
 
@@ -165,9 +165,9 @@ def test_weights_beyond_the_format_s_two_gibibytes(monkeypatch):
             out,
             ExportOptions(target="tflite", prompt_buckets=[16], cache_size=24),
         )
-        wanted = expected("pre_ln")
-        logits, _ = feed(LiteRTTransport(folder, threads=1), wanted["input_ids"][0])
-        np.testing.assert_allclose(logits, wanted["logits"][0, -1], atol=2e-4)
+        reference = expected("pre_ln")
+        logits, _ = feed(LiteRTTransport(folder, threads=1), reference["input_ids"][0])
+        np.testing.assert_allclose(logits, reference["logits"][0, -1], atol=2e-4)
 
 
 @pytest.mark.parametrize(

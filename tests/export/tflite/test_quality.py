@@ -44,27 +44,27 @@ def loss(folder: Path, windows: list[list[int]]) -> float:
             if cache is not None:
                 inputs["cache"] = RowBlocks(((cache[:slot],),), len(cache))
                 inputs["cache_length"] = np.array([slot], np.int32)
-            made = transport.call(Call("decode", inputs)).outputs
+            outputs = transport.call(Call("decode", inputs)).outputs
             if cache is None:
-                row = made["new_cache"].shape[2:]
+                row = outputs["new_cache"].shape[2:]
                 cache = np.zeros((WINDOW, *row), np.float32)
-            cache[slot] = made["new_cache"][0, 0]
-            losses.append(-log_softmax(made["logits"][0])[following])
+            cache[slot] = outputs["new_cache"][0, 0]
+            losses.append(-log_softmax(outputs["logits"][0])[following])
     return float(np.mean(losses))
 
 
 @pytest.mark.slow
 def test_held_out_loss_of_every_weight_type(data_dir, tmp_path, capsys):
     windows = held_out(data_dir, Tokenizer.from_directory(TINY))
-    found = {}
+    losses = {}
     for weights in ("float32", "float16", "int8", "int4"):
         folder = export_tflite(
             TINY, tmp_path / weights, ExportOptions(target="tflite", weights=weights)
         )
-        found[weights] = loss(folder, windows)
+        losses[weights] = loss(folder, windows)
     with capsys.disabled():
-        print({name: round(value, 4) for name, value in found.items()})
-    assert found["float32"] < 4.5  # it has learned: a uniform guess costs 6.9
-    assert abs(found["float16"] - found["float32"]) < 0.002
-    assert abs(found["int8"] - found["float32"]) < 0.01
-    assert abs(found["int4"] - found["float32"]) < 0.05
+        print({name: round(value, 4) for name, value in losses.items()})
+    assert losses["float32"] < 4.5  # it has learned: a uniform guess costs 6.9
+    assert abs(losses["float16"] - losses["float32"]) < 0.002
+    assert abs(losses["int8"] - losses["float32"]) < 0.01
+    assert abs(losses["int4"] - losses["float32"]) < 0.05

@@ -72,9 +72,9 @@ def test_cases_fit_model_and_buckets(made_of):
             or not made_of.cache_buckets
             or (case.slots in made_of.cache_buckets)
         )
-        made = 4 if case.signature == "generate_4" else 0
+        new_tokens = 4 if case.signature == "generate_4" else 0
         for row in case.rows:
-            assert row.past + row.new + made <= made_of.max_positions
+            assert row.past + row.new + new_tokens <= made_of.max_positions
             assert not cached or row.past <= case.slots
 
 
@@ -181,48 +181,50 @@ def test_unpack(dtype):
     random = np.random.default_rng(0)
     numbers = random.normal(size=(5, 2, 2, 3, 8)).astype(np.float32)
     if dtype == "float32":
-        packed = wanted = numbers
+        packed = expected = numbers
     elif dtype == "bfloat16":
         rounded = numbers.astype(ml_dtypes.bfloat16)
-        packed, wanted = rounded.view(np.float32), rounded.astype(np.float32)
+        packed, expected = rounded.view(np.float32), rounded.astype(np.float32)
     else:
         scale = np.abs(numbers).max(-1, keepdims=True) / 127
         integers = np.rint(numbers / scale).astype(np.int8)
         packed = np.concatenate([integers.view(np.float32), scale], -1)
-        wanted = integers * scale
+        expected = integers * scale
     assert packed.shape[1:] == layout.row_shape
-    np.testing.assert_allclose(unpack(packed, layout), wanted, rtol=1e-6)
+    np.testing.assert_allclose(unpack(packed, layout), expected, rtol=1e-6)
 
 
 CASE = TestCase("prefill", (Row(0, 0, 2),), 2)
 PLAN = Plan((CASE,), 100, (), ())
 
 
-def errors_of(got: dict, wanted: dict, allowed: float = 0.1):
-    return {o.output: o for o in measure(PLAN, [[got]], [[wanted]], allowed)}
+def errors_of(got: dict, expected: dict, allowed: float = 0.1):
+    return {o.output: o for o in measure(PLAN, [[got]], [[expected]], allowed)}
 
 
 def test_errors_are_shares_of_the_numbers():
-    wanted = np.array([3.0, -3.0, 3.0, -3.0])
+    expected = np.array([3.0, -3.0, 3.0, -3.0])
     got = np.array([3.3, -3.0, 3.0, -3.0])
-    found = errors_of({"logits": got}, {"logits": wanted})["logits"]
-    assert found.max_error == pytest.approx(0.1)
-    assert found.mean_error == pytest.approx(0.025)
-    assert found.agreement == 1.0
-    assert not found.ok  # the mean
-    assert errors_of({"logits": wanted}, {"logits": wanted})["logits"].ok
-    broken = errors_of({"logits": wanted * np.nan}, {"logits": wanted})["logits"]
+    actual = errors_of({"logits": got}, {"logits": expected})["logits"]
+    assert actual.max_error == pytest.approx(0.1)
+    assert actual.mean_error == pytest.approx(0.025)
+    assert actual.agreement == 1.0
+    assert not actual.ok  # the mean
+    assert errors_of({"logits": expected}, {"logits": expected})["logits"].ok
+    broken = errors_of({"logits": expected * np.nan}, {"logits": expected})["logits"]
     assert broken.max_error == float("inf") and not broken.ok
-    shorter = errors_of({"new_cache": wanted}, {"new_cache": wanted[:2]})["new_cache"]
+    shorter = errors_of({"new_cache": expected}, {"new_cache": expected[:2]})[
+        "new_cache"
+    ]
     assert not shorter.ok
 
 
 def test_a_generation_is_judged_by_what_it_left_out():
     tokens, logits = np.array([1, 0]), np.array([[0.0, 2.0], [1.0, 1.5]])
-    wanted = {"regret": np.array([0.0, 0.5]), "logits": logits}
-    found = errors_of({"tokens": tokens}, wanted)["tokens"]
-    assert found.agreement == 0.5
-    assert found.max_error == pytest.approx(0.5 / np.sqrt(np.mean(logits**2)))
+    expected = {"regret": np.array([0.0, 0.5]), "logits": logits}
+    actual = errors_of({"tokens": tokens}, expected)["tokens"]
+    assert actual.agreement == 0.5
+    assert actual.max_error == pytest.approx(0.5 / np.sqrt(np.mean(logits**2)))
 
 
 def test_two_generations_are_compared_as_far_as_they_agree():
@@ -236,11 +238,11 @@ def test_two_generations_are_compared_as_far_as_they_agree():
         "logprobs": np.array([-1.0, -1.0, -2.0]),
         "new_cache": np.arange(4.0)[:, None],
     }
-    found = errors_of(mine, theirs)
-    assert found["tokens"].agreement == pytest.approx(2 / 3)
-    assert found["tokens"].ok  # shown, not judged
-    assert found["logprobs"].max_error == 0
-    assert found["new_cache"].max_error == 0
+    actual = errors_of(mine, theirs)
+    assert actual["tokens"].agreement == pytest.approx(2 / 3)
+    assert actual["tokens"].ok  # shown, not judged
+    assert actual["logprobs"].max_error == 0
+    assert actual["new_cache"].max_error == 0
 
 
 def test_tolerances_add_up_and_rounding_leaves_less():

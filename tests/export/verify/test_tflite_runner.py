@@ -105,11 +105,11 @@ def test_the_command_verifies_before_it_publishes(tmp_path, capsys):
     planned = json.loads(capsys.readouterr().out)
     assert not (tmp_path / "out").exists()
     assert main([*asked, "--json"]) == 0
-    made = json.loads(capsys.readouterr().out)
-    assert made["verification"]["ok"] and made["verification"]["outputs"]
-    assert planned["path"] == made["path"]
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["verification"]["ok"] and printed["verification"]["outputs"]
+    assert planned["path"] == printed["path"]
     graphs = 120_000  # what is not weights
-    assert planned["artefact"] < made["bytes"] < planned["artefact"] + graphs
+    assert planned["artefact"] < printed["bytes"] < planned["artefact"] + graphs
     assert set(planned["signatures"]) == {"decode", "prefill_16"}
 
 

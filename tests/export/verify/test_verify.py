@@ -55,8 +55,8 @@ def test_a_right_export_passes(export, checkpoint):
     report = verify_export(export.parent, checkpoint=checkpoint)
     assert report.ok, (report.files, report.problems)
     judged = {o.signature for o in report.outputs}
-    wanted = {"serving_default", "prefill", "decode", "generate_2", "score", "embed"}
-    assert judged == wanted
+    expected = {"serving_default", "prefill", "decode", "generate_2", "score", "embed"}
+    assert judged == expected
     assert report.greedy
     assert max(o.max_error for o in report.outputs) < 1e-4
     assert report.agreement == 1.0
@@ -69,9 +69,9 @@ def test_stored_weights_are_read_from_the_files(dtype, checkpoint, tmp_path):
         checkpoint, tmp_path, ExportOptions(weights=dtype, generate=(2,))
     )
     stored = StoredWeights(folder)
-    wanted = dict(packed_weights(CONFIG, open_weights(checkpoint), dtype))
-    assert stored.keys() == wanted.keys()
-    for name, array in wanted.items():
+    expected = dict(packed_weights(CONFIG, open_weights(checkpoint), dtype))
+    assert stored.keys() == expected.keys()
+    for name, array in expected.items():
         assert stored[name].dtype == array.dtype
         np.testing.assert_array_equal(stored[name], array)
 

@@ -68,9 +68,9 @@ def test_the_peak_is_the_final_size_and_little_more(format, config, tmp_path: Pa
     write_random_checkpoint(tmp_path, config, format=format, max_shard_size="15MB")
     full = 4 * sum(map(math.prod, weight_shapes(config).values()))
     for dtype, expected in (("float32", full), ("bfloat16", full / 2)):
-        found = measure(tmp_path, dtype, format)
-        assert found["final"] == expected
-        assert found["peak"] - found["before"] <= 1.15 * expected
+        actual = measure(tmp_path, dtype, format)
+        assert actual["final"] == expected
+        assert actual["peak"] - actual["before"] <= 1.15 * expected
 
 
 @pytest.mark.full_size
@@ -81,6 +81,6 @@ def test_1_3b_in_full(stored, tmp_path: Path):
     write_random_checkpoint(tmp_path, config, dtype=stored)
     full = 4 * sum(map(math.prod, weight_shapes(config).values()))
     for dtype in ("float32", "bfloat16"):
-        found = measure(tmp_path, dtype)
-        print(stored, "as", dtype, found, found["peak"] / found["final"])
-        assert found["peak"] <= 1.15 * (full if dtype == "float32" else full / 2)
+        actual = measure(tmp_path, dtype)
+        print(stored, "as", dtype, actual, actual["peak"] / actual["final"])
+        assert actual["peak"] <= 1.15 * (full if dtype == "float32" else full / 2)

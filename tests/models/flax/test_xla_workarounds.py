@@ -102,8 +102,8 @@ def test_a_largest_number_is_searched_without_pairs():
 @pytest.mark.parametrize("size", [7, 8, 1003])
 def test_sums_equal_numpys(size):
     x = np.random.default_rng(2).standard_normal((3, size)).astype(np.float32)
-    found = sum_rows(jnp.square, x)
-    np.testing.assert_allclose(found, np.square(x).sum(axis=1), rtol=1e-5)
+    actual = sum_rows(jnp.square, x)
+    np.testing.assert_allclose(actual, np.square(x).sum(axis=1), rtol=1e-5)
 
 
 def test_the_rounds_of_a_cipher_are_compiled_in_pieces():

@@ -50,14 +50,14 @@ ONE_ROW = {"rules", "contrastive"}
 
 
 def new_tokens(model, ids, mask, **options):
-    found = model.generate(
+    output = model.generate(
         tf.constant(ids, tf.int32),
         attention_mask=tf.constant(mask, tf.int32),
         return_dict_in_generate=True,
         output_scores=True,
         **options,
     )
-    return found.sequences.numpy()[:, ids.shape[1] :], found
+    return output.sequences.numpy()[:, ids.shape[1] :], output
 
 
 def row_by_row(model, ids, mask, options):
@@ -93,17 +93,17 @@ def main() -> None:
             entry["tf"]["tokens"] = rows
             entry["flax"]["tokens"] = [r + [1] * (full - len(r)) for r in rows]
             continue
-        new, found = new_tokens(ours, ids, mask, **options)
+        new, output = new_tokens(ours, ids, mask, **options)
         entry["tf"]["tokens"] = new.tolist()
         if "num_beams" in options:
-            entry["tf"]["scores"] = found.sequences_scores.numpy().tolist()
-            entry["tf"]["beam_indices"] = found.beam_indices.numpy().tolist()
-            largest = [np.max(step, 1).tolist() for step in found.scores]
+            entry["tf"]["scores"] = output.sequences_scores.numpy().tolist()
+            entry["tf"]["beam_indices"] = output.beam_indices.numpy().tolist()
+            largest = [np.max(step, 1).tolist() for step in output.scores]
             entry["tf"]["largest"] = largest
-        found = flax.generate(ids, attention_mask=mask, **options)
-        entry["flax"]["tokens"] = np.asarray(found.sequences)[:, 6:].tolist()
+        output = flax.generate(ids, attention_mask=mask, **options)
+        entry["flax"]["tokens"] = np.asarray(output.sequences)[:, 6:].tolist()
         if "num_beams" in options:
-            entry["flax"]["scores"] = np.asarray(found.scores).tolist()
+            entry["flax"]["scores"] = np.asarray(output.scores).tolist()
     file = Path(__file__).with_name("recorded.json")
     file.write_text(json.dumps(recorded, indent=1) + "\n")
 

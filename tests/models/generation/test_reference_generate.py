@@ -64,11 +64,11 @@ def sequences(model, ids, mask, **options):
         options["return_dict_in_generate"] = True
     if type(model).__module__.startswith("optserve.models.tf"):
         options["jit_compile"] = False  # other tests compare it with what XLA makes
-    found = model.generate(ids, attention_mask=mask, pad_token_id=1, **options)
-    scores = getattr(found, "sequences_scores", getattr(found, "scores", None))
+    output = model.generate(ids, attention_mask=mask, pad_token_id=1, **options)
+    scores = getattr(output, "sequences_scores", getattr(output, "scores", None))
     if isinstance(scores, tuple):
         scores = None
-    return np.asarray(found.sequences), None if scores is None else np.asarray(scores)
+    return np.asarray(output.sequences), None if scores is None else np.asarray(scores)
 
 
 def equal(reference, framework, directory, name, seed, **options):
@@ -76,11 +76,11 @@ def equal(reference, framework, directory, name, seed, **options):
     ids = tokens(ours.config, 3, 6, seed=seed + 10)
     mask = padded([6, 4, 1], 6, "left")
     ids = np.where(mask, ids, 1)
-    wanted, wanted_scores = sequences(theirs, ids, mask, **options)
-    found, scores = sequences(ours, ids, mask, **options)
-    assert found.tolist() == wanted.tolist()
-    if wanted_scores is not None:
-        np.testing.assert_allclose(scores, wanted_scores, rtol=1e-4, atol=1e-4)
+    expected, expected_scores = sequences(theirs, ids, mask, **options)
+    actual, scores = sequences(ours, ids, mask, **options)
+    assert actual.tolist() == expected.tolist()
+    if expected_scores is not None:
+        np.testing.assert_allclose(scores, expected_scores, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("framework", ["tf", "flax"])
@@ -130,9 +130,9 @@ def test_options(reference, framework, what, tmp_path):
     ids = tokens(ours.config, 3, 6, seed=1)
     mask = np.ones_like(ids)
     options = {"max_new_tokens": 12, **OPTIONS[what]}
-    wanted, _ = sequences(theirs, ids, mask, **options)
-    found, _ = sequences(ours, ids, mask, **options)
-    assert found.tolist() == wanted.tolist()
+    expected, _ = sequences(theirs, ids, mask, **options)
+    actual, _ = sequences(ours, ids, mask, **options)
+    assert actual.tolist() == expected.tolist()
 
 
 def test_the_text_generation_pipeline_takes_our_model(reference, tmp_path):
@@ -154,9 +154,9 @@ def test_the_text_generation_pipeline_takes_our_model(reference, tmp_path):
     )
     prompts = ["ROMEO:", "JULIET, my"]
     options = {"max_new_tokens": 8, "do_sample": False}
-    for prompt, found in zip(prompts, pipeline(prompts, **options), strict=True):
+    for prompt, actual in zip(prompts, pipeline(prompts, **options), strict=True):
         new = model.generate([ours.encode(prompt)], **options)
-        assert found[0]["generated_text"] == ours.decode(new[0].numpy())
+        assert actual[0]["generated_text"] == ours.decode(new[0].numpy())
 
 
 def test_scores_of_each_token(reference, tmp_path):
@@ -167,14 +167,14 @@ def test_scores_of_each_token(reference, tmp_path):
     for options in ({}, {"num_beams": 3}, {"do_sample": True, "top_k": 7}):
         options |= {"output_scores": True, "return_dict_in_generate": True}
         options |= {"max_new_tokens": 4, "seed": [3, 4]}
-        wanted = theirs.generate(ids, **options)
-        found = ours.generate(ids, **options)
-        assert type(found).__name__ == type(wanted).__name__
-        assert len(found.scores) == len(wanted.scores)
+        expected = theirs.generate(ids, **options)
+        actual = ours.generate(ids, **options)
+        assert type(actual).__name__ == type(expected).__name__
+        assert len(actual.scores) == len(expected.scores)
         kept = 1 if options.get("do_sample") else None  # they draw other tokens then
-        for a, b in list(zip(found.scores, wanted.scores, strict=True))[:kept]:
+        for a, b in list(zip(actual.scores, expected.scores, strict=True))[:kept]:
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
         if "num_beams" in options:
-            assert found.beam_indices.numpy().tolist() == (
-                wanted.beam_indices.numpy().tolist()
+            assert actual.beam_indices.numpy().tolist() == (
+                expected.beam_indices.numpy().tolist()
             )

@@ -49,7 +49,7 @@ ROWS: dict[str, tuple[np.ndarray, Sampling]] = {
 }
 
 
-def wanted(samplings: list[Sampling]) -> dict[str, np.ndarray]:
+def parameters(samplings: list[Sampling]) -> dict[str, np.ndarray]:
     return {
         "seed": np.stack([sampling.key() for sampling in samplings]),
         "temperature": np.float32([sampling.temperature for sampling in samplings]),
@@ -63,21 +63,21 @@ def wanted(samplings: list[Sampling]) -> dict[str, np.ndarray]:
 
 def by_tf(logits, samplings, seen, *, compiled: bool):
     @functools.partial(tf.function, autograph=False, jit_compile=compiled)
-    def graph(logits, wanted, position, seen):
-        asked = SamplingParams(**wanted)
+    def graph(logits, given, position, seen):
+        asked = SamplingParams(**given)
         return sampling_tf.choose(logits, asked, position, seen, compiled=compiled)
 
     position = tf.fill([len(logits)], POSITION)
-    inputs = tf.nest.map_structure(tf.constant, (logits, wanted(samplings)))
-    found = graph(*inputs, position, tf.constant(seen))
-    return [x.numpy() for x in found]
+    inputs = tf.nest.map_structure(tf.constant, (logits, parameters(samplings)))
+    chosen = graph(*inputs, position, tf.constant(seen))
+    return [x.numpy() for x in chosen]
 
 
 def by_jax(logits, samplings, seen):
     position = jnp.full(len(logits), POSITION, jnp.int32)
-    asked = SamplingParams(**wanted(samplings))
-    found = jax.jit(sampling_jax.choose)(logits, asked, position, seen)
-    return [np.asarray(x) for x in found]
+    asked = SamplingParams(**parameters(samplings))
+    chosen = jax.jit(sampling_jax.choose)(logits, asked, position, seen)
+    return [np.asarray(x) for x in chosen]
 
 
 GRAPHS = {

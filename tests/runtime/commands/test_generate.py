@@ -51,9 +51,9 @@ def test_options_reach_the_client(transport, capsys):
     from optserve.runtime import Sampling
 
     sampling = Sampling(temperature=1.2, top_k=30, top_p=0.9, seed=4)
-    want = expected("to be", max_new_tokens=9, sampling=sampling)
+    reference = expected("to be", max_new_tokens=9, sampling=sampling)
     out, err = capsys.readouterr()
-    assert out == "to be" + want.text + "\n"
+    assert out == "to be" + reference.text + "\n"
     assert err == ""
 
 

@@ -36,8 +36,8 @@ def test_decode_as_the_design_has_it():
 
 
 def test_generate_as_the_design_has_it():
-    found = shapes("generate_16")
-    assert list(found)[4:12] == [
+    actual = shapes("generate_16")
+    assert list(actual)[4:12] == [
         "max_new_tokens",
         "history",
         "stop_ids",
@@ -47,9 +47,9 @@ def test_generate_as_the_design_has_it():
         "top_p",
         "repetition_penalty",
     ]
-    assert found["seed"] == ("B", 2)
-    assert found["tokens"] == found["logprobs"] == ("B", 16)
-    assert found["new_cache"] == ("B", "S+N-1", 2, 2, 3, 8)
+    assert actual["seed"] == ("B", 2)
+    assert actual["tokens"] == actual["logprobs"] == ("B", 16)
+    assert actual["new_cache"] == ("B", "S+N-1", 2, 2, 3, 8)
 
 
 def test_rows_are_axis_0_of_every_tensor():

@@ -27,18 +27,18 @@ def content(cache: KVCache) -> list[float]:
 def test_forks_never_disturb_each_other(steps):
     caches = [(KVCache(LAYOUT), [])]
     for number, (step, size) in enumerate(steps):
-        cache, wanted = caches[size % len(caches)]
+        cache, expected = caches[size % len(caches)]
         if step == "a":
             cache.append(rows(size, 100 * number))
-            wanted += [float(100 * number + i) for i in range(size)]
+            expected += [float(100 * number + i) for i in range(size)]
         elif step == "f":
-            caches.append((cache.fork(), wanted.copy()))
+            caches.append((cache.fork(), expected.copy()))
         elif step == "t":
             cache.truncate(size)
-            del wanted[size:]
-    for cache, wanted in caches:
-        assert len(cache) == len(wanted)
-        assert content(cache) == wanted
+            del expected[size:]
+    for cache, expected in caches:
+        assert len(cache) == len(expected)
+        assert content(cache) == expected
 
 
 def test_forks_share_the_prompt():

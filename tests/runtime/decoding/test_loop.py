@@ -38,7 +38,7 @@ WARM = Sampling(temperature=1.2, top_k=50, top_p=0.95, repetition_penalty=1.1, s
 def test_tokens_depend_on_the_prompt_alone(sampling, generate, buckets):
     transport = NumpyTransport(generate=generate, **buckets)
     with Client(transport=transport) as client:
-        found = client.generate(MIXED, max_new_tokens=20, sampling=sampling)
+        generations = client.generate(MIXED, max_new_tokens=20, sampling=sampling)
         streamed = [
             [
                 t
@@ -48,7 +48,7 @@ def test_tokens_depend_on_the_prompt_alone(sampling, generate, buckets):
             for p in MIXED
         ]
     expected = one_by_one(max_new_tokens=20, sampling=sampling)
-    assert [g.tokens for g in found] == expected
+    assert [g.tokens for g in generations] == expected
     assert streamed == expected
 
 
@@ -81,13 +81,13 @@ def test_streams_start_with_few_tokens_a_call_and_go_on_with_more():
 def test_a_row_that_ends_makes_room_for_the_next():
     transport = NumpyTransport()
     with Client(transport=transport, max_rows=2) as client:
-        found = list(
+        actual = list(
             client.generate_many(([2, 4 + i] for i in range(9)), max_new_tokens=3)
         )
-        assert sorted(g.index for g in found) == list(range(9))
+        assert sorted(g.index for g in actual) == list(range(9))
         assert max(shape[0] for shape in transport.shapes("input_ids")) == 2
         one = client.generate([[2, 8]], max_new_tokens=3)[0]
-    assert next(g for g in found if g.index == 4).tokens == one.tokens
+    assert next(g for g in actual if g.index == 4).tokens == one.tokens
 
 
 # --- ends --------------------------------------------------------------------
@@ -168,12 +168,14 @@ def test_logprobs_top_logprobs_echo_and_score_agree():
     logits = model.logits(hidden).astype(np.float64)
     logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     whole = prompt + g.tokens
-    want = [logprobs[i - 1, token] for i, token in enumerate(whole)]
-    np.testing.assert_allclose(score.logprobs[1:], want[1:], atol=1e-5)
-    np.testing.assert_allclose(g.logprobs, want[len(prompt) :], atol=1e-5)
-    np.testing.assert_allclose(g.prompt_logprobs[1:], want[1 : len(prompt)], atol=1e-5)
+    expected = [logprobs[i - 1, token] for i, token in enumerate(whole)]
+    np.testing.assert_allclose(score.logprobs[1:], expected[1:], atol=1e-5)
+    np.testing.assert_allclose(g.logprobs, expected[len(prompt) :], atol=1e-5)
+    np.testing.assert_allclose(
+        g.prompt_logprobs[1:], expected[1 : len(prompt)], atol=1e-5
+    )
     assert np.isnan(score.logprobs[0]) and np.isnan(g.prompt_logprobs[0])
-    assert score.perplexity == pytest.approx(np.exp(-np.mean(want[1:])), rel=1e-4)
+    assert score.perplexity == pytest.approx(np.exp(-np.mean(expected[1:])), rel=1e-4)
     for i, step in enumerate(g.top_logprobs):
         row = logprobs[len(prompt) + i - 1]
         assert [token for token, _ in step] == np.argsort(-row)[:3].tolist()
@@ -185,10 +187,10 @@ def test_texts_beyond_the_largest_prompt_size_are_scored_whole():
         scores, states = client.score(texts), client.embed(texts)
     transport = NumpyTransport(prompt_buckets=[4, 8])
     with Client(transport=transport) as client:
-        for found, want in zip(client.score(texts), scores, strict=True):
-            np.testing.assert_allclose(found.logprobs, want.logprobs, atol=1e-5)
-        for found, want in zip(client.embed(texts), states, strict=True):
-            np.testing.assert_allclose(found, want, atol=1e-5)
+        for actual, expected in zip(client.score(texts), scores, strict=True):
+            np.testing.assert_allclose(actual.logprobs, expected.logprobs, atol=1e-5)
+        for actual, expected in zip(client.embed(texts), states, strict=True):
+            np.testing.assert_allclose(actual, expected, atol=1e-5)
     assert {s for _, s in transport.shapes("input_ids")} == {4, 16, 32, 40}
 
 
@@ -198,8 +200,8 @@ def test_long_texts_are_scored_by_few_rows_a_call(monkeypatch):
     texts = [[2, *range(4, 4 + n)] for n in (7, 7, 7, 7, 7, 7, 7, 39, 39, 60)]
     transport = NumpyTransport()
     with Client(transport=transport) as client:
-        found = client.score(texts)
-    assert [len(score.logprobs) for score in found] == [len(text) for text in texts]
+        actual = client.score(texts)
+    assert [len(score.logprobs) for score in actual] == [len(text) for text in texts]
     shapes = [(6, 8), (1, 8), (1, 40), (1, 40), (1, 64)]
     assert transport.shapes("input_ids") == shapes
 

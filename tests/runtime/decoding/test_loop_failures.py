@@ -54,11 +54,11 @@ def test_a_cache_is_never_given_to_another_version():
 def test_a_newer_version_need_not_have_the_signatures_of_the_older():
     transport = NumpyTransport(generate=(8,))
     with Client(transport=transport) as client:
-        (want,) = client.generate([MIXED[2]], max_new_tokens=9)
+        (expected,) = client.generate([MIXED[2]], max_new_tokens=9)
         transport.versions[2] = transport.model
         transport.manifest = NumpyTransport(generate=(2,)).manifest
-        (found,) = client.generate([MIXED[2]], max_new_tokens=9)
-        assert (found.tokens, found.model_version) == (want.tokens, 2)
+        (generation,) = client.generate([MIXED[2]], max_new_tokens=9)
+        assert (generation.tokens, generation.model_version) == (expected.tokens, 2)
         transport.manifest = NumpyTransport().manifest
         with pytest.raises(IncompatibleModel, match="no signature 'generate_2'"):
             client.generate([MIXED[2]], max_new_tokens=9)
@@ -73,11 +73,11 @@ def test_beams_survive_a_version_swap():
             transport.versions = {2: transport.model}
 
     with Client(transport=transport) as client:
-        (want,) = client.generate([MIXED[2]], max_new_tokens=8, beams=beams)
+        (expected,) = client.generate([MIXED[2]], max_new_tokens=8, beams=beams)
         transport.calls.clear()
         transport.before = swap
-        (found,) = client.generate([MIXED[2]], max_new_tokens=8, beams=beams)
-    assert found.tokens == want.tokens and found.rebuilds == 1
+        (generation,) = client.generate([MIXED[2]], max_new_tokens=8, beams=beams)
+    assert generation.tokens == expected.tokens and generation.rebuilds == 1
 
 
 def test_a_version_that_keeps_going_away_is_an_error():

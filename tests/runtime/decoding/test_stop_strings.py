@@ -31,9 +31,9 @@ def test_the_text_ends_before_the_first_stop_string(pieces, stops):
     for i in range(len(pieces)):
         shown += text.add(i)
         read += pieces[i]
-        found = [read.find(stop) for stop in stops if stop in read]
-        if found:
-            assert text.matched is not None and shown == read[: min(found)]
+        places = [read.find(stop) for stop in stops if stop in read]
+        if places:
+            assert text.matched is not None and shown == read[: min(places)]
             assert text.add(0) == text.finish() == ""
             return
         assert text.matched is None and read.startswith(shown)

@@ -127,12 +127,12 @@ def test_a_label_that_moves_takes_new_generations_along_and_no_running_one(
     first, second = tokens_of(server, 1), tokens_of(server, 2)
     with Client(server.target, label="stable") as client:
         stream = client.stream(PROMPT, **OPTIONS)
-        made = list(next(stream).tokens)
+        generated = list(next(stream).tokens)
         move(stable=2, canary=2)
         (fresh,) = client.generate([PROMPT], **OPTIONS)
         assert (fresh.tokens, fresh.model_version) == (second, 2)
-        made += [token for piece in stream for token in piece.tokens]
-        assert (made, stream.generation.model_version) == (first, 1)
+        generated += [token for piece in stream for token in piece.tokens]
+        assert (generated, stream.generation.model_version) == (first, 1)
         assert stream.generation.rebuilds == 0
         move(stable=1, canary=2)
         (back,) = client.generate([PROMPT], **OPTIONS)
@@ -157,13 +157,13 @@ def test_a_conversation_stays_on_its_version_until_that_is_unloaded(server, move
 def test_a_version_unloaded_under_a_generation_is_rebuilt_on_the_labels(server, move):
     with Client(server.target, label="stable") as client:
         stream = client.stream(PROMPT, **OPTIONS)
-        made = list(next(stream).tokens)
+        generated = list(next(stream).tokens)
         move(stable=2)
         move((2,), stable=2)
         rest = [token for piece in stream for token in piece.tokens]
-        left = OPTIONS | {"max_new_tokens": OPTIONS["max_new_tokens"] - len(made)}
-        (wanted,) = client.generate([PROMPT + made], **left)
-    assert rest == wanted.tokens
+        left = OPTIONS | {"max_new_tokens": OPTIONS["max_new_tokens"] - len(generated)}
+        (expected,) = client.generate([PROMPT + generated], **left)
+    assert rest == expected.tokens
     assert stream.generation.rebuilds == 1
 
 

@@ -55,10 +55,10 @@ def greedy_case(case: str):
 @pytest.mark.parametrize("case", ["pre_ln", "post_ln_proj"])
 @pytest.mark.parametrize("framework", ["tf", "jax"])
 def test_greedy_tokens_are_the_references(case, framework):
-    prompts, wanted = greedy_case(case)
+    prompts, expected = greedy_case(case)
     with Client(exported(case, framework)) as client:
-        found = client.generate(prompts, max_new_tokens=wanted.shape[1])
-    for generation, tokens in zip(found, wanted, strict=True):
+        generations = client.generate(prompts, max_new_tokens=expected.shape[1])
+    for generation, tokens in zip(generations, expected, strict=True):
         assert generation.tokens == [int(i) for i in tokens[: len(generation.tokens)]]
         assert generation.finish_reason == "stop" or len(generation.tokens) == 24
 
@@ -82,8 +82,10 @@ def test_text_streams_and_samples_share_a_prompt():
         (whole,) = client.generate("Hello", max_new_tokens=12, sampling=sampling)
         pieces = client.stream("Hello", max_new_tokens=12, sampling=sampling)
         assert "".join(piece.text for piece in pieces) == whole.text
-        found = client.generate("Hello", max_new_tokens=6, samples=3, sampling=sampling)
-        assert len({tuple(other.tokens) for other in found[0].alternatives}) == 2
+        generations = client.generate(
+            "Hello", max_new_tokens=6, samples=3, sampling=sampling
+        )
+        assert len({tuple(other.tokens) for other in generations[0].alternatives}) == 2
 
 
 def ints(*values):
@@ -98,8 +100,8 @@ def decode(transport, tokens, rows=None):
         name = "decode"
         blocks = RowBlocks((tuple(rows),), 40)
         inputs |= {"cache": blocks, "cache_length": ints(sum(map(len, rows)))}
-    made = transport.call(Call(name, inputs)).outputs
-    return made["logits"][0], made["new_cache"][0, : len(tokens)]
+    outputs = transport.call(Call(name, inputs)).outputs
+    return outputs["logits"][0], outputs["new_cache"][0, : len(tokens)]
 
 
 class Writes:
@@ -124,12 +126,12 @@ def test_only_new_rows_are_copied(monkeypatch):
     transport = LiteRTTransport(exported(), threads=1)
     writes = Writes(transport, monkeypatch)
     buffer = np.zeros((40, 3, 2, 4, 8), np.float32)
-    _, made = decode(transport, range(10, 20))
-    buffer[:10] = made
+    _, new_rows = decode(transport, range(10, 20))
+    buffer[:10] = new_rows
     assert writes.taken() == 0
     for length in range(10, 20):
-        logits, made = decode(transport, [30 + length], [buffer[:length]])
-        buffer[length] = made[0]
+        logits, new_rows = decode(transport, [30 + length], [buffer[:length]])
+        buffer[length] = new_rows[0]
         assert writes.taken() == (10 if length == 10 else 1)
     fresh, _ = decode(LiteRTTransport(exported(), threads=1), [49], [buffer[:19]])
     np.testing.assert_array_equal(logits, fresh)

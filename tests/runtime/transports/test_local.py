@@ -36,9 +36,9 @@ def export():
 
 def test_a_path_as_target_gives_the_references_tokens(export):
     with Client(export) as client:
-        found = client.generate(prompts("pre_ln"), max_new_tokens=24)
+        generations = client.generate(prompts("pre_ln"), max_new_tokens=24)
         assert client.model_version == 1
-    for row, tokens in zip(found, expected("pre_ln")["greedy"], strict=True):
+    for row, tokens in zip(generations, expected("pre_ln")["greedy"], strict=True):
         assert row.tokens == until_end(tokens)
 
 
@@ -48,11 +48,11 @@ def test_sampling_in_the_graph_equals_sampling_in_the_client(export):
     )
     options = {"max_new_tokens": 24, "sampling": warm}
     with Client(export / "1") as client:
-        found = client.generate(prompts("pre_ln"), **options)
+        generations = client.generate(prompts("pre_ln"), **options)
     with Client(transport=NumpyTransport()) as client:
-        wanted = client.generate(prompts("pre_ln"), **options)
-    assert [g.tokens for g in found] == [g.tokens for g in wanted]
-    np.testing.assert_allclose(found[0].logprobs, wanted[0].logprobs, atol=1e-4)
+        expected = client.generate(prompts("pre_ln"), **options)
+    assert [g.tokens for g in generations] == [g.tokens for g in expected]
+    np.testing.assert_allclose(generations[0].logprobs, expected[0].logprobs, atol=1e-4)
 
 
 def test_asyncio_runs_it_in_threads(export):
@@ -70,10 +70,14 @@ def test_texts_beyond_the_sizes_compiled_for_are_scored_all_the_same(export):
     texts = [[2, *range(4, 4 + n)] for n in (10, 35)]
     compiled = exported("pre_ln", framework="jax")  # for 16 tokens at most
     with Client(export) as plain, Client(compiled) as client:
-        for found, want in zip(client.score(texts), plain.score(texts), strict=True):
-            np.testing.assert_allclose(found.logprobs, want.logprobs, atol=1e-3)
-        for found, want in zip(client.embed(texts), plain.embed(texts), strict=True):
-            np.testing.assert_allclose(found, want, atol=1e-3)
+        for actual, expected in zip(
+            client.score(texts), plain.score(texts), strict=True
+        ):
+            np.testing.assert_allclose(actual.logprobs, expected.logprobs, atol=1e-3)
+        for actual, expected in zip(
+            client.embed(texts), plain.embed(texts), strict=True
+        ):
+            np.testing.assert_allclose(actual, expected, atol=1e-3)
 
 
 def test_refusals(export, tmp_path):
