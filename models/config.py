@@ -231,7 +231,7 @@ class OPTConfig(Pushes):
 
     @classmethod
     def from_json_file(cls, json_file: str | os.PathLike[str]) -> OPTConfig:
-        """Read a file. ConfigError for what is no configuration."""
+        """Read a file. Raises ConfigError unless it is a configuration."""
         return cls.from_dict(read_json(Path(json_file)))
 
     def update(self, values: dict[str, Any]) -> None:

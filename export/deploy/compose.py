@@ -17,7 +17,7 @@ def compose_file(manifest: Manifest, options: DeployOptions) -> dict[str, Any]:
     """The compose document.
 
     The base folder is the one above this file, unless ``MODEL_DIR`` says otherwise.
-    Ports are bound to this machine alone: behind them is no authentication.
+    Ports are bound to this machine alone: the server has no authentication.
     """
     flags = serving.server_flags(
         manifest, options, config_dir=CONFIG_DIR, tls_dir=TLS_DIR

@@ -35,7 +35,8 @@ def read_h5(path: Path) -> list[Tensor]:
         raise
     except Exception as error:  # libhdf5's faults come as a dozen types
         raise CorruptFile(
-            f"{path} is no sound HDF5 file: {' '.join(str(error).split())[:150]}"
+            f"{path} cannot be read as an HDF5 file: "
+            + " ".join(str(error).split())[:150]
         ) from None
 
 
@@ -51,7 +52,7 @@ def _walk(h5: Any, file: MappedFile) -> Iterator[Tensor]:
             yield _tensor(file, prefix, node)
             continue
         if not isinstance(node, h5py.Group):
-            raise UnsupportedFile(f"{file.path}: {quoted(prefix)} is no weight")
+            raise UnsupportedFile(f"{file.path}: {quoted(prefix)} is not a weight")
         below = []
         for name in node:
             seen += 1

@@ -67,8 +67,8 @@ def resolve(
         import huggingface_hub
     except ImportError:
         raise HubError(
-            f"{name!r} is no local directory, and to fetch it from the hub the package "
-            "huggingface_hub is needed: pip install 'optserve[export]'"
+            f"{name!r} is not a local directory, and to fetch it from the hub the "
+            "package huggingface_hub is needed: pip install 'optserve[export]'"
         ) from None
     offline = local_files_only or _is_set("HF_HUB_OFFLINE")
     endpoint = os.environ.get("HF_ENDPOINT") or None

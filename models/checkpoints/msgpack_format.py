@@ -104,7 +104,7 @@ class _Reader:
         return ("uint" if kind == "int" else kind), number
 
     def value(self, depth: int) -> Any:
-        """The next item: dict, :class:`_Array`, int, or None for what is no weight."""
+        """The next item: dict, :class:`_Array`, int; None if it can't be a weight."""
         self.nodes += 1
         if depth > MAX_DEPTH or self.nodes > MAX_NODES:
             raise self.corrupt("too many or too deeply nested items")

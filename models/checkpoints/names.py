@@ -82,7 +82,7 @@ def canonical_tensors(tensor: Tensor) -> Iterator[Tensor]:
     if odd:
         raise CorruptFile(
             f"{quoted(tensor.name)} of shape {tensor.shape} should hold three "
-            "projections, its first size is no multiple of 3"
+            "projections, its first size is not a multiple of 3"
         )
     for i, projection in enumerate(_FUSED):
         part = slice(i * rows, (i + 1) * rows)

@@ -104,7 +104,7 @@ def _open_file(path: Path, format: str | None) -> Weights:
         if format == name or (not format and path.suffix == Path(single).suffix):
             return Weights(READERS[name](path), path, name)
     raise CheckpointNotFound(
-        f"{path} is no weight file: its name should end like one of "
+        f"{path} is not a weight file: its name should end like one of "
         + ", ".join(FILE_NAMES.values())
     )
 

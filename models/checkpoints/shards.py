@@ -30,10 +30,11 @@ def read_index(path: Path) -> dict[str, set[str]]:
     shards: dict[str, set[str]] = {}
     for name, shard in mapping.items():
         if not isinstance(shard, str) or not shard:
-            raise CorruptFile(f"{path}: the shard of {quoted(name)} is no file name")
+            raise CorruptFile(f"{path}: the shard of {quoted(name)} is not a file name")
         if shard in (".", "..") or any(c in shard for c in "/\\:\0"):
             raise UnsafeFile(
-                f"{path}: the shard {quoted(shard)} is no plain name in this directory"
+                f"{path}: the shard {quoted(shard)} is not the name of a file in this "
+                "directory"
             )
         shards.setdefault(shard, set()).add(name)
     return shards

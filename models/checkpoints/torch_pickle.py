@@ -72,7 +72,7 @@ def load(path: Path, stream: BytesIO) -> tuple[Any, dict[str, Storage]]:
     Containers, numbers and strings, with :class:`Strided` for tensors; the stream is
     left behind the pickle's end. Raises
     :class:`UnsafeFile` for a name or an opcode that no weights need, and
-    :class:`CorruptFile` for what is no pickle.
+    :class:`CorruptFile` for anything that is not a pickle.
     """
     machine = _Machine(path)
     try:
@@ -166,13 +166,13 @@ class _Machine:
     def _extend(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, list):
-            raise TypeError("items are added to what is no list")
+            raise TypeError("items are added to something that is not a list")
         target.extend(items)
 
     def _update(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, dict):
-            raise TypeError("entries are added to what is no dictionary")
+            raise TypeError("entries are added to something that is not a dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, (str, int)):
                 raise TypeError("a key is neither text nor a number")
@@ -189,7 +189,7 @@ class _Machine:
     def _call(self, arguments: Any) -> None:
         function = self.stack.pop()
         if not isinstance(function, Global) or function.name not in _CALLABLE:
-            raise TypeError("something is called that is no function")
+            raise TypeError("something is called that is not a function")
         if not isinstance(arguments, tuple):
             raise TypeError("a function's arguments are no tuple")
         self.stack.append(_CALLABLE[function.name](*arguments))
@@ -205,7 +205,7 @@ class _Machine:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError("a name is no text")
+        raise TypeError("a name is not text")
     return value
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..generation.sampling import PARITY, ROTATIONS, SamplingParams
-from .xla_workarounds import apart, first_argmax, sum_rows
+from .xla_workarounds import barrier, first_argmax, sum_rows
 
 _LOWEST = -(2**31)
 
@@ -170,5 +170,5 @@ def threefry2x32(k0, k1, x0, x1):
         last = jnp.uint32(group + 1)
         x0, x1 = x0 + keys[(group + 1) % 3], x1 + keys[(group + 2) % 3] + last
         # XLA takes minutes to compile the rounds in one piece.
-        x0, x1 = apart((x0, x1))
+        x0, x1 = barrier((x0, x1))
     return x0

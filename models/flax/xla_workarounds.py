@@ -21,8 +21,8 @@ _PIECE = 2048  # of a long row
 _SUMS = 8
 
 
-def apart(x):
-    """``x``, computed before what follows.
+def barrier(x):
+    """``x``, computed before what follows: XLA fuses nothing across it.
 
     A bias added to a product of one row becomes part of the product's loop, which then
     is slower by a third (TensorFlow 2.21) up to eight times (an earlier one).
@@ -39,11 +39,11 @@ def matmul_transposed(x, matrix):
     matrix are converted that stay in the processor's cache.
     """
     if matrix.dtype == jnp.float32:
-        return apart(_product(x, matrix))
+        return barrier(_product(x, matrix))
     x = _computed_once(x)
     # Tied to x, or XLA converts the matrix once before a loop that this is in, and the
     # loop streams four times as much.
-    matrix, x = apart((matrix, x))
+    matrix, x = barrier((matrix, x))
     if len(x) == 1:
         return _one_row(x, matrix)
     few = len(x) <= _FEW_ROWS
@@ -77,12 +77,12 @@ def _one_row(x, matrix):
         x[:, k : k + size] @ matrix[:, k : k + size].astype(jnp.float32).T
         for k in range(0, K, size)
     )
-    return sum(map(apart, pieces))
+    return sum(map(barrier, pieces))
 
 
 def _row_by_row(x, matrix):
     def add(i, y):
-        tied, row = apart((matrix, lax.dynamic_slice_in_dim(x, i, 1)))
+        tied, row = barrier((matrix, lax.dynamic_slice_in_dim(x, i, 1)))
         return lax.dynamic_update_slice_in_dim(y, _one_row(row, tied), i, 0)
 
     return lax.fori_loop(0, len(x), add, jnp.zeros((len(x), len(matrix)), jnp.float32))
@@ -95,7 +95,7 @@ def _by_blocks(x, matrix, size: int, product):
     def add(i, y):
         start = jnp.minimum(i * size, N - size)  # the last two may overlap
         block = lax.dynamic_slice_in_dim(matrix, start, size)
-        part = apart(product(x, block))
+        part = barrier(product(x, block))
         return lax.dynamic_update_slice_in_dim(y, part, start, 1)
 
     return lax.fori_loop(0, -(-N // size), add, jnp.zeros((len(x), N), jnp.float32))

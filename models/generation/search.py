@@ -56,7 +56,7 @@ class Prompt(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a search gives; None where there is no such thing."""
+    """What a search returns; None for fields that its kind of search does not have."""
 
     tokens: Array  # [rows,N], pad after the end
     steps: Any  # how many of the N were used

@@ -48,7 +48,7 @@ _OF_RESULTS = ("text", "tokens", "finish_reason")
 
 
 def is_failure(line: dict[str, Any]) -> bool:
-    """Whether a line is no result; a field "error" may be the input's own."""
+    """Whether a line reports a failure; a field "error" may be the input's own."""
     return any(name not in line for name in _OF_RESULTS)
 
 
@@ -126,7 +126,7 @@ class Output:
 
     def _foreign(self) -> InvalidRequest:
         return InvalidRequest(
-            f"{self._path} holds a line that is no result of this command: nothing "
+            f"{self._path} holds a line that this command did not write: nothing "
             "was written; give another --output"
         )
 

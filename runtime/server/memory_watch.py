@@ -38,7 +38,7 @@ class MemoryWatch:
             return
         self._quiet_looks += 1
         size = resident_bytes()
-        # What was measured while a large message arrived is no level to return to.
+        # What was measured while a large message arrived is not a level to return to.
         level = self._lowest if self._large_since else self._settled
         if self._quiet_looks >= 2 and size > _GROWTH * level + _SLACK:
             BUFFERS.clear()

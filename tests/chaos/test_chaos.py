@@ -95,7 +95,7 @@ async def _bad_day(targets, replicas, versions, expected, done: Counter[str]) ->
             for task in running:
                 task.cancel()
             ended = await asyncio.gather(*running, return_exceptions=True)
-    for trouble in ended:  # one that broke is no trouble any more
+    for trouble in ended:  # one that broke does no harm any more
         assert isinstance(trouble, asyncio.CancelledError), trouble
 
 

@@ -306,7 +306,7 @@ def unknown_keys(kind, base, tmp_path):
     assert written["my_key"] == {"a": [1]}
 
 
-@feature(FILES, "16-bit checkpoints: widened by Keras, kept by Flax")
+@feature(FILES, "16-bit checkpoints: read as float32 by Keras, kept by Flax")
 def halves(kind, base, tmp_path):
     import ml_dtypes
 

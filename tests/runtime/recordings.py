@@ -1,4 +1,4 @@
-"""The genuine server's recorded messages, and comparison with the official classes."""
+"""TensorFlow Serving's recorded messages, and comparison with the official classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports against an earlier one: what drifted, and what is no baseline."""
+"""Reports against an earlier one: what drifted, and what cannot be a baseline."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_round_trip(variant, limit, data_dir: Path, tmp_path: Path):
     assert_same(open_weights(tmp_path), source)
 
 
-def test_bfloat16_is_widened(tmp_path: Path):
+def test_bfloat16_becomes_float32(tmp_path: Path):
     array = np.arange(12, dtype=ml_dtypes.bfloat16).reshape(3, 4)
     save_weights(tmp_path, [("decoder.fc1.weight", array)], format="h5")
     again = open_weights(tmp_path)["decoder.fc1.weight"]

@@ -1,4 +1,4 @@
-"""The wire codec against the genuine server's bytes and the official classes."""
+"""The wire codec against TensorFlow Serving's bytes and the official classes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def arrays() -> dict[str, np.ndarray]:
     return out
 
 
-# --- the genuine server's bytes ----------------------------------------------
+# --- TensorFlow Serving's bytes ----------------------------------------------
 
 
 @pytest.mark.parametrize("path", recordings("response"))
@@ -103,7 +103,7 @@ def test_recorded_requests(path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("path", recordings("response"))
-def test_replies_as_the_genuine_server_writes_them(path: Path, encoding: str) -> None:
+def test_replies_as_tensorflow_serving_writes_them(path: Path, encoding: str) -> None:
     """Each tensor's bytes are the recording's (a map's order is arbitrary)."""
     reply = codec.decode_predict_response(path.read_bytes())
     ours = predict_pb2.PredictResponse.FromString(

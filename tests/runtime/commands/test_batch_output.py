@@ -166,6 +166,6 @@ def test_nothing_is_lost_when_the_file_is_too_long_a_line(tmp_path, monkeypatch)
     out = tmp_path / "big"
     out.write_text('{"id": 1, "text": "' + "x" * 5000 + '"}\n')
     before = out.read_text()
-    with pytest.raises(InvalidRequest, match="no result of this command"):
+    with pytest.raises(InvalidRequest, match="this command did not write"):
         Output(str(out))
     assert out.read_text() == before
