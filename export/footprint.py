@@ -65,14 +65,14 @@ def held_bytes(
     """Memory that a loaded version's weights take.
 
     The TensorFlow graph's loop for several rows keeps int8 matrices once more, packed
-    for oneDNN (``int8_products.py``).
+    for oneDNN (``savedmodel/int8_matmul.py``).
     """
     packed = 1 if (dtype, framework) == ("int8", "tf") else 0
     return weights_bytes(config, dtype) + packed * parameter_count(config).matrices
 
 
 def tflite_bytes(config: Mapping[str, Any], dtype: str = "float32") -> int:
-    """Bytes of a ``.tflite`` file's weights (``tflite_weights.py`` says how stored).
+    """Bytes of a ``.tflite`` file's weights (``tflite/weights.py`` says how stored).
 
     A scale is stored with its matrix; the token table's once more, as rows to gather,
     and int4's once more for the kernels.

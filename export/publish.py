@@ -39,7 +39,7 @@ Progress = Callable[[str], None]
 
 
 def silent(message: str) -> None:
-    """Progress that nobody wants to see."""
+    """Progress that is not shown."""
 
 
 @dataclass

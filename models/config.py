@@ -21,7 +21,7 @@ POSITION_OFFSET = 2
 
 @dataclass(eq=True, init=False)
 class OPTConfig(Pushes):
-    """The fields of ``config.json``, with the reference's defaults (OPT-125m).
+    """The fields of ``config.json``, with the defaults of Transformers (OPT-125m).
 
     They are given by name, or by position in this order. A key that is not a field is
     kept in ``extra``, readable and writable as an attribute, and written back. Raises
@@ -116,7 +116,7 @@ class OPTConfig(Pushes):
 
     @property
     def use_return_dict(self) -> bool:
-        """The reference's other name for ``return_dict``."""
+        """Transformers' other name for ``return_dict``."""
         return self.return_dict
 
     @property
@@ -264,7 +264,7 @@ class OPTConfig(Pushes):
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The content of ``config.json``, and those ``options`` that say not where."""
+        """The content of ``config.json``, and the ``options`` that don't say where."""
         for name in _IGNORED:
             options.pop(name, None)
         if (token := options.pop("use_auth_token", None)) is not None:

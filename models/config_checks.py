@@ -1,4 +1,4 @@
-"""What the fields of a configuration must be like, whoever wrote it."""
+"""What the fields of a configuration must be like, whatever wrote it."""
 
 from __future__ import annotations
 

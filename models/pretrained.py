@@ -55,9 +55,9 @@ class Pretrained:
     ) -> Pretrained:
         """Open a directory or hub id; no weight is read yet.
 
-        ``options`` are those of :func:`.files.resolve` and fields of the configuration
-        to change; ``config`` may be a path of its own. Raises
-        :class:`.files.CheckpointError` for files that cannot be read,
+        ``options`` are those of :func:`.checkpoints.resolve` and fields of the
+        configuration to change; ``config`` may be a path of its own. Raises
+        :class:`.checkpoints.CheckpointError` for files that cannot be read,
         :class:`.weights.WeightsError` for weights that do not fit.
         """
         for name in _NEEDLESS:

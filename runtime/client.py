@@ -69,7 +69,7 @@ class Client:
     Raises:
         IncompatibleModel: the served model was not exported by this project, or by
             another version of it.
-        Unavailable, DeadlineExceeded: nobody answered in time.
+        Unavailable, DeadlineExceeded: no server answered in time.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Client:
         max_new_tokens: int,
         **options: Unpack[GenerationKeywords],
     ) -> list[Generation]:
-        """Continue each prompt; ``GenerationOptions`` tells the keywords.
+        """Continue each prompt; ``GenerationOptions`` describes the keywords.
 
         Args:
             prompts: texts, or lists of token ids taken as they are.

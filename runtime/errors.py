@@ -44,7 +44,7 @@ class IncompatibleModel(OptserveError):
 
 
 class MalformedReply(OptserveError):
-    """A reply does not decode, or has not the shapes and values asked for."""
+    """A reply does not decode, or its shapes and values are not those asked for."""
 
 
 class MalformedMessage(MalformedReply, ValueError):

@@ -157,7 +157,7 @@ def _check_id(where: str, token: int) -> None:
 class GenerationKeywords(TypedDict, total=False):
     """The keywords of ``generate`` and ``stream`` besides ``max_new_tokens``.
 
-    They are ``GenerationOptions``' attributes, which see.
+    They are the attributes of ``GenerationOptions``.
     """
 
     sampling: Sampling | None

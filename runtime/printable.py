@@ -1,4 +1,4 @@
-"""Text from outside, made safe to print: no terminal escapes, no turned-around lines.
+"""Text from outside, made safe to print: no terminal escapes, no reversed lines.
 
 A server's status details, a manifest or a generated text may hold anything. Printed as
 it is, an escape sequence rewrites the terminal, and a bidirectional mark shows words in

@@ -1,4 +1,4 @@
-"""Shared fixtures: the reference checkpoints and small data."""
+"""Shared fixtures: checkpoints that Transformers wrote, and small data."""
 
 from __future__ import annotations
 

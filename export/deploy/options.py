@@ -103,7 +103,7 @@ class DeployOptions:
 
     @property
     def volume_claim(self) -> str | None:
-        """The claim behind a ``pvc://`` storage, None for a bucket."""
+        """The claim of a ``pvc://`` storage, None for a bucket."""
         match = _PVC.fullmatch(self.storage_uri)
         return match["claim"] if match else None
 

@@ -86,7 +86,7 @@ def positions(config: OPTConfig, start, S: int):
 
 
 class Pages(NamedTuple):
-    """A cache as the programs read it. What lies behind the pages in use is never
+    """A cache as the programs read it. What comes after the pages in use is never
     touched, and so takes no memory."""
 
     kv: Any  # [P,L,2,B,H,T,D] float32

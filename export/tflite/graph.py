@@ -1,7 +1,7 @@
 """The edge graph: one row, static sizes, the weights as arguments.
 
 Tracing with arguments in place of constants keeps conversion to seconds and to little
-memory whatever the model's size; ``tflite_file.py`` puts the weights in afterwards. The
+memory whatever the model's size; ``writer.py`` puts the weights in afterwards. The
 math is that of ``models/``, from TensorFlow or from JAX.
 
     S new tokens   C cache slots   L layers   H heads   D head size   V vocabulary

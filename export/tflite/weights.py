@@ -1,6 +1,6 @@
 """How a TFLite file stores a checkpoint's weights.
 
-    float32, float16   as they are; the delegate widens float16 when it loads
+    float32, float16   as they are; the delegate makes float32 of float16 at load
     int8               a float32 scale for each row of a matrix
     int4               a float16 scale for each 32 numbers of a row, in the layers;
                        the token table and the head, where it costs most, as int8

@@ -220,7 +220,7 @@ class _Joined:
             return
         tensor.type = _TYPES[constant.dtype]
         if constant.dtype == "float16":
-            self._widen(subgraph, index)
+            self._as_float32(subgraph, index)
             return
         assert constant.scale is not None
         if constant.dtype == "int8":
@@ -249,7 +249,7 @@ class _Joined:
         details.blockSize = argument.shape[1] // constant.scale.shape[1]
         return quantization
 
-    def _widen(self, subgraph: Any, index: int) -> None:
+    def _as_float32(self, subgraph: Any, index: int) -> None:
         """float16 weights to float32, which the delegate does once, when it loads."""
         wide = schema.TensorT()
         wide.name = subgraph.tensors[index].name + b"_float32"

@@ -55,7 +55,7 @@ def verify_export(
     else:
         report.files = changed_files(under_test.folder, manifest)
     if report.files:
-        # What is not the export that was written is not worth calling.
+        # Files that were changed since the export are not worth calling.
         report.seconds = time.monotonic() - begin
         return report
     plan = under_test.plan(max_length=max_length)

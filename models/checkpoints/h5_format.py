@@ -108,7 +108,7 @@ def write_h5(path: Path, tensors: list[Tensor]) -> None:
 
 def write_h5_shard(path: Path, tensors: list[Tensor]) -> None:
     """Write a part of a checkpoint: datasets at the root, named from the layer on, as
-    the reference does."""
+    Transformers does."""
     import h5py
 
     with h5py.File(path, "w") as h5:

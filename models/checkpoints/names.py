@@ -99,8 +99,9 @@ def stored_name(
 ) -> tuple[str, bool]:
     """The name that ``format`` writes, and whether the tensor goes in transposed.
 
-    ``base_model`` leaves out the causal LM's ``model`` level, as the reference's
-    classes without a head do (their TensorFlow files have it all the same).
+    ``base_model`` leaves out the causal LM's ``model`` level, as
+    Transformers' classes without a head do (their TensorFlow files have it all the
+    same).
     """
     *path, leaf = name.split(".")
     module = path[-1] if path else ""

@@ -65,7 +65,7 @@ def write_safetensors(path: Path, tensors: list[Tensor]) -> None:
 
     The metadata say ``"format": "pt"``: PyTorch's names and layout.
     """
-    # Widest dtype first, so that every tensor is aligned; as the reference writer does.
+    # Widest dtype first, as the safetensors package does: every tensor is aligned.
     tensors = sorted(tensors, key=lambda t: (-t.dtype.itemsize, t.name))
     codes = {dtype: code for code, dtype in DTYPE_CODES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

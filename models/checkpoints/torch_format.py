@@ -1,8 +1,8 @@
 """PyTorch's ``.bin`` files, read without PyTorch.
 
 Since version 1.6 such a file is a zip archive: ``*/data.pkl`` describes the tensors,
-``*/data/<key>`` are the storages. Before, it was a row of pickles with the storages
-behind them (``torch/serialization.py``, ``_legacy_save``).
+``*/data/<key>`` are the storages. Before, it was a row of pickles, and then the
+storages (``torch/serialization.py``, ``_legacy_save``).
 """
 
 from __future__ import annotations

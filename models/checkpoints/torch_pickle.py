@@ -70,9 +70,8 @@ def load(path: Path, stream: BytesIO) -> tuple[Any, dict[str, Storage]]:
     """The value of the next pickle in ``stream``, and the storages it mentions.
 
     Containers, numbers and strings, with :class:`Strided` for tensors; the stream is
-    left behind the pickle's end. Raises
-    :class:`UnsafeFile` for a name or an opcode that no weights need, and
-    :class:`CorruptFile` for anything that is not a pickle.
+    left after the pickle's end. Raises :class:`UnsafeFile` for a name or an opcode that
+    no weights need, and :class:`CorruptFile` for anything that is not a pickle.
     """
     machine = _Machine(path)
     try:

@@ -197,7 +197,7 @@ class FlaxOPTBase(Pushes):
         ``cache_dir``, ``local_files_only``, ``force_download``, ``token``,
         ``subfolder``, and fields of the configuration to change. Weights are read one
         after the other.
-        Raises :class:`.files.CheckpointError` or :class:`.weights.WeightsError`.
+        Raises ``CheckpointError`` (``models.checkpoints``) or ``WeightsError``.
         """
         head = cls.module_class.head
         checkpoint = Pretrained.open(
@@ -235,7 +235,7 @@ class FlaxOPTBase(Pushes):
         format: str | None = None,
         **needless: Any,
     ) -> None:
-        """Write ``config.json`` and the weights; see :func:`.files.save_weights`.
+        """Write ``config.json`` and the weights, as ``checkpoints.save_weights`` does.
 
         ``safe_serialization=False`` is ``format="msgpack"``.
         """

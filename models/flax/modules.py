@@ -1,6 +1,6 @@
 """OPT as ``flax.linen`` modules over ``model.py``: parameters, cache, forward pass.
 
-The ``params`` tree has the reference's names (``model/decoder/layers/0/fc1/kernel``),
+The ``params`` tree has Transformers' names (``model/decoder/layers/0/fc1/kernel``),
 with dense kernels [in, out].
 """
 

@@ -1,4 +1,4 @@
-"""The Flax classes' ``params`` tree: the reference's names, dense kernels [in, out].
+"""The Flax classes' ``params`` tree: Transformers' names, dense kernels [in, out].
 
 model/decoder/layers/0/self_attn/q_proj/kernel      (no ``model`` without a head)
 """
@@ -52,7 +52,7 @@ def as_array(value: np.ndarray) -> Any:
 def random_params(config: OPTConfig, rng: Any, *, head: bool) -> Tree:
     """Fresh weights as for training: normal with ``init_std``, norms 1, biases 0.
 
-    The padding token's embedding is zero, as in the reference's PyTorch class.
+    The padding token's embedding is zero, as in Transformers' PyTorch class.
     """
     tree = {}
     for i, (name, shape) in enumerate(weight_shapes(config, head=head).items()):

@@ -1,7 +1,7 @@
 """How a token is drawn: the counter-based noise and the filters, in numpy.
 
-The reference that the in-graph samplers (``tf/sampling.py``, ``flax/sampling.py``) are
-tested against, and what the client uses where it chooses tokens itself.
+What the in-graph samplers (``tf/sampling.py``, ``flax/sampling.py``) are tested
+against, and what the client uses where it chooses tokens itself.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def gumbel(key: np.ndarray, position: int, ids: int | np.ndarray) -> np.ndarray:
     Args:
         key: the seed's low and high word, ``[2]`` int32.
         position: the new token's slot.
-        ids: the token ids wanted, or a number V for all of 0 to V − 1.
+        ids: the token ids, or a number V for all of 0 to V − 1.
     """
     ids = np.arange(ids) if isinstance(ids, int) else ids
     counter = ids.astype(np.uint32)

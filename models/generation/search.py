@@ -28,7 +28,7 @@ class Model(Protocol):
     """What a search needs from a framework's model."""
 
     def prefill(self, rows: int) -> Fed:
-        """Feed the prompts; ``rows`` is how many times each is wanted."""
+        """Feed the prompts; each of them ``rows`` times."""
         ...
 
     def step(self, token: Array, new: Any, cache: Any) -> Fed:

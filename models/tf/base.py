@@ -101,7 +101,7 @@ class TFOPTBase(Pushes, Surface, keras.Model):
         ``cache_dir``, ``local_files_only``, ``force_download``, ``token``,
         ``subfolder``, and fields of the configuration to change. Weights are read one
         after the other.
-        Raises :class:`.files.CheckpointError` or :class:`.weights.WeightsError`.
+        Raises ``CheckpointError`` (``models.checkpoints``) or ``WeightsError``.
         """
         checkpoint = Pretrained.open(
             pretrained_model_name_or_path, head=cls._head, **options
@@ -131,7 +131,7 @@ class TFOPTBase(Pushes, Surface, keras.Model):
         format: str | None = None,
         **needless: Any,
     ) -> None:
-        """Write ``config.json`` and the weights; see :func:`.files.save_weights`.
+        """Write ``config.json`` and the weights, as ``checkpoints.save_weights`` does.
 
         ``safe_serialization=False`` is ``format="h5"``. ``saved_model`` writes
         ``saved_model/{version}`` too, with :meth:`export`.

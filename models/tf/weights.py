@@ -21,7 +21,7 @@ Initial = Callable[[str, Shape], Any]
 def random_weights(config: OPTConfig) -> Initial:
     """Fresh weights as for training: normal with ``init_std``, norms 1, biases 0.
 
-    The padding token's embedding is zero, as in the reference's PyTorch class.
+    The padding token's embedding is zero, as in Transformers' PyTorch class.
     """
 
     def initial(name: str, shape: Shape) -> Any:

@@ -184,7 +184,7 @@ class Engine:
     def stream(
         self, prompt: Prompt, options: GenerationOptions
     ) -> tuple[Task[None], Sequence]:
-        """A task for one prompt whose chunks are wanted soon, and its sequence."""
+        """A task for one prompt whose chunks should come soon, and its sequence."""
         return self.resume(self.fitted(self.encode(prompt), options), options)
 
     def resume(

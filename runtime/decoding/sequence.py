@@ -40,7 +40,7 @@ class Sequence:
         make_text: makes what turns tokens into text, afresh for each replay.
         bad_words: token ids of the constraints' bad words.
         index: the prompt's place in the request.
-        streaming: whether its chunks are wanted soon, rather than in few calls.
+        streaming: whether its chunks should come soon, rather than in few calls.
         version: the model version that computed the cache, None before there is one.
         clock: seconds, on the same clock as deadlines.
     """
@@ -194,7 +194,7 @@ class Sequence:
         return other
 
     def cancel(self) -> None:
-        """CallRequest for the end; safe from any thread."""
+        """Ask for the end, which comes after the running call; safe from any thread."""
         self.cancelled = True
 
     def end_if_cancelled(self) -> bool:

@@ -12,7 +12,7 @@ def check_signatures(model: ServedModel, listed: ModelMetadata) -> None:
     """Compare names, dtypes and shapes with the contract's.
 
     Raises:
-        IncompatibleModel: a signature of the manifest is missing or another one.
+        IncompatibleModel: a signature of the manifest is missing or has other tensors.
     """
     for name in model.manifest.signatures:
         try:

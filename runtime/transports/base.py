@@ -70,8 +70,7 @@ class Reply:
     version that answered (0 where there are none). ``seconds`` is the call's wall time,
     ``retries`` how many attempts failed before this one. ``model_id`` tells models
     apart that were served under one version number; "" where nobody compares them.
-    ``checked`` says that the
-    transport has compared it with what the call expected.
+    ``checked`` says that the transport has compared it with what the call expected.
     """
 
     outputs: Mapping[str, np.ndarray]

@@ -16,7 +16,7 @@ from .connection import ConnectionKeywords
 
 
 class TransportKeywords(ConnectionKeywords, total=False):
-    """GenerationOptions of whichever transport a target means, as keywords.
+    """Options of whichever transport a target means, as keywords.
 
     ``threads`` is of models in this process, all others of connections to servers.
     """

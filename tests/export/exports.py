@@ -97,7 +97,7 @@ def exported_for_edge(
 
 
 def expected(case: str) -> dict[str, np.ndarray]:
-    """The reference implementation's inputs and outputs."""
+    """Inputs and outputs of the Transformers package."""
     return dict(np.load(GOLDEN / case / "expected.npz"))
 
 

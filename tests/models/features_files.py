@@ -79,7 +79,7 @@ def structure(kind, base):
         assert actual == expected
 
 
-@feature(WEIGHTS, "the reference's names in `.params`", "flax")
+@feature(WEIGHTS, "Transformers' names in `.params`", "flax")
 def tree(kind, base):
     model, _ = loaded(kind, base)
     root = model.params["model"] if kind.head else model.params
@@ -351,7 +351,7 @@ def keras_files(kind, base, tmp_path):
         close(kind.value(again, ids), kind.value(model, ids))
 
 
-@feature(FILES, "safetensors hold the reference's names")
+@feature(FILES, "safetensors hold Transformers' names")
 def stored_names(kind, base, tmp_path):
     from safetensors import safe_open
 

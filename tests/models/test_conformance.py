@@ -6,7 +6,7 @@ from . import conformance
 
 
 def test_table_is_complete():
-    """A cell is empty only where the reference has no such argument or method."""
+    """A cell is empty only where Transformers has no such argument or method."""
     lines = conformance.load()
     empty = {
         (text, name)

@@ -1,4 +1,4 @@
-"""Both frameworks against what the reference wrote (tests/data/golden)."""
+"""Both frameworks against what Transformers wrote (tests/data/golden)."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_inputs_embeds(case):
 def test_head_mask(case):
     e = case.expected
     if "logits_head_mask" not in e:
-        pytest.skip("the reference gave none for this checkpoint")
+        pytest.skip("Transformers gave none for this checkpoint")
     logits, _ = case.run(e["input_ids"], head_mask=e["head_mask"])
     close(logits, e["logits_head_mask"])
 

@@ -1,4 +1,4 @@
-"""Both frameworks against the reference package itself, beyond what golden/ holds."""
+"""Both frameworks against Transformers itself, beyond what golden/ holds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEADS = [KINDS["TFOPTForCausalLM"], KINDS["FlaxOPTForCausalLM"]]
 
 
 def torch_model(directory):
-    """The reference's PyTorch class with a checkpoint of ours."""
+    """Transformers' PyTorch class with a checkpoint of ours."""
     transformers = pytest.importorskip("transformers")
     return transformers.OPTForCausalLM.from_pretrained(
         directory, attn_implementation="eager"
@@ -24,7 +24,7 @@ def torch_model(directory):
 
 @pytest.fixture(scope="module", params=CONFIGS)
 def pair(request, tmp_path_factory):
-    """A checkpoint of ours and the reference's model of it."""
+    """A checkpoint of ours and Transformers' model of it."""
     directory = tmp_path_factory.mktemp("checkpoint")
     write_checkpoint(directory, small_config(request.param))
     return directory, torch_model(directory).eval()
@@ -164,7 +164,7 @@ def test_cached_continuation(pair, kind):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("kind", HEADS, ids=lambda kind: kind.framework)
 def test_16_bits(pair, kind, dtype):
-    """On average as far from float32 as the reference's PyTorch class, or closer."""
+    """On average as far from float32 as Transformers' PyTorch class, or closer."""
     import torch
     import transformers
 

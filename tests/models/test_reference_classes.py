@@ -37,7 +37,7 @@ ORDINARY = [
         "pad_token_id",
     }
 ]
-"""The configurations that the reference's TensorFlow and Flax classes can hold."""
+"""The configurations that Transformers' TensorFlow and Flax classes can hold."""
 
 FORMATS = {"tf": "h5", "flax": "msgpack"}
 
@@ -60,7 +60,7 @@ def write(directory, config, format):
 
 
 def both(reference, kind, name, directory, **options):
-    """The reference's model and ours, of a named configuration."""
+    """Transformers' model and ours, of a named configuration."""
     write(directory, small_config(name, **options), FORMATS[kind.framework])
     cls = getattr(reference, kind.name)
     return cls.from_pretrained(directory), kind.cls.from_pretrained(directory)
@@ -112,7 +112,7 @@ def test_configuration(reference, tmp_path):
 def agree(actual, expected, keep=None):
     """The same fields in the same order, as tuples or as dicts, and the same numbers.
 
-    ``keep`` [B,S] marks what is compared: the reference's padding is arbitrary.
+    ``keep`` [B,S] marks what is compared: Transformers' padding is arbitrary.
     """
     assert isinstance(actual, tuple) == isinstance(expected, tuple)
     if isinstance(expected, dict):
@@ -208,7 +208,7 @@ def test_tensorflow_loss(reference, name, tmp_path):
     labels = ids.copy()
     labels[0, :4] = labels[1, 5:] = -100
     expected, actual = theirs(ids, labels=labels), ours(ids, labels=labels)
-    # The reference's Keras 2 build averages the loss, the documented one does not.
+    # Transformers' Keras 2 build averages the loss, the documented one does not.
     assert float(actual.loss.numpy().mean()) == pytest.approx(
         float(expected.loss.numpy().mean()), rel=2e-5
     )
@@ -260,7 +260,7 @@ def test_flax_calls(reference, head, name, tmp_path):
 
 @pytest.mark.parametrize("name", ["FlaxOPTModel", "FlaxOPTForCausalLM"])
 def test_flax_names_and_weights_both_ways(reference, name, tmp_path):
-    """A params tree of the reference's works in ours, and the other way round."""
+    """A params tree of Transformers' works in ours, and the other way round."""
     theirs, ours = both(reference, KINDS[name], "post-LN, projections", tmp_path)
     ids = tokens(ours.config, 2, 5).astype(np.int32)
     agree(ours(ids, params=theirs.params), theirs(ids, params=ours.params))
@@ -304,10 +304,10 @@ def test_the_reference_reads_what_every_class_writes(
     else:
         readers = ["FlaxOPTModel", "FlaxOPTForCausalLM"]
     if format == "safetensors" and limit == "20KB":
-        readers = readers[:4]  # the reference's Flax reads only one such file
+        readers = readers[:4]  # Transformers' Flax class reads only one such file
     for name in readers:
         if writer.head and name == "FlaxOPTModel" and limit == "20KB":
-            continue  # the reference does not strip the prefix of a sharded file
+            continue  # Transformers does not strip the prefix of a sharded file
         # Its TensorFlow classes want to be told of PyTorch's names.
         told = format == "safetensors" and name.startswith("TF")
         options = {"from_pt": True} if told else {}

@@ -1,4 +1,4 @@
-"""The reference tokenizer's ids and texts, recorded by ``make_tokenizer_ids.py``."""
+"""Ids and texts of Transformers' tokenizer, recorded by ``make_tokenizer_ids.py``."""
 
 from __future__ import annotations
 

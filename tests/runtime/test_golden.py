@@ -1,4 +1,4 @@
-"""Whole generations against the reference implementation's own outputs."""
+"""Whole generations against Transformers' own outputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def expected(case: str):
 
 
 def prompts(case: str) -> list[list[int]]:
-    """The reference generated from the left-padded batch."""
+    """Transformers generated from the left-padded batch."""
     return unpadded(expected(case)["ids_left"], expected(case)["left_mask"])
 
 
@@ -54,7 +54,7 @@ def test_greedy(case, generate):
 
 
 def penalize_padding(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """The reference penalizes the padding of a padded prompt as if it were said."""
+    """Transformers penalizes the padding of a padded prompt as if it were said."""
     return logits if 1 in tokens else penalize(logits, [1], 1.3)
 
 

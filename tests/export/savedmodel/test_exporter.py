@@ -1,4 +1,4 @@
-"""Both routes' SavedModels against the reference's outputs."""
+"""Both routes' SavedModels against the outputs of Transformers."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_an_empty_cache_is_a_prefill(framework):
 @pytest.mark.parametrize("framework", ROUTES)
 @pytest.mark.parametrize("case", ["pre_ln", "post_ln_proj"])
 def test_greedy_tokens_equal_the_reference(case, framework):
-    """The reference's prompts are padded on the left; on the wire they are packed."""
+    """Transformers' prompts are padded on the left; on the wire they are packed."""
     model, golden = served(case, framework=framework), expected(case)
     mask = golden["left_mask"].astype(bool)
     length = mask.sum(1).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Generation inside the graph: against the reference's tokens and the numpy sampler."""
+"""Generation inside the graph: against Transformers' tokens and the numpy sampler."""
 
 from __future__ import annotations
 

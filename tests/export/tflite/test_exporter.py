@@ -1,4 +1,4 @@
-"""TFLite exports of the golden checkpoints against what the reference wrote."""
+"""TFLite exports of the golden checkpoints against what Transformers wrote."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TensorFlow's files: the reference's, ours by Keras's own rules, and hostile ones."""
+"""TensorFlow's files: Transformers', ours by Keras's own rules, and hostile ones."""
 
 from __future__ import annotations
 

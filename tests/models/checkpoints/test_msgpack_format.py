@@ -1,4 +1,4 @@
-"""Flax's files: the reference's, ours as Flax reads them, and hostile ones."""
+"""Flax's files: Transformers', ours as Flax reads them, and hostile ones."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from optserve.models.checkpoints import open_weights, save_weights
 pytestmark = pytest.mark.reference
 
 VARIANTS = ["pre_ln", "post_ln_proj", "no_final_ln", "untied_head", "bias_free_gelu"]
-ORDINARY = VARIANTS[:3]  # the reference's TensorFlow and Flax classes have no others
+ORDINARY = VARIANTS[:3]  # Transformers' TensorFlow and Flax classes have no others
 LIMITS = ["5GB", "20KB"]
 
 
