@@ -12,16 +12,10 @@ import grpc.aio
 
 from ..codec import ModelMetadata
 from ..errors import InvalidRequest
-from .addresses import checked_targets
-from .base import AsyncTransport, Call, Identity, Reply
-from .connection import (
-    Connection,
-    ConnectionKeywords,
-    check_secrecy,
-    checked_metadata,
-)
+from .base import AsyncTransport, Call, Reply
+from .grpc_base import GrpcBase, GrpcKeywords
 from .grpc_channel import open_channel, outcome_of, reply_limit
-from .operations import Operation, Operations, Pause, TargetStatus
+from .operations import Operation, Pause, TargetStatus
 from .status_mapping import Outcome
 
 if TYPE_CHECKING:
@@ -30,7 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class AsyncGrpcTransport(AsyncTransport):
+class AsyncGrpcTransport(GrpcBase, AsyncTransport):
     """One model on one or several servers, for one asyncio event loop.
 
     Safe to use from many tasks; cancelling a task cancels its call on the wire. Takes
@@ -43,28 +37,15 @@ class AsyncGrpcTransport(AsyncTransport):
         targets: str | Iterable[str],
         *,
         model: str,
-        label: str = "",
-        identity: Identity | None = None,
-        **options: Unpack[ConnectionKeywords],
+        **options: Unpack[GrpcKeywords],
     ) -> None:
-        self._operations = Operations(
-            checked_targets(targets),
-            model,
-            Connection(**options),
-            label=label,
-            identity=identity,
-        )
+        super().__init__(targets, model=model, **options)
         if self._operations.connection.tls:
             self._operations.connection.tls.load()  # report wrong files now
         self._closing = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._channels: dict[tuple[int, int], grpc.aio.Channel] = {}
         self._watchers: set[asyncio.Task[None]] = set()
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """The servers' addresses."""
-        return self._operations.targets
 
     async def call(self, call: Call, *, timeout: float | None = None) -> Reply:
         """Run one call within ``timeout`` seconds; raises as ``GrpcTransport.call``."""
@@ -173,9 +154,7 @@ class AsyncGrpcTransport(AsyncTransport):
         pairs = source()
         if inspect.isawaitable(pairs):
             pairs = await pairs
-        checked = checked_metadata(pairs)
-        check_secrecy(checked, self.targets, self._operations.connection)
-        return checked
+        return self._checked(pairs)
 
 
 def _being_cancelled() -> bool:

@@ -15,16 +15,10 @@ import grpc
 
 from ..codec import ModelMetadata
 from ..errors import InvalidRequest
-from .addresses import checked_targets
-from .base import Call, Identity, Reply, Transport
-from .connection import (
-    Connection,
-    ConnectionKeywords,
-    check_secrecy,
-    checked_metadata,
-)
+from .base import Call, Reply, Transport
+from .grpc_base import GrpcBase, GrpcKeywords
 from .grpc_channel import open_channel, outcome_of, reply_limit
-from .operations import Operation, Operations, Pause, TargetStatus
+from .operations import Operation, Pause, TargetStatus
 from .status_mapping import Outcome
 
 if TYPE_CHECKING:
@@ -33,7 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class GrpcTransport(Transport):
+class GrpcTransport(GrpcBase, Transport):
     """One model on one or several TensorFlow Serving servers.
 
     Safe to use from several threads. Nothing connects before the first call. gRPC does
@@ -58,27 +52,14 @@ class GrpcTransport(Transport):
         targets: str | Iterable[str],
         *,
         model: str,
-        label: str = "",
-        identity: Identity | None = None,
-        **options: Unpack[ConnectionKeywords],
+        **options: Unpack[GrpcKeywords],
     ) -> None:
-        self._operations = Operations(
-            checked_targets(targets),
-            model,
-            Connection(**options),
-            label=label,
-            identity=identity,
-        )
+        super().__init__(targets, model=model, **options)
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._channels: dict[tuple[int, int], grpc.Channel] = {}
         for index in range(len(self.targets)):
             self._channel(index, 0)  # reports wrong TLS files now
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """The servers' addresses."""
-        return self._operations.targets
 
     def call(self, call: Call, *, timeout: float | None = None) -> Reply:
         """Run one call within ``timeout`` seconds, on whichever replica answers.
@@ -193,6 +174,4 @@ class GrpcTransport(Transport):
                 "the metadata function returned an awaitable: "
                 "only the asyncio client can wait for it"
             )
-        checked = checked_metadata(pairs)
-        check_secrecy(checked, self.targets, self._operations.connection)
-        return checked
+        return self._checked(pairs)
