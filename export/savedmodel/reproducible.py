@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -39,8 +40,9 @@ def settle_fingerprint(folder: Path) -> None:
     from tensorflow.core.protobuf import fingerprint_pb2
 
     path = folder / "fingerprint.pb"
-    fingerprint = fingerprint_pb2.FingerprintDef.FromString(path.read_bytes())
-    fingerprint.ClearField("uuid")  # pyright: ignore[reportArgumentType]
+    # Any: the type checker's stubs of TensorFlow's messages lack the uuid.
+    fingerprint: Any = fingerprint_pb2.FingerprintDef.FromString(path.read_bytes())
+    fingerprint.ClearField("uuid")
     content = fingerprint.SerializeToString(deterministic=True)
-    fingerprint.uuid = str(int.from_bytes(hashlib.sha256(content).digest()[:16], "big"))  # pyright: ignore[reportAttributeAccessIssue]
+    fingerprint.uuid = str(int.from_bytes(hashlib.sha256(content).digest()[:16], "big"))
     path.write_bytes(fingerprint.SerializeToString(deterministic=True))

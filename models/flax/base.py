@@ -1,8 +1,5 @@
 """What both Flax classes share: weights, files, the vocabulary's size."""
 
-# flax types a variable as a tree of unknown depth; what is read here are arrays.
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-
 from __future__ import annotations
 
 import os

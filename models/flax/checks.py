@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
+from jax.core import ShapedArray, Tracer
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
@@ -141,8 +141,6 @@ def _batch(packed, axes, **static):
 
 
 _check.def_impl(_on_host)
-_check.def_abstract_eval(
-    lambda found, **_: jax.core.ShapedArray((), jnp.dtype(jnp.int32))  # pyright: ignore[reportAttributeAccessIssue]
-)
+_check.def_abstract_eval(lambda packed, **_: ShapedArray((), jnp.dtype(jnp.int32)))
 batching.primitive_batchers[_check] = _batch
 mlir.register_lowering(_check, _lower)

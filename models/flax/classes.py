@@ -4,9 +4,6 @@ They give the documented call surface; the modules that they run are in ``module
 what they share in ``base.py``.
 """
 
-# flax types a variable as a tree of unknown depth; what is read here are arrays.
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-
 from __future__ import annotations
 
 from collections.abc import Mapping

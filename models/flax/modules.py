@@ -4,9 +4,6 @@ The ``params`` tree has Transformers' names (``model/decoder/layers/0/fc1/kernel
 with dense kernels [in, out].
 """
 
-# flax types a variable as a tree of unknown depth; what is read here are arrays.
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-
 from __future__ import annotations
 
 from functools import partial

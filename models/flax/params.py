@@ -3,9 +3,6 @@
 model/decoder/layers/0/self_attn/q_proj/kernel      (no ``model`` without a head)
 """
 
-# flax types a variable as a tree of unknown depth; what is read here are arrays.
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-
 from __future__ import annotations
 
 from functools import partial

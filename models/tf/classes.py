@@ -12,7 +12,11 @@ import keras
 import optree
 import tensorflow as tf
 
-from ..outputs import TFBaseModelOutputWithPast, TFCausalLMOutputWithPast
+from ..outputs import (
+    ModelOutput,
+    TFBaseModelOutputWithPast,
+    TFCausalLMOutputWithPast,
+)
 from . import model as tf_opt
 from .base import TFOPTBase
 from .generation import Generation
@@ -158,10 +162,17 @@ class TFOPTForCausalLM(Generation, TFOPTBase):
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
 
-for _output in (TFBaseModelOutputWithPast, TFCausalLMOutputWithPast):
-    optree.register_pytree_node(
-        _output,
-        lambda output: (list(output.values()), tuple(output), tuple(output)),  # pyright: ignore[reportAttributeAccessIssue]
-        lambda keys, values, cls=_output: cls(zip(keys, values, strict=True)),  # pyright: ignore[reportArgumentType]
-        namespace="keras",
-    )
+def _as_pytree(kind: type[ModelOutput]) -> None:
+    """Have Keras see the tensors inside outputs of this kind."""
+
+    def flatten(output: Any) -> tuple[list[Any], tuple[str, ...], tuple[str, ...]]:
+        return list(output.values()), tuple(output), tuple(output)
+
+    def unflatten(names: Any, values: Any) -> Any:
+        return kind(zip(names, values, strict=True))
+
+    optree.register_pytree_node(kind, flatten, unflatten, namespace="keras")
+
+
+_as_pytree(TFBaseModelOutputWithPast)
+_as_pytree(TFCausalLMOutputWithPast)

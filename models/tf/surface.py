@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -15,7 +16,7 @@ from ..config import OPTConfig
 from .weights import TokenEmbedding, WeightGroup
 
 
-class Surface:
+class Surface(keras.Model):
     """What ``TFOPTModel`` and ``TFOPTForCausalLM`` have for their users."""
 
     config: OPTConfig
@@ -47,7 +48,7 @@ class Surface:
         """Keras's, and ``"model"`` for :attr:`model`."""
         if name == "model":
             return self.model
-        return super().get_layer(name=name, index=index)  # pyright: ignore[reportAttributeAccessIssue]
+        return super().get_layer(name=name, index=index)
 
     def can_generate(self) -> bool:
         """Whether the class has a head to generate with."""
@@ -144,7 +145,7 @@ class Surface:
         """
 
         def serving(inputs):
-            return self.serving_output(self(inputs, return_dict=True))  # pyright: ignore[reportCallIssue]
+            return self.serving_output(self(inputs, return_dict=True))
 
         return tf.function(serving, input_signature=[self.input_signature])
 
@@ -175,7 +176,7 @@ class Surface:
         ``drop_remainder`` is ``shuffle``'s unless it is said.
         """
         fill = {"labels": -100, "attention_mask": 0}
-        taken = inspect.signature(self.call).parameters  # pyright: ignore[reportAttributeAccessIssue]
+        taken = inspect.signature(self.call).parameters
         pad_id = self.config.pad_token_id or 0
 
         def batch(examples: list[Mapping[str, Any]]) -> Any:
