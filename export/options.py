@@ -24,7 +24,7 @@ WEIGHTS = {
 """Dtypes of the stored matrices that each target takes."""
 GENERATE = (1, 8, 32)
 
-_SIZES = ("generate", "prompt_buckets", "cache_buckets", "batch_sizes")
+_SIZES = ("generate", "prompt_buckets", "batch_sizes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +39,14 @@ class ExportOptions:
         weights: dtype of the stored matrices, one of ``WEIGHTS[target]``.
         cache: dtype of the cache's numbers, one of ``CACHE_DTYPES``.
         generate: the N of the ``generate_{N}`` signatures, ascending; may be empty.
-        prompt_buckets: sizes of S to compile for; the graph rounds up to them by
-            itself, so that clients need not. ``tflite``: the S of ``prefill_{S}``; the
-            runtime packs the weights in memory once for each.
-        cache_buckets: sizes of C to compile for.
-        batch_sizes: sizes of B to compile for.
+            Not for ``tflite``, which has no such signature.
+        prompt_buckets: ``jax``: sizes of S to compile for; the graph rounds up to them
+            by itself, so that clients need not. ``tflite``: the S of ``prefill_{S}``;
+            the runtime packs the weights in memory once for each.
+        batch_sizes: sizes of B to compile for, where a compiler is at work.
         cache_size: ``tflite``: C, the tokens that the cache holds.
-        portable: leave out the int8 kernels that TensorFlow has on x86-64 alone.
+        portable: leave out the int8 kernels that TensorFlow has on x86-64 alone; only
+            int8 exports of the TensorFlow route have any.
 
     Raises:
         ExportError: values that are unknown or exclude each other.
@@ -58,7 +59,6 @@ class ExportOptions:
     cache: str = "float32"
     generate: Sequence[int] = GENERATE
     prompt_buckets: Sequence[int] | None = None
-    cache_buckets: Sequence[int] | None = None
     batch_sizes: Sequence[int] | None = None
     cache_size: int | None = None
     portable: bool = False
@@ -77,6 +77,7 @@ class ExportOptions:
             compiled = self.framework == "jax" and self.target == "savedmodel"
             object.__setattr__(self, "compiler", "xla" if compiled else "none")
         self._check_compiler()
+        self._check_effect()
         for name in _SIZES:
             if (sizes := getattr(self, name)) is not None:
                 check_sizes(f"--{name.replace('_', '-')}", sizes)
@@ -123,6 +124,24 @@ class ExportOptions:
             raise ExportError(
                 "a JAX graph runs only with XLA: leave --compiler out, or export with "
                 "--framework tf for a server without XLA"
+            )
+
+    def _check_effect(self) -> None:
+        """Refuse what would change nothing about this export."""
+        edge, compiled = self.target == "tflite", self.compiler == "xla"
+        if edge and tuple(self.generate) != GENERATE:
+            raise ExportError("a TFLite file has no generate signature: no --generate")
+        if self.cache_size is not None and not edge:
+            raise ExportError("--cache-size is for --target tflite: leave it out")
+        if self.batch_sizes is not None and not compiled:
+            raise ExportError(
+                "--batch-sizes is for a compiled export: choose --compiler xla or "
+                "--framework jax, or leave it out"
+            )
+        if self.prompt_buckets is not None and not edge and self.framework != "jax":
+            raise ExportError(
+                "--prompt-buckets is for --framework jax and --target tflite: leave it "
+                "out"
             )
 
 

@@ -16,6 +16,7 @@ from .options import ExportOptions
 from .publish import Progress, check_version, staging
 from .subprocesses import call_in_subprocess, peak_memory
 from .verify.process import require_verified
+from .verify.report import Report
 
 
 @dataclass
@@ -48,6 +49,12 @@ class PhaseClock:
 
 
 @dataclass(frozen=True)
+class _Written:
+    phases: list[dict[str, Any]]
+    memory: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Exported:
     """A published version, and what making it took.
 
@@ -61,62 +68,54 @@ class Exported:
     verification: dict[str, Any] | None
 
 
-def export_unverified(
+def export_checkpoint(
     checkpoint: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    options: ExportOptions,
+    options: ExportOptions | None = None,
     *,
-    version: int | None,
-    revision: str | None,
-    clock: PhaseClock,
+    version: int | None = None,
+    revision: str | None = None,
+    verify: bool = True,
+    clock: PhaseClock | None = None,
 ) -> Exported:
-    """Export in this process.
+    """Publish ``OUT/VERSION``, which appears whole or not at all.
+
+    Args:
+        checkpoint: a directory in Hugging Face's layout, or a hub id.
+        out: the model's base folder; made if needed.
+        options: the choices; the defaults if None.
+        version: the folder's number; the next free one if None.
+        revision: of a hub checkpoint.
+        verify: write and verify, each in a process of its own, so that one of them at a
+            time is in memory. Without, write in this process.
+        clock: says what the export is at, and how long it took.
 
     Raises:
-        ExportError: nothing was published.
+        ExportError: options that the model excludes, a version that exists, or numbers
+            that are not the checkpoint's; nothing was published.
     """
-    source = _local_checkpoint(checkpoint, out, options, version, revision)
-    with staging(out, version) as staged:
-        write_version(staged.folder, source, options, progress=clock)
-    memory = {"export": peak_memory()}
-    return Exported(staged.published, clock.phases(), memory, None)
-
-
-def export_verified(
-    checkpoint: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    options: ExportOptions,
-    *,
-    version: int | None,
-    revision: str | None,
-    clock: PhaseClock,
-) -> Exported:
-    """Export and verify, each in a process of its own, so that one of them at a time
-    is in memory.
-
-    Raises:
-        ExportError: nothing was published.
-    """
-    if options.target == "tflite":
+    options, clock = options or ExportOptions(), clock or PhaseClock()
+    if verify and options.target == "tflite":
         from .verify.tflite_runner import require_litert
 
         require_litert()
-    source = _local_checkpoint(checkpoint, out, options, version, revision)
+    check_version(out, version)
+    source = resolve(checkpoint, revision=revision)
+    check_room(out, Checkpoint.open(source).config, options)
     with staging(out, version) as staged:
-        written = call_in_subprocess(
-            _write_in_subprocess,
-            folder=str(staged.folder),
-            checkpoint=str(source),
-            options=options.to_dict(),
-        )
-        clock("verifying every signature in a process of its own")
-        report = require_verified(staged.folder, source)
-    report.export = staged.published.name  # it had no number yet
+        if verify:
+            written, report = _write_and_verify(staged.folder, source, options, clock)
+        else:
+            write_version(staged.folder, source, options, progress=clock)
+            written, report = _Written([], {"export": peak_memory()}), None
+    if report is not None:
+        report.export = staged.published.name  # it had no number yet
+        written.memory["verify"] = report.memory
     return Exported(
         staged.published,
-        written["phases"] + clock.phases(),
-        {**written["memory"], "verify": report.memory},
-        report.to_dict(),
+        written.phases + clock.phases(),
+        written.memory,
+        None if report is None else report.to_dict(),
     )
 
 
@@ -138,18 +137,17 @@ def write_version(
     write(folder, checkpoint, options, progress=progress)
 
 
-def _local_checkpoint(
-    checkpoint: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    options: ExportOptions,
-    version: int | None,
-    revision: str | None,
-) -> Path:
-    """The checkpoint's folder, after what can be refused before TensorFlow is there."""
-    check_version(out, version)
-    source = resolve(checkpoint, revision=revision)
-    check_room(out, Checkpoint.open(source).config, options)
-    return source
+def _write_and_verify(
+    folder: Path, checkpoint: Path, options: ExportOptions, clock: PhaseClock
+) -> tuple[_Written, Report]:
+    written = call_in_subprocess(
+        _write_in_subprocess,
+        folder=str(folder),
+        checkpoint=str(checkpoint),
+        options=options.to_dict(),
+    )
+    clock("verifying every signature in a process of its own")
+    return _Written(**written), require_verified(folder, checkpoint)
 
 
 def _write_in_subprocess(

@@ -17,7 +17,7 @@ from ...runtime.model_dir import manifest_digest, read_manifest
 from ..deploy import FOLDER, DeployOptions, write_deployment
 from ..errors import ExportError
 from ..options import COMPILERS, FRAMEWORKS, GENERATE, TARGETS, WEIGHTS, ExportOptions
-from ..pipeline import Exported, PhaseClock, export_unverified, export_verified
+from ..pipeline import Exported, PhaseClock, export_checkpoint
 from .dry_run import dry_run
 
 _EXIT_CODES = (
@@ -84,21 +84,16 @@ def _configure_options(parser: argparse.ArgumentParser) -> None:
         "--prompt-buckets",
         type=_sizes,
         metavar="S[,S…]",
-        help="prompt sizes to compile for (xla), up to the model's positions by "
-        "default; tflite: prompt tokens that one call takes, each size with a "
-        "signature and a copy of the weights in memory (default: 128)",
-    )
-    add(
-        "--cache-buckets",
-        type=_sizes,
-        metavar="C[,C…]",
-        help="xla: cache sizes to compile for; the graph rounds up to them",
+        help="jax: prompt sizes to compile for (default: 1,32,128); tflite: prompt "
+        "tokens that one call takes, each size with a signature and a copy of the "
+        "weights in memory (default: 128)",
     )
     add(
         "--batch-sizes",
         type=_sizes,
         metavar="B[,B…]",
-        help="xla: numbers of rows to compile for; the graph rounds up to them",
+        help="xla, jax: numbers of rows to compile for; the graph rounds up to them "
+        "(default: 1,8)",
     )
     add(
         "--cache-size",
@@ -126,15 +121,15 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return dry_run(args, options)
     deploy = DeployOptions(name=args.name)  # refuses a name before the work
-    export = export_unverified if args.no_verify else export_verified
     clock = PhaseClock(print_to=sys.stderr)
     with _cleaning_up():
-        exported = export(
+        exported = export_checkpoint(
             args.checkpoint,
             args.out,
             options,
             version=args.version,
             revision=args.revision,
+            verify=not args.no_verify,
             clock=clock,
         )
         deploys = options.target == "savedmodel" and not args.no_deploy

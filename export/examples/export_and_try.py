@@ -8,18 +8,16 @@ import sys
 
 from optserve.export.errors import ExportError
 from optserve.export.options import ExportOptions
-from optserve.export.pipeline import PhaseClock, export_verified
+from optserve.export.pipeline import PhaseClock, export_checkpoint
 from optserve.runtime import Client
 
 
 def main(checkpoint: str, out: str, weights: str) -> None:
     """Print what the export took, how far it is from the checkpoint, and some text."""
-    exported = export_verified(
+    exported = export_checkpoint(
         checkpoint,
         out,
         ExportOptions(weights=weights),
-        version=None,  # the next number
-        revision=None,  # of a hub checkpoint
         clock=PhaseClock(print_to=sys.stderr),
     )
     print(json.dumps({"path": str(exported.path), "phases": exported.phases}))

@@ -8,24 +8,25 @@ from dataclasses import dataclass
 from ..errors import ExportError
 from ..options import check_sizes
 
+LOOP_PAGE = 128
+"""Slots of a page of the cache, in a loop of the TensorFlow route that XLA compiles."""
+
 
 @dataclass(frozen=True)
 class Sizes:
     """Sizes that the graph rounds up to before a compiler sees them, ascending.
 
-    Every new combination costs a compilation, so there are few. A size beyond the last
-    one stays as it is, and so does any where the list is empty.
+    Every new combination costs a compilation, so there are few. A cache of any size
+    goes in pages. Where a list is empty, sizes stay as they are.
     """
 
     rows: tuple[int, ...] = ()
     prompt: tuple[int, ...] = ()
-    cache: tuple[int, ...] = ()
 
 
 def chosen_sizes(
     positions: int,
     prompt: Sequence[int] | None,
-    cache: Sequence[int] | None,
     rows: Sequence[int] | None,
     *,
     framework: str = "tf",
@@ -53,13 +54,6 @@ def _chosen_for_jax(
         rows=_checked("--batch-sizes", [1, 8] if rows is None else rows, None),
         prompt=_checked("--prompt-buckets", prompt, positions),
     )
-
-
-def _steps(first: int, last: int, factor: int) -> list[int]:
-    sizes = [min(first, last)]
-    while sizes[-1] < last:
-        sizes.append(min(factor * sizes[-1], last))
-    return sizes
 
 
 def _checked(option: str, sizes: Sequence[int], limit: int | None) -> tuple[int, ...]:

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from ...models.checkpoints import resolve
 from ...models.config import OPTConfig
 from ...runtime.contract import CacheLayout, Manifest, generate_name
 from ..checkpoint import Checkpoint
 from ..errors import ExportError
 from ..options import ExportOptions
-from ..publish import Progress, check_version, silent, staging, write_manifest
+from ..publish import Progress, silent, write_manifest
 from ..weights import packed_weights, weights_digest
 from .buckets import Sizes, chosen_sizes
 from .reproducible import settle_fingerprint, without_locations
@@ -27,39 +26,6 @@ _MOST_FULL_ROWS = 32
 """Rows of a call that may have all positions; of shorter ones there may be more."""
 
 SIGNATURES = ("serving_default", "prefill", "decode", "score", "embed")
-
-
-def export_savedmodel(
-    checkpoint: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    options: ExportOptions | None = None,
-    *,
-    version: int | None = None,
-    revision: str | None = None,
-    progress: Progress = silent,
-) -> Path:
-    """Write ``OUT/VERSION``, a SavedModel with every signature of the contract.
-
-    Args:
-        checkpoint: a directory in Hugging Face's layout, or a hub id.
-        out: the model's base folder; made if needed.
-        options: the choices; the defaults if None.
-        version: the folder's number; the next free one if None.
-        revision: of a hub checkpoint.
-        progress: called with a short message as the work goes on.
-
-    Returns:
-        The version's folder. It appears whole or not at all.
-
-    Raises:
-        ExportError: options that the model excludes, or a version that exists.
-    """
-    check_version(out, version)
-    source = resolve(checkpoint, revision=revision)
-    with staging(out, version) as staged:
-        options = options or ExportOptions()
-        write_savedmodel(staged.folder, source, options, progress=progress)
-    return staged.published
 
 
 def write_savedmodel(
@@ -99,7 +65,6 @@ def write_savedmodel(
         generate=list(options.generate),
         batch_sizes=list(sizes.rows),
         compiled_prompts=list(sizes.prompt),
-        compiled_caches=list(sizes.cache),
     )
     texts = {} if source.tokenizer is None else {"tokenizer": source.tokenizer}
     texts["describe"] = manifest.to_json()
@@ -133,7 +98,6 @@ def _sizes(config: OPTConfig, options: ExportOptions) -> Sizes:
     return chosen_sizes(
         config.max_position_embeddings,
         options.prompt_buckets,
-        options.cache_buckets,
         options.batch_sizes,
         framework=options.framework,
     )

@@ -11,12 +11,10 @@ import tensorflow as tf
 from ...models.config import OPTConfig
 from ...runtime.contract import CacheLayout
 from . import graph_jax
-from .buckets import Sizes
+from .buckets import LOOP_PAGE, Sizes
 from .programs_jax import JaxPrograms, float32, int32, stored_once
 from .requests import Generated, GenerateRequest, SamplingParams
 from .row_groups import by_rows
-
-_PAGE = 128  # slots
 
 
 class JaxLoop:
@@ -39,7 +37,7 @@ class JaxLoop:
         tokens: int,
         rows: Sequence[int],
     ) -> None:
-        slots = min(_PAGE, config.max_position_embeddings)
+        slots = min(LOOP_PAGE, config.max_position_embeddings)
         pages = -(-config.max_position_embeddings // slots)
         self._jax = JaxPrograms(config, stored, layout, pages, slots)
         self._rows = self._jax.affordable(rows)

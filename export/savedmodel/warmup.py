@@ -1,7 +1,7 @@
 """The requests that a server replays before a version is ready.
 
 They make the server compile what it will need: every prompt size once without a cache,
-and for generation every cache size, for every number of rows. Records are small, since
+and generation from a cache, for every number of rows. Records are small, since
 a tensor of zeros is written as its shape and one zero. The file is what TensorFlow
 Serving reads: a TFRecord of ``PredictionLog`` messages
 (tensorflow_serving/apis/prediction_log.proto).
@@ -9,7 +9,7 @@ Serving reads: a TFRecord of ``PredictionLog`` messages
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ...runtime.codec.wire import block
@@ -20,6 +20,7 @@ from .buckets import Sizes
 
 _MOST_TOKENS = 4096  # of a prefill
 _MOST_BYTES = 1 << 30  # of a cache
+_SLOTS = 8  # of a cache: nothing is compiled for their number
 
 Dims = Mapping[str, int]
 
@@ -40,8 +41,8 @@ def write_warmup(folder: Path, manifest: Manifest, fed: Sizes, loop: Sizes) -> i
     if len(calls) > WARMUP_RECORDS_LIMIT:
         raise ExportError(
             f"the sizes asked for make {len(calls)} warm-up requests and a server "
-            f"replays {WARMUP_RECORDS_LIMIT}: choose fewer of --prompt-buckets, "
-            "--cache-buckets or --batch-sizes"
+            f"replays {WARMUP_RECORDS_LIMIT}: choose fewer of --prompt-buckets or "
+            "--batch-sizes"
         )
     path = folder / WARMUP_PATH
     path.parent.mkdir(exist_ok=True)
@@ -56,8 +57,7 @@ def warmup_calls(
 ) -> Iterator[tuple[str, Dims]]:
     """Signature names and the sizes B, S and C to call them with.
 
-    A cache has the fewest slots that are rounded up to a size. Sizes whose smallest
-    request would be huge are left to their first one.
+    Sizes whose smallest request would be huge are left to their first one.
     """
     generating = [generate_name(n) for n in manifest.generate]
     most_slots = _MOST_BYTES // manifest.cache_layout.row_bytes
@@ -68,23 +68,16 @@ def warmup_calls(
         for prompt in prompts:
             if rows * prompt <= _MOST_TOKENS:
                 yield "prefill", {"B": rows, "S": prompt, "C": 0}
-        for slots in _fewest(fed.cache):
-            if rows * slots <= most_slots:
-                yield "decode", {"B": rows, "S": 1, "C": slots}
+        if rows * _SLOTS <= most_slots:
+            yield "decode", {"B": rows, "S": 1, "C": _SLOTS}
     for rows in loop.rows or (1,):
-        for slots in _fewest(loop.cache):
-            if rows * slots <= most_slots:
-                # The signatures share one loop, so one of them compiles it for all.
-                yield from (
-                    (name, {"B": rows, "S": 1, "C": slots}) for name in generating[:1]
-                )
+        if rows * _SLOTS <= most_slots:
+            # The signatures share one loop, so one of them compiles it for all.
+            yield from (
+                (name, {"B": rows, "S": 1, "C": _SLOTS}) for name in generating[:1]
+            )
     for name in generating:
         yield name, {"B": 1, "S": prompts[:2][-1], "C": 1}
-
-
-def _fewest(sizes: Sequence[int]) -> list[int]:
-    """The fewest slots that are rounded up to each of ``sizes``; a few if none are."""
-    return [size + 1 for size in (0, *sizes[:-1])] if sizes else [8]
 
 
 def _prediction_log(manifest: Manifest, name: str, dims: Dims) -> bytes:

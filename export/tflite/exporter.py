@@ -14,51 +14,17 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...models.checkpoints import resolve
 from ...models.config import OPTConfig
 from ...runtime.contract import Manifest
 from ...runtime.model_dir import TFLITE_FILE, TFLITE_MANIFEST_KEY
 from ..checkpoint import Checkpoint
 from ..errors import ExportError
 from ..options import ExportOptions
-from ..publish import Progress, check_version, silent, staging, write_manifest
+from ..publish import Progress, silent, write_manifest
 from ..weights import weights_digest
 
 PROMPT_BUCKET = 128
 CACHE_SIZE = 512
-
-
-def export_tflite(
-    checkpoint: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    options: ExportOptions | None = None,
-    *,
-    version: int | None = None,
-    revision: str | None = None,
-    progress: Progress = silent,
-) -> Path:
-    """Write ``OUT/VERSION`` with a model for LiteRT (see the module).
-
-    Args:
-        checkpoint: a directory in Hugging Face's layout, or a hub id.
-        out: the model's base folder; made if needed.
-        options: the choices, of the target ``tflite``; the defaults if None.
-        version: the folder's number; the next free one if None.
-        revision: of a hub checkpoint.
-        progress: called with a short message as the work goes on.
-
-    Returns:
-        The version's folder. It appears whole or not at all.
-
-    Raises:
-        ExportError: options that the model excludes, or a version that exists.
-    """
-    check_version(out, version)
-    source = resolve(checkpoint, revision=revision)
-    with staging(out, version) as staged:
-        options = options or ExportOptions(target="tflite")
-        write_tflite(staged.folder, source, options, progress=progress)
-    return staged.published
 
 
 def write_tflite(

@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from ...runtime.contract import Manifest, tokens_per_call
+from ..savedmodel.buckets import LOOP_PAGE
 
 TOKEN_SEQUENCES = 4
 """Sequence 0 is long; the others are for rows of a batch."""
@@ -126,7 +127,7 @@ def make_plan(
         prompts=[b for b in manifest.prompt_buckets if b <= limit],
         caches=[c for c in manifest.cache_buckets if c <= positions],
         prompt_edges=[s for s in manifest.compiled_prompts if 1 < s <= limit],
-        cache_edges=[c for c in manifest.compiled_caches if c <= limit],
+        pages=_page(manifest),
         batch=min((b for b in manifest.batch_sizes if b > 1), default=ODD_BATCH),
     )
     names = [n for n in manifest.signatures if all(n in m.signatures for m in everyone)]
@@ -163,7 +164,7 @@ class _Shapes:
     prompts: list[int]
     caches: list[int]
     prompt_edges: list[int]
-    cache_edges: list[int]
+    pages: list[int]
     batch: int
 
     def case(self, name: str, rows: Sequence[Row], *, cache: bool, left=False):
@@ -188,9 +189,9 @@ class _Shapes:
         return sorted({min(n, self.limit) for n in (1, 7, *on, *over)})
 
     def pasts(self) -> list[int]:
-        """Lengths of caches on the edges of their sizes, and one over."""
-        on = self.caches[:2] + self.cache_edges[:1]
-        over = [c + 1 for c in self.cache_edges[:1]]
+        """Lengths of caches on the edges of their sizes and pages, and one over."""
+        on = self.caches[:2] + self.pages
+        over = [c + 1 for c in self.pages]
         return [c for c in (*on, *over) if c < self.limit]
 
     def mixed(self, past: bool, rows: int) -> list[Row]:
@@ -204,6 +205,13 @@ class _Shapes:
             )
             for i in range(rows)
         ]
+
+
+def _page(manifest: Manifest) -> list[int]:
+    """The slots of one page, where a compiled graph reads the cache in pages."""
+    if manifest.compiler == "none":
+        return []
+    return [max(manifest.compiled_prompts, default=LOOP_PAGE)]
 
 
 def _cases(name: str, shapes: _Shapes) -> Iterator[TestCase]:

@@ -36,8 +36,8 @@ class Manifest:
     ``generate_{N}`` signatures. ``batch_sizes`` are the B that were compiled ahead
     (``allowed_batch_sizes`` of the server). ``sessions`` is empty, or says how many
     ``slots`` the server keeps caches in and how many ``positions`` each has.
-    ``prompt_buckets`` are sizes of S, ``cache_buckets`` of C; ``compiled_prompts`` and
-    ``compiled_caches`` those that a compiled graph rounds up to by itself.
+    ``prompt_buckets`` are sizes of S, ``cache_buckets`` of C; ``compiled_prompts``
+    those of S that a compiled graph rounds up to by itself.
 
     Raises:
         ValueError: a value of the wrong type or out of range; the message names it.
@@ -53,7 +53,6 @@ class Manifest:
     prompt_buckets: list[int] = field(default_factory=list)
     cache_buckets: list[int] = field(default_factory=list)
     compiled_prompts: list[int] = field(default_factory=list)
-    compiled_caches: list[int] = field(default_factory=list)
     batch_sizes: list[int] = field(default_factory=list)
     sessions: dict[str, int] = field(default_factory=dict)
     max_positions: int = 2048
@@ -223,7 +222,6 @@ _CHECKS: dict[str, Callable[[str, object], object]] = {
     "prompt_buckets": _sizes,
     "cache_buckets": _sizes,
     "compiled_prompts": _sizes,
-    "compiled_caches": _sizes,
     "batch_sizes": _sizes,
     "sessions": _session_sizes,
     "max_positions": _size,

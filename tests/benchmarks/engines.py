@@ -16,7 +16,7 @@ from .process import Engine
 
 HERE = Path(__file__).parent
 # Sizes to compile for: those that the cases use, and no others.
-_SIZES = "--batch-sizes 1,8 --cache-buckets 128,192,256,1024"
+_SIZES = "--batch-sizes 1,8"
 _XLA = f"--framework tf --compiler xla {_SIZES}"
 _LITERT = "--target tflite --cache-size 256"
 OURS = {

@@ -51,7 +51,15 @@ def test_they_are_values():
         ({"framework": "jax", "compiler": "none"}, "runs only with XLA"),
         ({"generate": [8, 1]}, "--generate should be ascending numbers from 1 on"),
         ({"generate": [0]}, "--generate should be ascending"),
-        ({"batch_sizes": [8, 8]}, "--batch-sizes should be ascending"),
+        (
+            {"batch_sizes": [8, 8], "compiler": "xla"},
+            "--batch-sizes should be ascending",
+        ),
+        ({"batch_sizes": [1]}, "--batch-sizes is for a compiled export"),
+        ({"batch_sizes": [1], "target": "tflite"}, "--batch-sizes is for a compiled"),
+        ({"prompt_buckets": [1], "compiler": "xla"}, "is for --framework jax and"),
+        ({"cache_size": 64}, "--cache-size is for --target tflite"),
+        ({"generate": [4], "target": "tflite"}, "has no generate signature"),
     ],
 )
 def test_contradictions_are_refused(options, said):

@@ -11,10 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from optserve.export.options import ExportOptions
-from optserve.export.savedmodel.exporter import export_savedmodel
 from optserve.models.tokenizer import Tokenizer
 
-from tests.export.exports import Served
+from tests.export.exports import Served, export_to
 
 pytestmark = pytest.mark.slow
 
@@ -69,13 +68,12 @@ def read(tmp_path_factory):
         if framework == "jax":
             sizes = {
                 "prompt_buckets": (1, 32, 128),
-                "cache_buckets": (128,),
                 "batch_sizes": (ROWS,),
             }
         model = Served(
-            export_savedmodel(
-                TINY,
+            export_to(
                 tmp_path_factory.mktemp("out"),
+                TINY,
                 ExportOptions(
                     framework=framework,
                     weights=weights,

@@ -9,7 +9,6 @@ import pytest
 from optserve.export.errors import ExportError
 from optserve.export.options import ExportOptions
 from optserve.export.savedmodel import int8_matmul
-from optserve.export.savedmodel.exporter import export_savedmodel
 from optserve.runtime.cli import main
 from optserve.runtime.contract import Manifest, signature
 from optserve.runtime.model_dir import changed_files, read_manifest
@@ -18,6 +17,7 @@ from tests.export.exports import (
     CASES,
     GOLDEN,
     expected,
+    export_to,
     exported,
     int32,
     served,
@@ -253,7 +253,7 @@ def test_large_requests_are_refused_before_anything_is_computed(framework):
 )
 def test_impossible_options_are_refused(tmp_path, options, expected):
     with pytest.raises(ExportError, match=expected):
-        export_savedmodel(GOLDEN / "pre_ln", tmp_path / "out", ExportOptions(**options))
+        export_to(tmp_path / "out", GOLDEN / "pre_ln", ExportOptions(**options))
     assert not (tmp_path / "out").exists()
 
 
@@ -267,6 +267,6 @@ def test_the_command(tmp_path, capsys):
     assert main([*arguments, "--version", "3"]) == 1
     assert "never overwritten" in capsys.readouterr().err
     with pytest.raises(ExportError):
-        export_savedmodel(GOLDEN / "pre_ln", tmp_path, version=3)
+        export_to(tmp_path, GOLDEN / "pre_ln", version=3)
     assert main(["export", str(tmp_path / "missing"), str(tmp_path)]) == 1
     assert capsys.readouterr().err.count("\n") == 1

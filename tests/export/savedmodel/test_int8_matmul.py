@@ -12,12 +12,11 @@ import pytest
 import tensorflow as tf
 from optserve.export.options import ExportOptions
 from optserve.export.savedmodel import int8_matmul
-from optserve.export.savedmodel.exporter import export_savedmodel
 from optserve.export.savedmodel.int8_matmul import accumulators, joined, split_int8
 from optserve.export.savedmodel.matmul_tf import KeptInt8Matrix, Kernels, Matrix
 from safetensors.numpy import load_file, save_file
 
-from tests.export.exports import CASES, GOLDEN, Served, exported, served
+from tests.export.exports import CASES, GOLDEN, Served, export_to, exported, served
 
 
 def test_two_int8_numbers_hold_sixteen_bits() -> None:
@@ -150,7 +149,7 @@ def test_versions_in_one_process_keep_their_own_weights(tmp_path) -> None:
     )
     options = {"weights": "int8", "generate": (8,)}
     old = exported("pre_ln", **options)
-    new = export_savedmodel(other, tmp_path / "out", ExportOptions(**options))
+    new = export_to(tmp_path / "out", other, ExportOptions(**options))
 
     alone = _logprobs(Served(new))
     both = [Served(old), Served(new)]

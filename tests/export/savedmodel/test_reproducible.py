@@ -15,9 +15,9 @@ GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "pre_ln"
 EXPORT = """
 import json, sys
 from optserve.export.options import ExportOptions
-from optserve.export.savedmodel.exporter import export_savedmodel
+from optserve.export.pipeline import export_checkpoint
 checkpoint, out, options = sys.argv[1:]
-export_savedmodel(checkpoint, out, ExportOptions.from_json(options))
+export_checkpoint(checkpoint, out, ExportOptions.from_json(options), verify=False)
 """
 
 

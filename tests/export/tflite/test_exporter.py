@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from optserve.export.errors import ExportError
 from optserve.export.options import ExportOptions
-from optserve.export.tflite.exporter import export_tflite
 from optserve.export.tflite.weights import quantize_blocks
 from optserve.export.weights import quantize
 from optserve.models.checkpoints import open_weights
@@ -18,7 +17,7 @@ from optserve.models.examples.random_checkpoint import write_random_checkpoint
 from optserve.runtime.transports.base import Call
 from optserve.runtime.transports.litert import LiteRTTransport
 
-from tests.export.exports import CASES, GOLDEN, expected
+from tests.export.exports import CASES, GOLDEN, expected, export_to
 from tests.export.exports import exported_for_edge as exported
 
 EVERY_CASE = [(case, "tf") for case in CASES] + [
@@ -115,9 +114,9 @@ def test_int4_says_what_it_cannot_divide(tmp_path):
     config.word_embed_proj_dim = 24
     write_random_checkpoint(tmp_path / "in", config)
     with pytest.raises(ExportError, match=r"multiples of 32 long.*q_proj.*has 24"):
-        export_tflite(
-            tmp_path / "in",
+        export_to(
             tmp_path / "out",
+            tmp_path / "in",
             ExportOptions(target="tflite", weights="int4"),
         )
     assert not list((tmp_path / "out").glob("*"))
@@ -160,9 +159,9 @@ def test_weights_beyond_the_format_s_two_gibibytes(monkeypatch):
     inline = tflite_file.write.__kwdefaults__
     monkeypatch.setitem(inline, "inline_limit", 0)
     with tempfile.TemporaryDirectory() as out:
-        folder = export_tflite(
-            GOLDEN / "pre_ln",
+        folder = export_to(
             out,
+            GOLDEN / "pre_ln",
             ExportOptions(target="tflite", prompt_buckets=[16], cache_size=24),
         )
         reference = expected("pre_ln")
@@ -182,9 +181,9 @@ def test_weights_beyond_the_format_s_two_gibibytes(monkeypatch):
 )
 def test_unusable_options_are_refused(tmp_path, options, said):
     with pytest.raises(ExportError, match=said):
-        export_tflite(
-            GOLDEN / "pre_ln",
+        export_to(
             tmp_path / "out",
+            GOLDEN / "pre_ln",
             ExportOptions(target="tflite", **options),
         )
     assert not (tmp_path / "out").exists()
@@ -193,4 +192,4 @@ def test_unusable_options_are_refused(tmp_path, options, said):
 def test_a_version_is_never_overwritten(tmp_path):
     (tmp_path / "1").mkdir()
     with pytest.raises(ExportError, match="never overwritten"):
-        export_tflite(GOLDEN / "pre_ln", tmp_path, version=1)
+        export_to(tmp_path, GOLDEN / "pre_ln", version=1)

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from optserve.export.options import ExportOptions
-from optserve.export.tflite.exporter import export_tflite
 from optserve.models.generation.sampling import log_softmax
 from optserve.models.tokenizer import Tokenizer
 from optserve.runtime.codec import RowBlocks
 from optserve.runtime.transports.base import Call
 from optserve.runtime.transports.litert import LiteRTTransport
+
+from tests.export.exports import export_to
 
 TINY = Path(__file__).parents[3] / "models" / "tiny_shakespeare"
 WINDOW = 192  # tokens, `</s>` included
@@ -58,8 +59,8 @@ def test_held_out_loss_of_every_weight_type(data_dir, tmp_path, capsys):
     windows = held_out(data_dir, Tokenizer.from_directory(TINY))
     losses = {}
     for weights in ("float32", "float16", "int8", "int4"):
-        folder = export_tflite(
-            TINY, tmp_path / weights, ExportOptions(target="tflite", weights=weights)
+        folder = export_to(
+            tmp_path / weights, TINY, ExportOptions(target="tflite", weights=weights)
         )
         losses[weights] = loss(folder, windows)
     with capsys.disabled():

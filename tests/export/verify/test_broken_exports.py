@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from optserve.export.options import ExportOptions
 from optserve.export.savedmodel import exporter as savedmodel
-from optserve.export.savedmodel.exporter import export_savedmodel
 from optserve.export.verify import verify_export
 from optserve.export.verify.weights import wrong_weights
 from optserve.export.weights import SCALE, packed_weights
 from optserve.models.checkpoints import open_weights
 from optserve.models.config import OPTConfig
 from optserve.runtime.contract import WEIGHT_DTYPES
+
+from tests.export.exports import export_to
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden"
 FC1 = "decoder.layers.fc1.weight"
@@ -81,9 +82,7 @@ def test_stored_weights(case, dtype):
 
 
 def exported(out: Path, dtype: str) -> Path:
-    return export_savedmodel(
-        GOLDEN / "pre_ln", out, ExportOptions(weights=dtype, generate=[])
-    )
+    return export_to(out, GOLDEN / "pre_ln", ExportOptions(weights=dtype, generate=[]))
 
 
 @pytest.mark.parametrize("change", [negated, scaled])

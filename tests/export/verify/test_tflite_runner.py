@@ -11,12 +11,11 @@ import pytest
 from optserve.export.errors import ExportError
 from optserve.export.options import ExportOptions
 from optserve.export.tflite import weights as tflite_weights
-from optserve.export.tflite.exporter import export_tflite
 from optserve.export.verify import compare_exports, tflite_runner, verify_export
 from optserve.runtime.cli import main
 from optserve.runtime.model_dir import read_manifest
 
-from tests.export.exports import exported_for_edge
+from tests.export.exports import export_to, exported_for_edge
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "pre_ln"
 SIZES = {"prompt_buckets": [16], "cache_size": 24}
@@ -80,8 +79,8 @@ def test_a_wrong_matrix_is_caught(tmp_path, monkeypatch, weights):
         return right(config, weights, dtype)
 
     monkeypatch.setattr(tflite_weights, "constants", changed)
-    folder = export_tflite(
-        GOLDEN, tmp_path, ExportOptions(target="tflite", weights=weights, **SIZES)
+    folder = export_to(
+        tmp_path, GOLDEN, ExportOptions(target="tflite", weights=weights, **SIZES)
     )
     report = verify_export(folder, checkpoint=GOLDEN)
     assert not report.files and not report.problems

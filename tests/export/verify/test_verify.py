@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from optserve.export.errors import ExportError
 from optserve.export.options import ExportOptions
-from optserve.export.savedmodel.exporter import export_savedmodel
 from optserve.export.verify import compare_exports, verify_export
 from optserve.export.verify.report import show
 from optserve.export.verify.weights import StoredWeights
@@ -22,6 +21,8 @@ from optserve.models.examples.random_checkpoint import write_random_checkpoint
 from optserve.runtime.cli import main
 from optserve.runtime.model_dir import MANIFEST_PATH, folder_digests, read_manifest
 from rich.console import Console
+
+from tests.export.exports import export_to
 
 CONFIG = OPTConfig(
     vocab_size=96,
@@ -41,14 +42,14 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def export(checkpoint, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("out")
-    return export_savedmodel(checkpoint, out, ExportOptions(generate=[2]))
+    return export_to(out, checkpoint, ExportOptions(generate=[2]))
 
 
 @pytest.fixture(scope="module")
 def int8(checkpoint, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("int8")
     options = ExportOptions(weights="int8", cache="int8", generate=[2])
-    return export_savedmodel(checkpoint, out, options)
+    return export_to(out, checkpoint, options)
 
 
 def test_a_right_export_passes(export, checkpoint):
@@ -65,8 +66,8 @@ def test_a_right_export_passes(export, checkpoint):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_stored_weights_are_read_from_the_files(dtype, checkpoint, tmp_path):
-    folder = export_savedmodel(
-        checkpoint, tmp_path, ExportOptions(weights=dtype, generate=(2,))
+    folder = export_to(
+        tmp_path, checkpoint, ExportOptions(weights=dtype, generate=(2,))
     )
     stored = StoredWeights(folder)
     expected = dict(packed_weights(CONFIG, open_weights(checkpoint), dtype))

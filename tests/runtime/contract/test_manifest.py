@@ -50,7 +50,7 @@ HOSTILE = {
     "a size twice": {"batch_sizes": [8, 8]},
     "a size that is a list": {"prompt_buckets": [[8]]},
     "a size of zero": {"compiled_prompts": [0, 8]},
-    "millions of sizes": {"compiled_caches": list(range(1, 200_000))},
+    "millions of sizes": {"compiled_prompts": list(range(1, 200_000))},
     "signatures as an object": {"signatures": {"decode": 1}},
     "an escape in a signature": {"signatures": ["decode\x1b[2J"]},
     "an escape in the framework": {"framework": "\x1b]0;owned\x07"},

@@ -31,20 +31,20 @@ def prompts(count: int) -> list[list[int]]:
 @pytest.fixture(scope="module")
 def export(tmp_path_factory, data_dir) -> Path:
     pytest.importorskip("tensorflow")
-    from optserve.export.savedmodel.exporter import export_savedmodel
+    from optserve.export.pipeline import export_checkpoint
 
     out = tmp_path_factory.mktemp("stress") / "opt"
-    export_savedmodel(data_dir / "golden" / "pre_ln", out)
+    export_checkpoint(data_dir / "golden" / "pre_ln", out, verify=False)
     return out
 
 
 @pytest.fixture(scope="module")
 def other_export(tmp_path_factory, data_dir) -> Path:
     """The same sizes, other weights."""
-    from optserve.export.savedmodel.exporter import export_savedmodel
+    from optserve.export.pipeline import export_checkpoint
 
     out = tmp_path_factory.mktemp("stress") / "other"
-    export_savedmodel(data_dir / "golden" / "untied_head", out)
+    export_checkpoint(data_dir / "golden" / "untied_head", out, verify=False)
     return out
 
 
