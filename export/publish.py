@@ -137,8 +137,10 @@ def check_version(out: str | os.PathLike[str], version: int | None) -> None:
     """Refuse a version that exists, or that no server could read.
 
     Raises:
-        ExportError: it does.
+        ExportError: it does, or the base folder is something else.
     """
+    if Path(out).exists() and not Path(out).is_dir():
+        raise ExportError(f"{out} is not a folder: give the model's base folder")
     if version is None:
         return
     if not 1 <= version <= VERSION_LIMIT:

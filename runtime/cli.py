@@ -71,14 +71,17 @@ def _dispatch(arguments: list[str]) -> int:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = arguments[0] if arguments and arguments[0] in COMMANDS else None
-    module = None
+    module, chosen_parser = None, parser
     for name, (path, summary) in COMMANDS.items():
         sub = commands.add_parser(name, help=summary, description=summary)
         if name == chosen:
             module = importlib.import_module(path)
             module.configure(sub)
-    args = parser.parse_args(arguments)
+            chosen_parser = sub
+    args, unknown = parser.parse_known_args(arguments)
     assert module is not None  # argparse refused every other name
+    if unknown:
+        chosen_parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if module.__name__.startswith(__package__ or ""):  # it sends or serves caches
         keep_freed_memory()
     with log_lines(as_json=getattr(args, "json_log", False)):

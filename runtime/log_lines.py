@@ -26,7 +26,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, message, and what the record adds."""
+    """A JSON object per line: time (UTC), level, message, and what the record adds."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One record's line."""

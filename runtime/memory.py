@@ -69,8 +69,8 @@ def resident_bytes() -> int:
 def on_huge_pages() -> Iterator[None]:
     """What is allocated inside, in large blocks, moves to huge pages soon afterwards.
 
-    A thread sees to it, for it takes up to some seconds a gigabyte. Linux 6.1 or later;
-    elsewhere, and where the kernel has no such pages left, nothing happens.
+    A thread sees to it, for it takes up to some seconds per gigabyte. Linux 6.1 or
+    later; elsewhere, and where the kernel has no such pages left, nothing happens.
     """
     before = _large_blocks()
     yield

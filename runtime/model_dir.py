@@ -125,7 +125,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     """The manifest of a version's folder.
 
     Raises:
-        ModelDirError: there is none, or it is not one.
+        ModelDirError: it is missing, or not a manifest.
     """
     path = Path(folder) / MANIFEST_PATH
     try:

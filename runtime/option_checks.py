@@ -37,7 +37,7 @@ def check_whole(
 def check_number(
     name: str, value: Any, least: float, most: float, hint: str = ""
 ) -> None:
-    """Refuse what is not a number from ``least`` to ``most``; NaN is none.
+    """Refuse what is not a number from ``least`` to ``most``; NaN is refused.
 
     Raises:
         InvalidRequest: the message names the option.

@@ -38,7 +38,7 @@ class Sampling:
     """How the next token is chosen.
 
     ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 keep everything;
-    ``repetition_penalty`` 1 is none and looks at the prompt and the new tokens.
+    ``repetition_penalty`` looks at the prompt and the new tokens; 1 switches it off.
     ``seed`` is any 64-bit number; None draws one, which the result reports. Every
     prompt of a request uses the same: its tokens don't depend on its neighbours.
     """

@@ -42,7 +42,8 @@ def base(tmp_path_factory) -> Path:
     venv.create(folder / "venv", with_pip=True)
     programs = folder / "venv" / "bin"
     install = [programs / "python", "-m", "pip", "install", "--quiet", source]
-    subprocess.run(install, check=True)
+    pins = REPOSITORY / "tests" / "constraints.txt"
+    subprocess.run([*install, "-c", pins], check=True)
     return programs
 
 

@@ -7,14 +7,14 @@ from graphlib import TopologicalSorter
 import grimp
 import pytest
 
-ROOMS = ("optserve.models", "optserve.runtime", "optserve.export")
+PACKAGES = ("optserve.models", "optserve.runtime", "optserve.export")
 
 
 @pytest.fixture(scope="module")
 def imports() -> grimp.ImportGraph:
     """Who imports whom, inside functions too."""
     return grimp.build_graph(
-        *ROOMS,
+        *PACKAGES,
         include_external_packages=True,
         exclude_type_checking_imports=True,
         cache_dir=None,
@@ -23,7 +23,7 @@ def imports() -> grimp.ImportGraph:
 
 def test_packages_import_downwards_only(imports):
     """Exports use the runtime and the models, the runtime uses the models."""
-    assert imports.find_illegal_dependencies_for_layers(ROOMS[::-1]) == set()
+    assert imports.find_illegal_dependencies_for_layers(PACKAGES[::-1]) == set()
 
 
 def test_no_module_imports_itself_through_others(imports):

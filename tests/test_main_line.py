@@ -52,10 +52,10 @@ def expected() -> list[int]:
 def test_client_makes_the_keras_models_tokens(server, expected):
     with Client(server.target) as client:
         (generation,) = client.generate([PROMPT], max_new_tokens=NEW)
-        pieces = list(client.stream(PROMPT, max_new_tokens=NEW))
+        chunks = list(client.stream(PROMPT, max_new_tokens=NEW))
     assert generation.tokens == expected
-    assert [token for piece in pieces for token in piece.tokens] == expected
-    assert "".join(piece.text for piece in pieces) == generation.text
+    assert [token for chunk in chunks for token in chunk.tokens] == expected
+    assert "".join(chunk.text for chunk in chunks) == generation.text
     assert generation.finish_reason == "length"
 
 

@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("models", "runtime", "export")
+PACKAGES = ("models", "runtime", "export")
 OF_THEIR_OWN = {Path("runtime/serving")}
 """Folders of tests without a folder of modules: suites for a server of any kind."""
 TESTS = [
     path.relative_to(ROOT / "tests")
-    for room in ROOMS
-    for path in sorted((ROOT / "tests" / room).rglob("test_*.py"))
+    for package in PACKAGES
+    for path in sorted((ROOT / "tests" / package).rglob("test_*.py"))
 ]
 
 
-def modules(room: str) -> set[Path]:
-    """Modules and packages of a room, without the ending."""
-    files = (ROOT / room).rglob("*.py")
+def modules(package: str) -> set[Path]:
+    """Modules and folders of a package, without the ending."""
+    files = (ROOT / package).rglob("*.py")
     named = {
         path.parent if path.stem == "__init__" else path.with_suffix("")
         for path in files
@@ -31,7 +31,7 @@ def modules(room: str) -> set[Path]:
 def test_a_test_stands_beside_its_module(test):
     """``test_loop.py`` and ``test_loop_failures.py`` are of a module ``loop``.
 
-    One that is of several modules has a name that no module of the room has.
+    One that is of several modules has a name that no module of the package has.
     """
     paths = modules(test.parts[0])
     assert (ROOT / test.parent).is_dir() or test.parent in OF_THEIR_OWN

@@ -14,8 +14,8 @@ SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 def test_every_package_is_in_the_wheel():
     packages = {
         ".".join(["optserve", *path.parent.relative_to(ROOT).parts])
-        for room in ("models", "runtime", "export")
-        for path in (ROOT / room).rglob("__init__.py")
+        for package in ("models", "runtime", "export")
+        for path in (ROOT / package).rglob("__init__.py")
     }
     assert set(SETTINGS["tool"]["setuptools"]["packages"]) == packages
 

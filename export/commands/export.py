@@ -195,4 +195,9 @@ def _deploy(version: Path, options: DeployOptions) -> list[Path]:
 
 
 def _sizes(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected whole numbers separated by commas, like 1,8; got {text!r}"
+        ) from None

@@ -216,7 +216,7 @@ def generate(
     """
     B, limit = len(request.input_ids), jnp.max(request.max_new_tokens)
     heads = config.num_attention_heads
-    room = (config.num_hidden_layers, 2, B, heads, N, config.head_dim)
+    shape = (config.num_hidden_layers, 2, B, heads, N, config.head_dim)
     start = DecodeState(
         step=jnp.int32(0),
         token=request.input_ids[:, 0],
@@ -224,7 +224,7 @@ def generate(
         tokens=jnp.full((B, N), -1, jnp.int32),
         logprobs=jnp.zeros((B, N)),
         seen=request.seen,
-        new_kv=jnp.zeros(room),
+        new_kv=jnp.zeros(shape),
     )
 
     def body(state: DecodeState) -> DecodeState:

@@ -18,7 +18,7 @@ from .row_groups import by_rows
 
 
 class JaxLoop:
-    """Takes requests of one token a row, any number of rows and any size of cache.
+    """Takes requests of one token per row, any number of rows and any size of cache.
 
     Args:
         config: the architecture.

@@ -213,7 +213,7 @@ class Signatures(tf.Module):
 def _marked(ids, V: int):
     """Which of the vocabulary's ids stand in each row of ``ids`` [B,K]: boolean [B,V].
 
-    Negative ids, and those that are none, mark nothing.
+    Negative ids, and ids beyond the vocabulary, mark nothing.
     """
     B, K = tf.unstack(tf.shape(ids))
     column = tf.reshape(tf.where((ids < 0) | (ids >= V), V, ids), [-1])

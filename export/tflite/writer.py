@@ -82,7 +82,7 @@ def write(
     for name, constant in constants.items():
         start = -(-(file.tell() + 4) // _ALIGNMENT) * _ALIGNMENT
         file.write(bytes(start - 4 - file.tell()))
-        # A vector's length stands before it, and means nothing to an offset.
+        # A vector's length stands before it; data found by an offset has none.
         file.write(struct.pack("<I", constant.nbytes % 2**32))
         array = np.ascontiguousarray(constant.read())
         if array.nbytes != constant.nbytes:

@@ -62,7 +62,9 @@ def resolve(
             f"{name!r} is neither an existing path nor like 'facebook/opt-125m'"
         )
     if format is not None and format not in FORMATS:
-        raise ValueError(f"format {format!r} is none of {', '.join(FORMATS)}")
+        raise ValueError(
+            f"format should be one of {', '.join(FORMATS)}, got {format!r}"
+        )
     try:
         import huggingface_hub
     except ImportError:

@@ -81,7 +81,9 @@ def open_weights(
     """
     path = Path(directory)
     if format is not None and format not in READERS:
-        raise ValueError(f"format {format!r} is none of {', '.join(FORMATS)}")
+        raise ValueError(
+            f"format should be one of {', '.join(FORMATS)}, got {format!r}"
+        )
     if not path.is_dir():
         return _open_file(path, format)
     for name in [format] if format else FORMATS:

@@ -190,7 +190,7 @@ class _Machine:
         if not isinstance(function, Global) or function.name not in _CALLABLE:
             raise TypeError("something is called that is not a function")
         if not isinstance(arguments, tuple):
-            raise TypeError("a function's arguments are no tuple")
+            raise TypeError("a function's arguments are not a tuple")
         self.stack.append(_CALLABLE[function.name](*arguments))
 
     def _storage(self, identity: Any) -> Storage:
@@ -218,7 +218,7 @@ def _rebuild_tensor(
     if len(shape) != len(strides):
         raise ValueError("a tensor has not as many sizes as strides")
     if not all(type(number) is int for number in (offset, *shape, *strides)):
-        raise TypeError("a tensor's sizes are no integers")
+        raise TypeError("a tensor's sizes are not integers")
     return Strided(storage, offset, shape, strides)
 
 

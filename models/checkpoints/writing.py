@@ -64,7 +64,9 @@ def save_weights(
     replaced. HDF5 has no bfloat16, so such weights go in as float32.
     """
     if format not in WRITERS:
-        raise ValueError(f"format {format!r} is none of {', '.join(WRITERS)}")
+        raise ValueError(
+            f"format should be one of {', '.join(WRITERS)}, got {format!r}"
+        )
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors: list[Tensor] = []

@@ -4,7 +4,7 @@
 
 A byte-level BPE vocabulary is learned from the first 90 % of the text, then a
 ``TFOPTForCausalLM`` through ``compile`` and ``fit``. The last 10 % is held out and its
-loss reported in nats a character, which does not depend on the vocabulary. Runs on
+loss reported in nats per character, which does not depend on the vocabulary. Runs on
 two CPU cores; about ten minutes where nothing else runs.
 """
 

@@ -10,8 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core import unfreeze
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from ..checkpoints import LazyArray, save_weights
 from ..config import OPTConfig
@@ -19,7 +18,16 @@ from ..pretrained import Pretrained, format_to_save, generation_defaults
 from ..push import Pushes, push_folder
 from ..weights import weight_shapes
 from .modules import OPTModule, empty_cache
-from .params import Tree, as_array, cast_floating, random_params, resized, tree_path
+from .params import (
+    Tree,
+    as_array,
+    by_path,
+    cast_floating,
+    plain,
+    random_params,
+    resized,
+    tree_path,
+)
 
 
 class FlaxOPTBase(Pushes):
@@ -31,6 +39,7 @@ class FlaxOPTBase(Pushes):
     framework = "flax"
     main_input_name = "input_ids"
     module_class: type[OPTModule]
+    generation_config: Any  # of the class with a head: ``generation.py``
 
     def __init__(
         self,
@@ -88,13 +97,13 @@ class FlaxOPTBase(Pushes):
     def params(self, params: Mapping[str, Any]) -> None:
         if self._params is None:
             raise ValueError("a model made with _do_init=False holds no weights")
-        params = unfreeze(params)
+        params = plain(params)
         self._check_params(params)
         self._params = params
 
     def _check_params(self, params: Mapping[str, Any]) -> None:
         """ValueError naming the weights that ``params`` lacks."""
-        if missing := self.required_params - set(flatten_dict(params)):
+        if missing := self.required_params - set(by_path(params)):
             raise ValueError(
                 f"params lacks {len(missing)} of the model's weights: "
                 + ", ".join(sorted("/".join(path) for path in missing))
@@ -122,7 +131,7 @@ class FlaxOPTBase(Pushes):
         fresh = random_params(self.config, rng, head=self.module_class.head)
         if params is None:
             return fresh
-        return unflatten_dict(flatten_dict(fresh) | flatten_dict(unfreeze(params)))
+        return unflatten_dict(by_path(fresh) | by_path(params))
 
     def init_cache(self, batch_size: int, max_length: int) -> Tree:
         """An empty cache for ``past_key_values``, to hold ``max_length`` tokens."""
@@ -161,7 +170,7 @@ class FlaxOPTBase(Pushes):
         size nothing changes.
         """
         held = params is None
-        old = unfreeze(self.params if held else params)
+        old = plain(self.params if held else params)
         if new_num_tokens is None:
             return old
         new = resized(
@@ -211,7 +220,7 @@ class FlaxOPTBase(Pushes):
                 value = checkpoint.weights[name]
                 tree[path] = as_array(value.T if path[-1] == "kernel" else value)
         if checkpoint.usable != checkpoint.expected.keys():
-            tree = flatten_dict(random_params(config, model.key, head=head)) | tree
+            tree = by_path(random_params(config, model.key, head=head)) | tree
         params = unflatten_dict(tree)
         model.name_or_path = os.fspath(pretrained_model_name_or_path)
         if head:
@@ -238,9 +247,9 @@ class FlaxOPTBase(Pushes):
         """
         format = format_to_save(format, safe_serialization, "msgpack", needless)
         head = self.module_class.head
-        given = unfreeze(self.params if params is None else params)
+        given = plain(self.params if params is None else params)
         self._check_params(given)
-        tree = flatten_dict(given)
+        tree = by_path(given)
 
         def item(name: str) -> Any:
             path = tree_path(name, head=head)

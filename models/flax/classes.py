@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax.core import unfreeze
 
 from ..outputs import (
     FlaxBaseModelOutput,
@@ -25,6 +24,7 @@ from .base import FlaxOPTBase
 from .checks import check_inputs
 from .generation import Generation
 from .modules import FlaxOPTForCausalLMModule, FlaxOPTModule, OPTModule
+from .params import plain
 
 _OPTIONS = ("output_attentions", "output_hidden_states", "return_dict")
 
@@ -76,7 +76,7 @@ class _FlaxOPT(FlaxOPTBase):
             deterministic = True
         if not deterministic and dropout_rng is None:
             raise ValueError("deterministic=False needs a dropout_rng")
-        variables = {"params": unfreeze(params or self.params)}
+        variables = {"params": plain(params or self.params)}
         if past_key_values is not None:
             variables["cache"] = dict(past_key_values)
         asked = (output_attentions, output_hidden_states, return_dict)
@@ -96,7 +96,7 @@ class _FlaxOPT(FlaxOPTBase):
             **options,
         )
         if past_key_values is not None:
-            output["past_key_values"] = unfreeze(changed["cache"])
+            output["past_key_values"] = plain(changed["cache"])
         if as_dict:
             return output
         head, *rest = output.to_tuple()

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core import unfreeze
 from jax.core import Tracer
 
 from ..config import OPTConfig
@@ -28,6 +27,7 @@ from . import model as opt
 from . import sampling
 from .arrays import ARRAYS
 from .modules import OPTModule, update
+from .params import plain
 
 STYLE = BeamStyle(never=-1e7, best_end=False, scored_running=False)
 
@@ -175,7 +175,7 @@ class Generation:
         result: Found = (_program if trace else _search)(
             self.module,
             plan,
-            unfreeze(dict(self.params if params is None else params)),
+            plain(self.params if params is None else params),
             jnp.pad(ids, left),
             jnp.pad(mask, left),
             padding,

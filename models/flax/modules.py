@@ -12,13 +12,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict
 
 from ..config import OPTConfig
 from ..outputs import FlaxBaseModelOutput, FlaxCausalLMOutput
 from ..weights import params_from_weights, weight_shapes
 from . import model as flax_opt
-from .params import Tree, random_params, tree_path
+from .params import Tree, by_path, random_params, tree_path
 
 
 class OPTModule(nn.Module):
@@ -39,7 +38,7 @@ class OPTModule(nn.Module):
         def fresh(rng: Any, root: str) -> Tree:
             return random_params(config, rng, head=self.head)[root]
 
-        tree = flatten_dict({root: self.param(root, fresh, root) for root in roots})
+        tree = by_path({root: self.param(root, fresh, root) for root in roots})
         weights = {}
         for name in weight_shapes(config, head=self.head):
             path = tree_path(name, head=self.head)

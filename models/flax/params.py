@@ -5,12 +5,14 @@ model/decoder/layers/0/self_attn/q_proj/kernel      (no ``model`` without a head
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import unfreeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ..checkpoints import aligned, chunks
@@ -18,6 +20,18 @@ from ..config import OPTConfig
 from ..weights import Shape, weight_shapes
 
 Tree = dict[str, Any]
+
+
+def plain(tree: Mapping[str, Any]) -> Tree:
+    """A tree as plain dicts: flax's ``FrozenDict`` is taken as well."""
+    given: Any = tree  # flax names dicts and its own class only
+    return dict(unfreeze(given))
+
+
+def by_path(tree: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    """The arrays of a tree by their path in it."""
+    flat: Any = flatten_dict(plain(tree))  # flax types leaves as trees again
+    return flat
 
 
 def tree_path(name: str, *, head: bool) -> tuple[str, ...]:
@@ -90,7 +104,7 @@ def resized(
 ) -> Tree:
     """``params`` for another vocabulary size: old rows stay, new ones are random."""
     config = OPTConfig.from_dict(config.to_dict() | {"vocab_size": vocab_size})
-    fresh = flatten_dict(random_params(config, rng, head=head))
+    fresh = by_path(random_params(config, rng, head=head))
 
     def resize(path: tuple[str, ...], old: Any) -> Any:
         new = fresh[path]
@@ -101,5 +115,6 @@ def resized(
         more = jax.lax.slice_in_dim(new, kept.shape[axis], vocab_size, axis=axis)
         return jnp.concatenate([kept, more.astype(old.dtype)], axis=axis)
 
-    flat = flatten_dict(params)
-    return unflatten_dict({path: resize(path, old) for path, old in flat.items()})
+    return unflatten_dict(
+        {path: resize(path, old) for path, old in by_path(params).items()}
+    )

@@ -74,7 +74,7 @@ class GenerationConfig:
     def from_pretrained(
         cls, directory: str | os.PathLike[str], **changes: Any
     ) -> GenerationConfig:
-        """Read a directory's file. Raises ConfigError if there is none, or no JSON."""
+        """Read a directory's file. Raises ConfigError if it is missing or not JSON."""
         return cls.from_dict(read_json(Path(directory) / FILE) | changes)
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:

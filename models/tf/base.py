@@ -78,7 +78,7 @@ class TFOPTBase(Pushes, Surface, keras.Model):
         self.__dict__.get("_programs", {}).clear()
         self.groups.update(groups)
         for part, group in groups.items():
-            # For tf.train.Checkpoint: Keras's dicts are none of its own.
+            # For tf.train.Checkpoint, which does not look into Keras's own dicts.
             self._track_trackable(group, part, overwrite=True)
 
     # --- files ----------------------------------------------------------------------

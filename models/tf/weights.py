@@ -68,7 +68,7 @@ class WeightGroup(keras.layers.Layer):
                     initial(name, shape), dtype
                 ),
             )
-            # For tf.train.Checkpoint: Keras's dicts are none of its own.
+            # For tf.train.Checkpoint, which does not look into Keras's own dicts.
             self._track_trackable(self.by_name[name], name)
         self.built = True
 

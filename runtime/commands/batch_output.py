@@ -57,7 +57,7 @@ class Output:
 
     Attributes:
         done: ids that had a result when the file was opened.
-        written, failed: lines added since, and how many of them are no results.
+        written, failed: lines added since, and how many of them are failures.
     """
 
     def __init__(self, path: str | None, inputs: Iterable[os.stat_result] = ()) -> None:

@@ -39,7 +39,7 @@ def _text(manifest: Manifest, version: int) -> str:
             f"vocabulary {manifest.vocab_size}, {manifest.max_positions} positions",
         ),
         ("weights", manifest.weights_dtype),
-        ("cache", f"{manifest.cache_dtype}, {layout.row_bytes:,} bytes a token"),
+        ("cache", f"{manifest.cache_dtype}, {layout.row_bytes:,} bytes per token"),
         ("prompt sizes", _sizes(manifest.prompt_buckets)),
         ("cache sizes", _sizes(manifest.cache_buckets)),
         ("batch sizes", _sizes(manifest.batch_sizes)),

@@ -73,7 +73,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=whole(0, 100_000),
         default=0,
         metavar="K",
-        help="likeliest K a step",
+        help="likeliest K of each step",
     )
     group("--echo", action="store_true", help="the prompt's log-probabilities as well")
 

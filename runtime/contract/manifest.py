@@ -127,7 +127,7 @@ def _refuse(name: str, expected: str, value: object) -> NoReturn:
 
 
 def _size(name: str, value: object) -> int:
-    """A positive int32. ``True`` is none, though Python counts it as 1."""
+    """A positive int32. ``True`` is refused, though Python counts it as 1."""
     if type(value) is not int or not 1 <= value <= INT32_LIMIT:
         _refuse(name, f"a whole number from 1 to {INT32_LIMIT}", value)
     return value

@@ -48,8 +48,8 @@ class VersionPolicy:
         except ValueError:
             pass
         raise ValueError(
-            f"versions {text!r} is none of: all, latest, latest:N, "
-            "or numbers separated by commas"
+            "versions should be all, latest, latest:N, or numbers separated by "
+            f"commas, got {text!r}"
         )
 
 

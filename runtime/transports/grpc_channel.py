@@ -58,8 +58,8 @@ def channel_arguments(
 ) -> list[tuple[str, str | int]]:
     """gRPC's channel arguments for the options.
 
-    Retrying is ours: gRPC's own stops at its buffer of 256 KiB a call. Connections are
-    not shared with other channels, so that one's back-off doesn't slow another.
+    Retrying is ours: gRPC's own stops at its buffer of 256 KiB per call. Connections
+    are not shared with other channels, so that one's back-off doesn't slow another.
     """
     arguments: dict[str, str | int] = {
         **LONG_MESSAGES,

@@ -44,14 +44,21 @@ from .connection import Connection, check_secrecy, checked_label
 from .replicas import Replicas
 from .retry_policy import Attempts
 from .same_model import SameModel
-from .status_mapping import MALFORMED, ODD, Failure, Outcome, classify, one_line
+from .status_mapping import (
+    MALFORMED,
+    ODD,
+    Failure,
+    Outcome,
+    classify,
+    connect_failure,
+    one_line,
+)
 
 T = TypeVar("T")
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 GET_METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
 GET_STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
-METHODS = (PREDICT, GET_METADATA, GET_STATUS)
 
 _CONTROL_LIMIT = 4 << 20  # bytes of a reply that carries no tensors
 _ASK_TIMEOUT = 1.0  # seconds for a replica to say what it serves
@@ -353,7 +360,8 @@ class Operations:
         allowed = _least(timeout, _STATUS_TIMEOUT)
         outcome = yield Attempt(index, GET_STATUS, payload, allowed, _CONTROL_LIMIT)
         if outcome.code != "OK":
-            error = f"{outcome.code} {one_line(outcome.details)}"
+            details = one_line(connect_failure(outcome.details))
+            error = f"{outcome.code} {details}"
             return TargetStatus(target, error=error)
         try:
             return TargetStatus(target, tuple(decode_status_response(outcome.data)))

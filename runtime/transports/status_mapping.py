@@ -115,8 +115,9 @@ def error_for(
         )
     if failure is Failure.UNTRUSTED:
         return Unavailable(
-            f"no secure connection to {target}: {_reason(details)}; check that the "
-            "server speaks TLS, that `roots` signed its certificate, and `server_name`"
+            f"no secure connection to {target}: {connect_failure(details)}; check that "
+            "the server speaks TLS, that `roots` signed its certificate, and that "
+            "`server_name` is in it"
         )
     if failure in (Failure.BUSY, Failure.EXHAUSTED):
         return Unavailable(
@@ -124,7 +125,7 @@ def error_for(
             "or send fewer requests at once"
         )
     if failure is Failure.DOWN:
-        reason = _reason(details) or code
+        reason = connect_failure(details) or code
         advice = "check the address, or start a server with `optserve serve OUT`"
         if "Socket closed" in reason:  # all that a client hears of a failed handshake
             advice = (
@@ -218,6 +219,6 @@ def one_line(details: str) -> str:
     return line if len(line) <= 300 else line[:297] + "…"
 
 
-def _reason(details: str) -> str:
+def connect_failure(details: str) -> str:
     """Why connecting failed, without gRPC's words around it."""
     return _CONNECT_PREFIX.sub("", details)

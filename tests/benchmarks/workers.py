@@ -34,10 +34,10 @@ def runner(client: Client, target: str, options: dict[str, Any]) -> Runner:
 
             async def times(prompt: list[int]) -> list[float]:
                 arrivals: list[float] = []
-                async for piece in caller.stream(
+                async for chunk in caller.stream(
                     prompt, max_new_tokens=tokens, stop_token_ids=[]
                 ):
-                    arrivals += [time.perf_counter()] * len(piece.tokens)
+                    arrivals += [time.perf_counter()] * len(chunk.tokens)
                 assert len(arrivals) == tokens
                 return arrivals
 

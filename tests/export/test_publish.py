@@ -80,6 +80,15 @@ def test_a_version_is_never_overwritten(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["005", "1", "2"]
 
 
+def test_a_base_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "out").write_text("")
+    with (
+        pytest.raises(ExportError, match="out is not a folder"),
+        staging(tmp_path / "out"),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("version", [0, -1, 2**63, 10**30])
 def test_a_version_that_no_server_reads_is_refused(tmp_path, version):
     with pytest.raises(ExportError, match="an int64"), staging(tmp_path, version):

@@ -39,10 +39,10 @@ VARIANTS = [
 
 
 class Reading(NamedTuple):
-    """Losses in nats a token, and which token is likeliest at each position."""
+    """Losses in nats per token, and which token is likeliest at each position."""
 
     score: float  # through `score`
-    decode: float  # through `decode`, one token a call, over the cache
+    decode: float  # through `decode`, one token per call, over the cache
     best: np.ndarray  # [ROWS, WINDOW − 1]
     free: np.ndarray  # [ROWS, MADE], through `generate_8`
 

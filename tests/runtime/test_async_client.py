@@ -59,16 +59,16 @@ def test_joined_calls_give_the_same_tokens(sampling, batch_sizes):
             ]
 
             async def read(stream):
-                return [t async for piece in stream for t in piece.tokens]
+                return [t async for chunk in stream for t in chunk.tokens]
 
-            pieces = await asyncio.gather(*map(read, streamed))
-        assert [s.generation.tokens for s in streamed] == pieces
-        return generations, pieces, transport
+            chunks = await asyncio.gather(*map(read, streamed))
+        assert [s.generation.tokens for s in streamed] == chunks
+        return generations, chunks, transport
 
-    generations, pieces, transport = asyncio.run(go())
+    generations, chunks, transport = asyncio.run(go())
     expected = alone(sampling=sampling)
     assert [g.tokens for g in generations] == expected
-    assert pieces == expected
+    assert chunks == expected
     assert [g.index for g in generations] == list(range(len(PROMPTS)))
     assert max(shape[0] for shape in transport.inner.shapes("input_ids")) >= 4
     assert transport.most <= 2

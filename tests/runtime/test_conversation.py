@@ -41,11 +41,11 @@ def test_turns_equal_one_long_prompt_and_feed_each_token_once(generate):
 def test_a_turn_left_early_keeps_what_was_said():
     with Client(transport=NumpyTransport(tokenizer=SMALL_TOKENIZER)) as client:
         talk = client.conversation()
-        pieces = talk.say("to be", max_new_tokens=9, stop_token_ids=[])
-        first, second = next(pieces), next(pieces)
+        chunks = talk.say("to be", max_new_tokens=9, stop_token_ids=[])
+        first, second = next(chunks), next(chunks)
         with pytest.raises(OptserveError, match="under way"):
             next(talk.say("x", max_new_tokens=1))
-        pieces.close()
+        chunks.close()
         assert talk.tokens[6:] == first.tokens + second.tokens
         assert talk.cached_tokens == len(talk.tokens) - 1
         list(talk.say("x", max_new_tokens=2))

@@ -106,7 +106,8 @@ def test_a_model_in_this_process_is_what_the_client_makes_of_it(opened):
     assert given == {"threads": 2, "max_rows": 4}
 
 
-def test_a_usage_error_is_one_sentence(capsys):
-    assert cli.main(["generate", "x"]) == 2
+@pytest.mark.parametrize("arguments", ["x", "--target h:1 --unheard-of x"])
+def test_a_usage_error_is_one_sentence(capsys, arguments):
+    assert cli.main(["generate", *arguments.split()]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "see optserve generate --help" in err

@@ -139,7 +139,7 @@ def test_a_signal_whose_exception_is_lost_still_ends_it(rec_path, number, monkey
     [
         (["{tmp}/nowhere"], "there is no folder"),
         (["{tmp}"], "has no version to serve"),
-        (["{rec}", "--versions", "newest"], "versions 'newest' is none of"),
+        (["{rec}", "--versions", "newest"], "versions should be all, latest"),
         (["{rec}", "--model-config-file", "x"], "either OUT or --model-config-file"),
         ([], "either OUT or --model-config-file"),
         (["{rec}", "--batching-parameters-file", "x"], "needs --enable-batching"),

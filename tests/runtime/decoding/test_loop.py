@@ -1,4 +1,4 @@
-"""The loop's rules: sizes, pieces, ends, constraints, beams."""
+"""The loop's rules: sizes, chunks, ends, constraints, beams."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_tokens_depend_on_the_prompt_alone(sampling, generate, buckets):
         streamed = [
             [
                 t
-                for piece in client.stream(p, max_new_tokens=20, sampling=sampling)
-                for t in piece.tokens
+                for chunk in client.stream(p, max_new_tokens=20, sampling=sampling)
+                for t in chunk.tokens
             ]
             for p in MIXED
         ]
@@ -66,8 +66,8 @@ def test_streams_start_with_few_tokens_a_call_and_go_on_with_more():
     transport = NumpyTransport(generate=(1, 2, 4, 16))
     with Client(transport=transport) as client:
         sizes = [
-            len(piece.tokens)
-            for piece in client.stream([2, 5], max_new_tokens=31, stop_token_ids=[])
+            len(chunk.tokens)
+            for chunk in client.stream([2, 5], max_new_tokens=31, stop_token_ids=[])
         ]
         assert sizes[:5] == [1, 2, 4, 4, 16] and sum(sizes) == 31
         client.generate([[2, 5]], max_new_tokens=31, stop_token_ids=[])
@@ -98,7 +98,7 @@ def continuation(**options):
     with Client(transport=transport) as client:
         options.setdefault("stop_token_ids", [])
         stream = client.stream("to be", max_new_tokens=24, **options)
-        return "".join(piece.text for piece in stream), stream.generation
+        return "".join(chunk.text for chunk in stream), stream.generation
 
 
 def test_stop_strings_end_the_text_before_them_and_never_show():

@@ -28,14 +28,14 @@ def test_a_version_that_goes_away_costs_a_rebuild_and_no_token(sampling, generat
     transport = NumpyTransport(generate=generate)
     with Client(transport=transport) as client:
         stream = client.stream(MIXED[2], max_new_tokens=12, sampling=sampling)
-        pieces = [next(stream), next(stream)]
+        chunks = [next(stream), next(stream)]
         transport.versions = {2: transport.model}
-        pieces += list(stream)
+        chunks += list(stream)
         result = stream.generation
-    assert [t for p in pieces for t in p.tokens] == result.tokens
+    assert [t for p in chunks for t in p.tokens] == result.tokens
     assert result.tokens == one_by_one(max_new_tokens=12, sampling=sampling)[2]
     assert (result.model_version, result.rebuilds) == (2, 1)
-    assert (pieces[0].model_version, pieces[-1].model_version) == (1, 2)
+    assert (chunks[0].model_version, chunks[-1].model_version) == (1, 2)
 
 
 def test_a_cache_is_never_given_to_another_version():

@@ -91,13 +91,13 @@ def test_streams_join_to_the_same(client, prompts):
     stream = client.stream(
         prompts[0], max_new_tokens=NEW, sampling=WARM, stop_token_ids=[]
     )
-    pieces = list(stream)
+    chunks = list(stream)
     result = stream.generation
-    assert [t for piece in pieces for t in piece.tokens] == result.tokens
-    assert "".join(piece.text for piece in pieces) == result.text
-    assert [piece.finish_reason for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
-    assert pieces[-1].finish_reason == "length"
-    assert result.counters.calls == len(pieces)
+    assert [t for chunk in chunks for t in chunk.tokens] == result.tokens
+    assert "".join(chunk.text for chunk in chunks) == result.text
+    assert [chunk.finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+    assert chunks[-1].finish_reason == "length"
+    assert result.counters.calls == len(chunks)
     assert 0 < result.counters.first_token_seconds <= result.counters.seconds
 
 
@@ -174,7 +174,7 @@ def test_many_streams_at_once_give_the_same(client, target, prompts, exact):
     expected = [g.tokens for g in client.generate(prompts, **options)]
 
     async def read(stream):
-        return [token async for piece in stream for token in piece.tokens]
+        return [token async for chunk in stream for token in chunk.tokens]
 
     async def go():
         async with AsyncClient(target, model=MODEL) as other:

@@ -246,7 +246,7 @@ def test_64_streams_for_long_give_the_right_tokens_in_flat_memory(replicas):
         count = 0
         while time.monotonic() < end:
             stream = client.stream(asked[i], **options)
-            tokens = [token async for piece in stream for token in piece.tokens]
+            tokens = [token async for chunk in stream for token in chunk.tokens]
             assert tokens == expected[i]
             count += len(tokens)
         return count

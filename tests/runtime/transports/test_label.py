@@ -131,7 +131,7 @@ def test_a_label_that_moves_takes_new_generations_along_and_no_running_one(
         move(stable=2, canary=2)
         (fresh,) = client.generate([PROMPT], **OPTIONS)
         assert (fresh.tokens, fresh.model_version) == (second, 2)
-        generated += [token for piece in stream for token in piece.tokens]
+        generated += [token for chunk in stream for token in chunk.tokens]
         assert (generated, stream.generation.model_version) == (first, 1)
         assert stream.generation.rebuilds == 0
         move(stable=1, canary=2)
@@ -160,7 +160,7 @@ def test_a_version_unloaded_under_a_generation_is_rebuilt_on_the_labels(server, 
         generated = list(next(stream).tokens)
         move(stable=2)
         move((2,), stable=2)
-        rest = [token for piece in stream for token in piece.tokens]
+        rest = [token for chunk in stream for token in chunk.tokens]
         left = OPTIONS | {"max_new_tokens": OPTIONS["max_new_tokens"] - len(generated)}
         (expected,) = client.generate([PROMPT + generated], **left)
     assert rest == expected.tokens

@@ -80,8 +80,8 @@ def test_text_streams_and_samples_share_a_prompt():
     with Client(exported() / "model.tflite") as client:
         sampling = Sampling(temperature=1.2, seed=5)
         (whole,) = client.generate("Hello", max_new_tokens=12, sampling=sampling)
-        pieces = client.stream("Hello", max_new_tokens=12, sampling=sampling)
-        assert "".join(piece.text for piece in pieces) == whole.text
+        chunks = client.stream("Hello", max_new_tokens=12, sampling=sampling)
+        assert "".join(chunk.text for chunk in chunks) == whole.text
         generations = client.generate(
             "Hello", max_new_tokens=6, samples=3, sampling=sampling
         )
@@ -93,7 +93,7 @@ def ints(*values):
 
 
 def decode(transport, tokens, rows=None):
-    """Feed tokens behind the rows ``[n, L, 2, H, D]``, given in pieces."""
+    """Feed tokens after the rows ``[n, L, 2, H, D]``, given in pieces."""
     inputs = {"input_ids": ints(*tokens)[None], "input_length": ints(len(tokens))}
     name = "prefill"
     if rows is not None:

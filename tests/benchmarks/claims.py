@@ -1,0 +1,158 @@
+"""The measurements that comments in the code rest on, made again.
+
+    python tests/benchmarks/claims.py            # or some of them: tf-norm huge-pages
+
+Each line has the two sides of a claim, in ms: the way that is taken, and the other.
+On an idle machine; the least of some rounds counts.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Sides = dict[str, Callable[[], Any]]
+
+
+def milliseconds(function: Callable[[], Any], rounds: int = 15) -> float:
+    """The quickest call, after one that may compile."""
+    function()
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return 1e3 * min(times)
+
+
+def numbers(*shape: int) -> np.ndarray:
+    """Normal float32 numbers."""
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def jax_row() -> Sides:
+    """One row times 256 MB of float32 (``models/flax/xla_workarounds.py``)."""
+    import jax
+    from optserve.models.flax import xla_workarounds
+
+    x, matrix = jax.device_put(numbers(1, 1024)), jax.device_put(numbers(65536, 1024))
+    ours = jax.jit(xla_workarounds.matmul_transposed)
+    plain = jax.jit(lambda x, matrix: x @ matrix.T)
+    return {
+        "matmul_transposed": lambda: ours(x, matrix).block_until_ready(),
+        "x @ matrix.T": lambda: plain(x, matrix).block_until_ready(),
+    }
+
+
+def jax_bias() -> Sides:
+    """A bias added to a product of one row (``models/flax/xla_workarounds.py``)."""
+    import jax
+    from jax import lax
+    from optserve.models.flax.xla_workarounds import barrier
+
+    def product(keep: Callable[..., Any]) -> Callable[..., Any]:
+        contract = (((1,), (1,)), ((), ()))
+        return jax.jit(lambda x, m, b: keep(lax.dot_general(x, m, contract)) + b)
+
+    inputs = [jax.device_put(numbers(*s)) for s in ((1, 768), (3072, 768), (3072,))]
+    separate, fused = product(barrier), product(lambda x: x)
+    return {
+        "after a barrier": lambda: separate(*inputs).block_until_ready(),
+        "fused": lambda: fused(*inputs).block_until_ready(),
+    }
+
+
+def tf_norm() -> Sides:
+    """25 layer norms of one row (``export/savedmodel/matmul_tf.py``)."""
+    import tensorflow as tf
+    from optserve.export.savedmodel.matmul_tf import Norm
+
+    weight, bias = tf.Variable(numbers(768)), tf.Variable(numbers(768))
+    layer = tf.keras.layers.LayerNormalization()
+    layer.build([None, 768])
+    x = tf.constant(numbers(1, 768))
+
+    def many(norm: Callable[[Any], Any]) -> Callable[[], Any]:
+        @tf.function
+        def run(x):
+            for _ in range(25):
+                x = norm(x) + 1
+            return x
+
+        return lambda: run(x).numpy()
+
+    return {"Norm": many(Norm(weight, bias)), "keras": many(layer)}
+
+
+def int8_rows() -> Sides:
+    """8 rows times int8 weights (``export/savedmodel/int8_matmul.py``)."""
+    import tensorflow as tf
+    from optserve.export.savedmodel import int8_matmul
+
+    values = tf.Variable(numbers(50272, 768).astype(np.int8))
+    wide = tf.Variable(tf.cast(values, tf.float32))
+    half = tf.Variable(tf.cast(values, tf.bfloat16))
+    x = tf.constant(numbers(8, 768))
+    two = tf.function(lambda: int8_matmul.product(x, values, keep=True))
+    one = tf.function(lambda: tf.matmul(x, wide, transpose_b=True))
+    short = tf.cast(x, tf.bfloat16)
+    rounded = tf.function(lambda: tf.matmul(short, half, transpose_b=True))
+    return {
+        "int8, two products": lambda: two().numpy(),
+        "float32": lambda: one().numpy(),
+        "bfloat16": lambda: tf.cast(rounded(), tf.float32).numpy(),
+    }
+
+
+def packed_rows() -> Sides:
+    """15 and 16 rows times one matrix (``export/verify/plan.py``)."""
+    import tensorflow as tf
+
+    matrix = tf.Variable(numbers(2048, 8192))
+    rows = {n: tf.constant(numbers(n, 2048)) for n in (15, 16)}
+    product = tf.function(lambda x: tf.matmul(x, matrix))
+    return {f"{n} rows": lambda x=x: product(x).numpy() for n, x in rows.items()}
+
+
+def huge_pages() -> Sides:
+    """All of 1 GB read (``runtime/memory.py``)."""
+    from optserve.runtime.memory import on_huge_pages
+
+    small = np.ones(1 << 28, np.float32)
+    with on_huge_pages():
+        huge = np.ones(1 << 28, np.float32)
+    time.sleep(5)  # a thread moves them
+    return {"huge pages": huge.sum, "4 KiB pages": small.sum}
+
+
+def freed_memory() -> Sides:
+    """A block of 100 MB filled, as by a request (``runtime/memory.py``)."""
+    from optserve.runtime.memory import keep_freed_memory
+
+    def fill() -> None:
+        np.ones(100 << 18, np.float32)
+
+    before = milliseconds(fill)
+    keep_freed_memory()
+    return {"kept": fill, f"given back: {before:.1f}; kept again": fill}
+
+
+CLAIMS = {
+    "jax-row": jax_row,
+    "jax-bias": jax_bias,
+    "tf-norm": tf_norm,
+    "int8-rows": int8_rows,
+    "packed-rows": packed_rows,
+    "huge-pages": huge_pages,
+    "freed-memory": freed_memory,  # the last: it holds for the whole process
+}
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or CLAIMS:
+        sides = {side: milliseconds(run) for side, run in CLAIMS[name]().items()}
+        print(name, "; ".join(f"{side} {ms:.2f}" for side, ms in sides.items()))
