@@ -114,7 +114,7 @@ def test_without_weights_only_small_files_come(hub, tmp_path):
 
 
 def test_a_format_can_be_asked_for(hub, tmp_path):
-    with pytest.raises(ValueError, match="none of"):
+    with pytest.raises(ValueError, match="format should be one of"):
         resolve(REPOSITORY, cache_dir=tmp_path / "cache", format="onnx")
     (hub.repositories[REPOSITORY] / "model.safetensors").unlink()
     with pytest.raises(CheckpointNotFound, match="no weights"):
