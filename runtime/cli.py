@@ -21,15 +21,30 @@ from .memory import keep_freed_memory
 from .printable import sentence
 
 COMMANDS = {
-    "export": ("optserve.export.commands.export", "checkpoint to SavedModel or TFLite"),
-    "deploy": ("optserve.export.commands.deploy", "files to serve an export with"),
-    "doctor": ("optserve.export.commands.doctor", "what is missing here"),
-    "verify": ("optserve.export.commands.verify", "files and numbers of an export"),
+    "export": (
+        "optserve.export.commands.export",
+        "make a SavedModel or TFLite file of a checkpoint",
+    ),
+    "deploy": (
+        "optserve.export.commands.deploy",
+        "write the files to serve an export with",
+    ),
+    "doctor": (
+        "optserve.export.commands.doctor",
+        "say what is missing on this machine",
+    ),
+    "verify": (
+        "optserve.export.commands.verify",
+        "compare an export with its checkpoint",
+    ),
     "serve": ("optserve.runtime.commands.serve", "serve an export over gRPC"),
-    "generate": ("optserve.runtime.commands.generate", "continue prompts"),
-    "bench": ("optserve.runtime.commands.bench", "measure against the peers"),
+    "generate": ("optserve.runtime.commands.generate", "generate text from prompts"),
+    "bench": (
+        "optserve.runtime.commands.bench",
+        "measure speed and memory against other engines",
+    ),
     "chat": ("optserve.runtime.commands.chat", "talk with a model, turn by turn"),
-    "describe": ("optserve.runtime.commands.describe", "what a served model is"),
+    "describe": ("optserve.runtime.commands.describe", "say what a server serves"),
 }
 
 _log = logging.getLogger("optserve.cli")

@@ -17,8 +17,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("out", type=Path, metavar="OUT", help="base folder with numbered versions")
     add("--dir", type=Path, help=f"where to write (default OUT/{FOLDER})")
     add("--name", default=defaults.name, help="the model's name (default %(default)s)")
-    add("--stable", type=int, help="version labelled stable (default: the newest)")
-    add("--canary", type=int, help="version labelled canary, served beside it")
+    add("--stable", type=int, help="version to label stable (default: newest)")
+    add("--canary", type=int, help="version to label canary, served beside it")
     add(
         "--keep",
         type=int,
@@ -33,16 +33,41 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="",
         help="base folder for the cluster: pvc://, gs://, s3://",
     )
-    add("--replicas", type=int, default=defaults.replicas, help="fewest servers")
-    add("--max-replicas", type=int, default=defaults.max_replicas, help="most servers")
-    add("--cpus", type=int, default=defaults.cpus, help="processors of one server")
-    add("--max-batch", type=int, default=defaults.max_batch, help="most rows merged")
+    add(
+        "--replicas",
+        type=int,
+        default=defaults.replicas,
+        help="fewest servers (default %(default)s)",
+    )
+    add(
+        "--max-replicas",
+        type=int,
+        default=defaults.max_replicas,
+        help="most servers (default %(default)s)",
+    )
+    add(
+        "--cpus",
+        type=int,
+        default=defaults.cpus,
+        help="processors of a server (default %(default)s)",
+    )
+    add(
+        "--max-batch",
+        type=int,
+        default=defaults.max_batch,
+        help="most rows of a batch (default %(default)s)",
+    )
     add(
         "--batching",
         action=argparse.BooleanOptionalAction,
         help="merge callers' requests (default: if this export gains from it)",
     )
-    add("--tls", choices=TLS_MODES, default=defaults.tls, help="TLS for gRPC clients")
+    add(
+        "--tls",
+        choices=TLS_MODES,
+        default=defaults.tls,
+        help="TLS for gRPC (default %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -36,12 +36,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("checkpoint", metavar="CHECKPOINT", help="directory, or hub id")
     add("out", metavar="OUT", help="the model's base folder")
     _configure_options(parser)
-    add("--version", type=int, help="default: the next number")
+    add("--version", type=int, metavar="N", help="its number (default: the next one)")
     add("--revision", help="of a hub checkpoint")
     add(
         "--dry-run",
         action="store_true",
-        help="say what the export would be and need, and write nothing; CHECKPOINT "
+        help="print what the export would be and need, and write nothing; CHECKPOINT "
         "may then be a published size like 66b",
     )
     add(
@@ -49,16 +49,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="publish without comparing every signature with the checkpoint",
     )
-    add("--name", default="opt", help="the model's name in the deployment files")
+    add(
+        "--name",
+        default="opt",
+        help="the model's name in deployment files (default opt)",
+    )
     add("--no-deploy", action="store_true", help="write no deployment files")
-    add("--json", action="store_true", help="say the result as JSON")
+    add("--json", action="store_true", help="print the result as JSON")
 
 
 def _configure_options(parser: argparse.ArgumentParser) -> None:
     """An argument for each field of :class:`ExportOptions`, under its name."""
     add = parser.add_argument
-    add("--target", default="savedmodel", choices=TARGETS)
-    add("--framework", default="tf", choices=FRAMEWORKS)
+    add(
+        "--target",
+        default="savedmodel",
+        choices=TARGETS,
+        help="savedmodel for servers (default), tflite for devices",
+    )
+    add(
+        "--framework",
+        default="tf",
+        choices=FRAMEWORKS,
+        help="whose graph is exported: TensorFlow's (default) or JAX's",
+    )
     add(
         "--compiler",
         choices=COMPILERS,
@@ -69,9 +83,15 @@ def _configure_options(parser: argparse.ArgumentParser) -> None:
         "--weights",
         default="float32",
         choices=_ALL_WEIGHTS,
-        help="int4 is for --target tflite, bfloat16 for a savedmodel",
+        help="how matrices are stored (default float32); int4 is for --target tflite, "
+        "bfloat16 for a savedmodel",
     )
-    add("--cache", default="float32", choices=CACHE_DTYPES)
+    add(
+        "--cache",
+        default="float32",
+        choices=CACHE_DTYPES,
+        help="how the key-value cache travels (default float32)",
+    )
     add(
         "--generate",
         type=_sizes,

@@ -93,21 +93,21 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
         "--model", metavar="OUT", help="an export's folder, run in this process"
     )
     add = group.add_argument
-    add("--name", default="opt", help="the model's name on the server (opt)")
-    add("--label", default="", help="version label on the server (the newest version)")
-    add("--tokenizer", metavar="DIR", help="tokenizer, where the export holds none")
-    add("--wait", type=seconds, metavar="S", help="wait for the model to become ready")
+    add("--name", default="opt", help="the model's name on the server (default opt)")
+    add("--label", default="", help="version label to follow (default: newest version)")
+    add("--tokenizer", metavar="DIR", help="tokenizer to use instead of the export's")
+    add("--wait", type=seconds, metavar="S", help="wait S seconds for the model")
     add("--max-rows", type=whole(1, _INT32), metavar="B", help="most rows of one call")
     add(
         "--threads",
         type=whole(1, 1024),
         metavar="T",
-        help="of a model in this process (the runtime's own choice)",
+        help="threads for --model (default: the runtime's own choice)",
     )
-    add("--tls", action="store_true", help="encrypt, and trust the usual authorities")
-    add("--tls-ca", metavar="PEM", help="encrypt, and trust these certificates")
+    add("--tls", action="store_true", help="encrypt, trusting the system's authorities")
+    add("--tls-ca", metavar="PEM", help="encrypt, trusting these certificates")
     add("--tls-cert", metavar="PEM", help="encrypt; the client's certificate (mTLS)")
-    add("--tls-key", metavar="PEM", help="and its key")
+    add("--tls-key", metavar="PEM", help="the key of --tls-cert")
     add(
         "--tls-server-name",
         metavar="NAME",
@@ -133,50 +133,68 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
         type=whole(1, _INT32),
         default=64,
         metavar="N",
-        help="at most (64)",
+        help="most tokens to generate (default 64)",
     )
-    add("--temperature", type=float32, default=0.0, help="0 is greedy (0)")
+    add(
+        "--temperature",
+        type=float32,
+        default=0.0,
+        metavar="T",
+        help="0 is greedy (default)",
+    )
     add(
         "--top-k",
         type=whole(0, _INT32),
         default=0,
         metavar="K",
-        help="of the K likeliest (0: all)",
+        help="sample from the K likeliest tokens (default 0: from all)",
     )
     add(
         "--top-p",
         type=number(0, 1),
         default=1.0,
         metavar="P",
-        help="of the likeliest P (1)",
+        help="sample from the likeliest tokens of mass P (default 1)",
     )
     add(
         "--repetition-penalty",
         type=float32,
         default=1.0,
         metavar="R",
-        help="1: none",
+        help="above 1, tokens seen before are less likely (default 1)",
     )
     add(
         "--seed",
         type=whole(-(2**63), 2**64 - 1),
         metavar="N",
-        help="makes sampling repeatable",
+        help="the same seed draws the same tokens",
     )
-    add("--stop", action="append", default=[], metavar="TEXT", help="end at this text")
+    add(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text",
+    )
     add(
         "--stop-token-id",
         action="append",
         type=whole(-1, _INT32),
         metavar="ID",
-        help="end at this token instead of the model's end token; -1 for at none",
+        help="end at this token instead of the model's end token; -1: at none",
     )
     for name, text in (
-        ("--min-new-tokens", "no end before"),
-        ("--no-repeat-ngram", "no N tokens twice (0: allowed)"),
+        ("--min-new-tokens", "do not end before N tokens"),
+        ("--no-repeat-ngram", "never repeat N tokens in a row (default 0: may)"),
     ):
         add(name, type=whole(0, _INT32), default=0, metavar="N", help=text)
-    add("--bad-word", action="append", default=[], metavar="TEXT", help="never say")
+    add(
+        "--bad-word",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="never generate this",
+    )
     add(
         "--logit-bias",
         action="append",
@@ -249,14 +267,13 @@ def generation_keywords(args: argparse.Namespace) -> GenerationKeywords:
 
 def beams_of(args: argparse.Namespace) -> Beams | None:
     """Beam search, where it was asked for."""
+    names = ("returned", "length_penalty", "early_stopping")
     if args.beams is None:
+        _refuse(args, names, "is for beam search: give --beams as well")
         return None
-    return Beams(
-        width=args.beams,
-        returned=args.returned,
-        length_penalty=args.length_penalty,
-        early_stopping=args.early_stopping,
-    )
+    given = {name: getattr(args, name) for name in names}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return Beams(width=args.beams, **chosen)
 
 
 def _connection(args: argparse.Namespace) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--jsonl",
         metavar="FILE",
-        help='a batch, one {"id": …, "prompt": text or token ids} a line; - is stdin',
+        help='a batch, one {"id": …, "prompt": text or token ids} per line; - is stdin',
     )
     add(
         "--output",
@@ -56,24 +56,32 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("several sequences").add_argument
     count = whole(1, 1000)
     group(
-        "--samples", type=count, default=1, metavar="N", help="draw N, likeliest first"
+        "--samples",
+        type=count,
+        default=1,
+        metavar="N",
+        help="draw N continuations, likeliest first",
     )
-    group("--beams", type=count, metavar="N", help="beam search of this width")
-    group("--returned", type=count, default=1, metavar="N", help="beams given back (1)")
+    group("--beams", type=count, metavar="N", help="beam search with N beams")
+    group("--returned", type=count, metavar="N", help="beams to print (default 1)")
     group(
         "--length-penalty",
         type=number(-math.inf),
-        default=1.0,
         metavar="P",
-        help="of beams (1)",
+        help="exponent of the length that a beam's score is divided by (default 1)",
     )
-    group("--early-stopping", action="store_true", help="end at enough finished beams")
+    group(
+        "--early-stopping",
+        action="store_true",
+        default=None,
+        help="end as soon as there are as many finished beams",
+    )
     group(
         "--top-logprobs",
         type=whole(0, 100_000),
         default=0,
         metavar="K",
-        help="likeliest K of each step",
+        help="report the K likeliest tokens of each step",
     )
     group("--echo", action="store_true", help="the prompt's log-probabilities as well")
 

@@ -26,27 +26,35 @@ _LOOK_SECONDS = 1.0
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add = parser.add_argument
-    add("path", nargs="?", metavar="OUT", help="folder of numbered model versions")
-    add("--name", default="opt", help="the model's name in requests (opt)")
+    add(
+        "path", nargs="?", metavar="OUT", help="folder of the model's numbered versions"
+    )
+    add("--name", default="opt", help="the model's name in requests (default opt)")
     add(
         "--port",
         type=whole(0, 65535),
         default=8500,
-        help="TCP port, 0 picks a free one (8500)",
+        help="TCP port; 0 picks a free one (default 8500)",
     )
-    add("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
+    add("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1)")
     add("--socket", metavar="PATH", help="listen at a Unix socket instead of a port")
     add(
         "--versions",
         default="latest",
         metavar="WHICH",
-        help="all, latest:N, or numbers separated by commas (latest)",
+        help="all, latest:N, or numbers separated by commas (default latest)",
     )
     add(
-        "--model-config-file", metavar="FILE", help="several models (ModelServerConfig)"
+        "--model-config-file",
+        metavar="FILE",
+        help="serve several models (ModelServerConfig)",
     )
     add("--enable-batching", action="store_true", help="batch concurrent requests")
-    add("--batching-parameters-file", metavar="FILE", help="how (BatchingParameters)")
+    add(
+        "--batching-parameters-file",
+        metavar="FILE",
+        help="batching's sizes and times (BatchingParameters)",
+    )
     add(
         "--tensor-content",
         action="store_true",
@@ -58,18 +66,31 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=number(0.01, 1e6),
         default=2.0,
         metavar="S",
-        help="look for new versions every (2)",
+        help="seconds between looks for new versions (default 2)",
     )
     add("--wait", action="store_true", help="wait for a model that is not there yet")
     threads = whole(0, 1024)
-    add("--intra-op-threads", type=threads, default=0, help="of an op (0: cores)")
-    add("--inter-op-threads", type=threads, default=1, help="ops at a time (1)")
+    add(
+        "--intra-op-threads",
+        type=threads,
+        default=0,
+        metavar="N",
+        help="threads of an operation (default 0: one per core)",
+    )
+    add(
+        "--inter-op-threads",
+        type=threads,
+        default=1,
+        metavar="N",
+        help="operations at a time (default 1)",
+    )
     add(
         "--xla-cpu-compilation-enabled",
         type=_boolean,
         default=True,
         metavar="BOOL",
-        help="false refuses XLA models, as TensorFlow Serving's default does (true)",
+        help="false refuses models that XLA compiles, as TensorFlow Serving does by "
+        "default (default true)",
     )
     add(
         "--allow-reload",
@@ -78,7 +99,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "loopback, a Unix socket, or with client certificates only",
     )
     add("--json-ready", action="store_true", help="print the ready line as JSON")
-    add("--json-log", action="store_true", help="log lines as JSON")
+    add("--json-log", action="store_true", help="print log lines as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

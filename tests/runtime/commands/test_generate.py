@@ -180,6 +180,8 @@ def test_beams_and_samples_show_each_sequence(transport, capsys):
         (["--jsonl", "/nonexistent"], "/nonexistent: No such file"),
         (["x", "--samples", "2"], "temperature above 0"),
         (["x", "--threads", "2"], "--threads needs --model"),
+        (["x", "--returned", "2"], "--returned is for beam search"),
+        (["x", "--early-stopping"], "--early-stopping is for beam search"),
     ],
 )
 def test_mistakes_get_one_sentence(transport, capsys, arguments, sentence):
