@@ -3,6 +3,7 @@
 from .async_client import AsyncClient, AsyncStream
 from .client import Client, Stream
 from .conversation import AsyncConversation, Conversation
+from .decoding.prefix_cache import PrefixCache
 from .decoding.prompts import unpadded
 from .errors import (
     Cancelled,
@@ -44,6 +45,7 @@ __all__ = [
     "Limits",
     "MalformedReply",
     "OptserveError",
+    "PrefixCache",
     "PromptTooLong",
     "Retry",
     "Sampling",

@@ -31,13 +31,14 @@ from .conversation import AsyncConversation
 from .decoding.deadlines import check_waits, deadline_in, time_left
 from .decoding.driver import run_async
 from .decoding.engine import Engine
-from .decoding.loop import Task
 from .decoding.model_versions import IDENTITY
 from .decoding.opening import open_engine
+from .decoding.prefix_cache import PrefixCache, as_prefix_cache
 from .decoding.prompts import as_list
 from .decoding.sequence import Sequence
 from .decoding.served_model import ServedModel
 from .decoding.signature_check import check_signatures
+from .decoding.task import Task
 from .errors import (
     Cancelled,
     DeadlineExceeded,
@@ -75,8 +76,8 @@ class AsyncClient:
     counts from the request, waiting for a turn included.
 
     Args:
-        target, model, label, tokenizer, connect_timeout, wait, telemetry, transport,
-            options: as of ``Client``.
+        target, model, label, tokenizer, connect_timeout, wait, telemetry, prefix_cache,
+            transport, options: as of ``Client``.
         max_rows: most rows of a joined call; by default what the export was made for.
         max_active: most generations under way.
         in_flight: joined calls under way at a time; 2 for each address by default.
@@ -97,6 +98,7 @@ class AsyncClient:
         connect_timeout: float | None = 30.0,
         wait: float | None = None,
         telemetry: bool | None = None,
+        prefix_cache: int | PrefixCache | None = None,
         transport: AsyncTransport | None = None,
         **options: Unpack[TransportKeywords],
     ) -> None:
@@ -105,6 +107,7 @@ class AsyncClient:
         if in_flight is not None:
             check_whole("in_flight", in_flight, 1)
         self._tokenizer = open_tokenizer(tokenizer)
+        self._prefixes = as_prefix_cache(prefix_cache)
         self._telemetry = open_telemetry(telemetry, model)
         self._max_rows = max_rows
         self._connect_timeout, self._wait = connect_timeout, wait
@@ -220,7 +223,9 @@ class AsyncClient:
             if self._wait is not None:
                 await transport.wait_until_ready(self._wait)
             deadline = deadline_in(self._connect_timeout)
-            task = open_engine(self._tokenizer, self._max_rows, deadline)
+            task = open_engine(
+                self._tokenizer, self._max_rows, deadline, self._prefixes
+            )
             engine = await run_async(task, transport)
             model = engine.versions.current
             await _check_signatures(model, transport, time_left(deadline))

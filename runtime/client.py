@@ -22,11 +22,12 @@ from .contract import Manifest
 from .conversation import Conversation
 from .decoding.deadlines import check_waits, deadline_in, time_left
 from .decoding.driver import drive, run
-from .decoding.loop import Task
 from .decoding.model_versions import IDENTITY
 from .decoding.opening import open_engine
+from .decoding.prefix_cache import PrefixCache, as_prefix_cache
 from .decoding.sequence import Sequence
 from .decoding.signature_check import check_signatures
+from .decoding.task import Task
 from .errors import Cancelled, IncompatibleModel, OptserveError, ServerError
 from .options import GenerationKeywords, GenerationOptions, Prompt
 from .results import Chunk, Generation, Score
@@ -62,6 +63,9 @@ class Client:
         wait: seconds to wait first for a server that has the model ready (by its
             model status); None asks once.
         telemetry: OpenTelemetry spans and metrics; None: where the program uses it.
+        prefix_cache: reuse of what prompts have in common: bytes of cache rows to keep
+            in memory, or a ``PrefixCache``, which several clients may share and which
+            may keep them in a folder. Needs an export that names its checkpoint.
         transport: a transport of your own instead of what ``target`` means.
         options: the transport's options: the fields of ``connection.Connection`` for
             servers (TLS, metadata, retries …), ``threads`` for a model in this process.
@@ -83,10 +87,12 @@ class Client:
         connect_timeout: float | None = 30.0,
         wait: float | None = None,
         telemetry: bool | None = None,
+        prefix_cache: int | PrefixCache | None = None,
         transport: Transport | None = None,
         **options: Unpack[TransportKeywords],
     ) -> None:
         check_waits(connect_timeout, wait)
+        own_prefixes = as_prefix_cache(prefix_cache)
         own_tokenizer = open_tokenizer(tokenizer)
         self._telemetry = open_telemetry(telemetry, model)
         self._transport = transport or open_transport(
@@ -97,7 +103,7 @@ class Client:
             if wait is not None:
                 self._transport.wait_until_ready(wait)
             deadline = deadline_in(connect_timeout)
-            task = open_engine(own_tokenizer, max_rows, deadline)
+            task = open_engine(own_tokenizer, max_rows, deadline, own_prefixes)
             self._engine = run(task, self._transport)
             self._check_signatures(time_left(deadline))
         except BaseException:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from .decoding.engine import Engine
 from .decoding.kv_cache import KVCache
-from .decoding.loop import Task
 from .decoding.sequence import Sequence
+from .decoding.task import Task
 from .errors import OptserveError
 from .options import GenerationKeywords, GenerationOptions, Prompt
 from .results import Chunk, Generation

@@ -21,6 +21,10 @@ class Counters:
     retries: int = 0
     rebuilds: int = 0
     """How often the cache was built again on another model version."""
+    cached_prompt_tokens: int = 0
+    """Tokens of the prompt that were not fed, since their cache rows were known."""
+    cached_bytes: int = 0
+    """Bytes of the rows that came from the prefix cache."""
     first_token_seconds: float = 0.0
     """From the request to the first new token, waiting included."""
     first_tokens: int = 0
@@ -115,6 +119,11 @@ class Generation:
     def rebuilds(self) -> int:
         """How often the cache was built again on another model version."""
         return self.counters.rebuilds
+
+    @property
+    def cached_prompt_tokens(self) -> int:
+        """Tokens of the prompt that were not fed, since their cache rows were known."""
+        return self.counters.cached_prompt_tokens
 
     @property
     def tokens_per_second(self) -> float:

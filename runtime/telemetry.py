@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from .decoding.driver import ObservedCall, drive, drive_async
-from .decoding.loop import Task
 from .decoding.sequence import Sequence
+from .decoding.task import Task
 from .errors import InvalidRequest
 from .results import Chunk, Generation
 from .transports.base import AsyncTransport, Call, Reply, Transport
@@ -91,6 +91,8 @@ class OpenTelemetry(Telemetry):
         self.received = meter.create_counter("optserve.client.received", "By")
         self.retries = meter.create_counter("optserve.client.retries", "{retry}")
         self.rebuilds = meter.create_counter("optserve.client.rebuilds", "{rebuild}")
+        self.cached = meter.create_counter("optserve.client.cached_tokens", "{token}")
+        self.cached_bytes = meter.create_counter("optserve.client.cached", "By")
 
     @property
     def attributes(self) -> dict[str, str]:
@@ -122,7 +124,7 @@ class OpenTelemetry(Telemetry):
 class _Spans(Operation):
     def __init__(self, telemetry: OpenTelemetry, span: Any, context: Any) -> None:
         self._telemetry, self._span, self._context = telemetry, span, context
-        self._input = self._output = 0
+        self._input = self._output = self._cached = 0
 
     def ended(self, generations: Iterable[Generation]) -> None:
         results = list(generations)
@@ -131,10 +133,12 @@ class _Spans(Operation):
             self._measure(result)
         self._input += sum(result.prompt_tokens for result in results)
         self._output += sum(len(result.tokens) for result in results)
+        self._cached += sum(result.cached_prompt_tokens for result in results)
         self._span.set_attributes(
             {
                 "gen_ai.usage.input_tokens": self._input,
                 "gen_ai.usage.output_tokens": self._output,
+                "gen_ai.usage.cache_read.input_tokens": self._cached,
             }
         )
         if results:
@@ -153,6 +157,9 @@ class _Spans(Operation):
             telemetry.per_token.record(result.token_seconds, common)
         if result.rebuilds:
             telemetry.rebuilds.add(result.rebuilds, common)
+        if result.cached_prompt_tokens:
+            telemetry.cached.add(result.cached_prompt_tokens, common)
+            telemetry.cached_bytes.add(result.counters.cached_bytes, common)
 
     @contextmanager
     def observe(self, call: Call) -> Iterator[ObservedCall]:

@@ -17,9 +17,10 @@ from ...models.generation import beam_search as rules
 from ...models.generation.sampling import log_softmax
 from ..options import Beams
 from ..results import Generation
-from .loop import Task, feed
+from .loop import feed
 from .model_versions import ModelVersions
 from .sequence import Sequence
+from .task import Task
 
 
 @dataclass(frozen=True)

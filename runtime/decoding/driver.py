@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -11,7 +13,7 @@ from typing import Any, TypeVar
 from ..errors import DeadlineExceeded, OptserveError
 from ..results import Chunk
 from ..transports.base import AsyncTransport, Call, Reply, Transport
-from .loop import CallRequest, Task
+from .task import CallRequest, Task, Wait
 
 T = TypeVar("T")
 Resume = Callable[[], Any]
@@ -54,6 +56,9 @@ def drive(
             if isinstance(item, Chunk):
                 yield item
                 resume = partial(next, task)
+                continue
+            if isinstance(item, Wait):
+                resume = partial(task.send, _waited(item))
                 continue
             try:
                 timeout = _time_left(item)
@@ -98,6 +103,9 @@ async def drive_async(
                 yield item
                 resume = partial(next, task)
                 continue
+            if isinstance(item, Wait):
+                resume = partial(task.send, await _waited_async(item))
+                continue
             try:
                 timeout = _time_left(item)
                 with observe(item.call) as observed:
@@ -110,12 +118,36 @@ async def drive_async(
         task.close()
 
 
-def _time_left(request: CallRequest) -> float | None:
-    """Seconds until the request's deadline, None without one."""
-    if request.deadline is None:
+def _waited(item: Wait) -> Any:
+    """The future's result, None once the deadline has passed."""
+    try:
+        return item.future.result(_until(item.deadline))
+    except FutureTimeout:
         return None
-    left = request.deadline - time.monotonic()
-    if left <= 0:
+
+
+async def _waited_async(item: Wait) -> Any:
+    """``_waited`` for asyncio."""
+    try:
+        future = asyncio.wrap_future(item.future)
+        return await asyncio.wait_for(future, _until(item.deadline))
+    except asyncio.TimeoutError:
+        return None
+
+
+def _until(deadline: float | None) -> float | None:
+    """Seconds until then, None for ever."""
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def _time_left(request: CallRequest) -> float | None:
+    """Seconds until the request's deadline, None without one.
+
+    Raises:
+        DeadlineExceeded: it has passed.
+    """
+    left = _until(request.deadline)
+    if left == 0:
         raise DeadlineExceeded(
             "the deadline passed between two calls: allow more time or ask for "
             "fewer tokens"

@@ -20,10 +20,11 @@ from . import scoring
 from .beam_search import beam_search
 from .deadlines import deadline_in
 from .kv_cache import KVCache
-from .loop import Task, generate_samples, generate_sequences
+from .loop import generate_samples, generate_sequences
 from .model_versions import ModelVersions
 from .prompts import as_list
 from .sequence import Sequence
+from .task import Task
 
 DEFAULT_ROWS = 32
 """Rows of one call where the export names no batch sizes."""
@@ -204,6 +205,7 @@ class Engine:
         sequence = self.sequence(tokens, options, streaming=True)
         sequence.cache, sequence.version = cache, version
         sequence.model_id = model_id
+        sequence.counters.cached_prompt_tokens = sequence.cached
         return generate_sequences(iter([sequence]), self.versions, 1), sequence
 
     def score(

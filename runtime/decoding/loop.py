@@ -1,43 +1,29 @@
 """The decode loop: yields calls, is sent replies, yields chunks. No input or output.
 
-A ``Task`` is a generator. It yields ``CallRequest``s (each answered with a ``Reply``,
-or by throwing the error that came instead) and ``Chunk``s, and returns its result.
 ``driver.py`` runs the same tasks on a blocking or an asyncio transport.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from collections.abc import Sequence as GenericSequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
-from typing import TypeVar
 
 import numpy as np
 
 from ..errors import IncompatibleModel, MalformedReply, VersionGone
-from ..results import Chunk
 from ..transports.base import Call, Reply
 from .expected_reply import ExpectedReply
 from .model_versions import ModelVersions
+from .prefix_reuse import remember, reuse
 from .replies import apply
 from .scheduler import Step, distinct_counters, lead_version, plan
 from .sequence import Sequence
 from .served_model import ServedModel
+from .task import CallRequest, Task, with_deadline
 
 _MOST_REBUILDS = 20
-
-
-@dataclass(frozen=True)
-class CallRequest:
-    """A call to run, and the time (``time.monotonic``) by which it must be done."""
-
-    call: Call
-    deadline: float | None = None
-
-
-T = TypeVar("T")
-Task = Generator["CallRequest | Chunk", Reply, T]
 
 
 def generate_sequences(
@@ -54,7 +40,7 @@ def generate_sequences(
             return
         cancelled = [sequence for sequence in active if sequence.end_if_cancelled()]
         if not cancelled:
-            step = plan(active, versions.of(lead_version(active)))
+            step = yield from next_step(active, versions)
             outcome = yield from run_step(step, versions)
             for sequence, logits in outcome:
                 if logits is not None:
@@ -64,6 +50,18 @@ def generate_sequences(
         for sequence in cancelled:
             yield sequence.chunk()
         active = [sequence for sequence in active if sequence.finish_reason is None]
+
+
+def next_step(
+    active: GenericSequence[Sequence], versions: ModelVersions, *, keep: int = 0
+) -> Task[Step]:
+    """The next step of unfinished sequences; new ones begin behind known prefixes."""
+    current = versions.current
+    for sequence in active:
+        yield from reuse(sequence, current, versions.prefixes)
+    version = lead_version(active)
+    model = current if version is None else versions.of(version)
+    return plan(active, model, keep=keep)
 
 
 def run_step(
@@ -80,13 +78,7 @@ def run_step(
         reply = yield CallRequest(step.call, step.deadline)
         model = yield from answering_model(step.call, reply, versions, step.deadline)
     except VersionGone:
-        if max(s.counters.rebuilds for s in step.sequences) >= _MOST_REBUILDS:
-            raise
-        for sequence in step.sequences:
-            sequence.forget()
-        for counters in distinct_counters(step.sequences):
-            counters.rebuilds += 1
-        yield from with_deadline(versions.learn(), step.deadline)
+        yield from _start_again(step, versions)
         return []
     except (IncompatibleModel, MalformedReply):
         # A newer version may lack the signature, or have another cache.
@@ -97,7 +89,43 @@ def run_step(
         if versions.current.version == planned_for:
             raise
         return []
-    return apply(step, reply, model)
+    if _fed_foreign_rows(step, reply, model):
+        yield from _start_again(step, versions)
+        return []
+    outcome = apply(step, reply, model)
+    for sequence in step.sequences:
+        remember(sequence, model, versions.prefixes)
+    return outcome
+
+
+def _start_again(step: Step, versions: ModelVersions) -> Task[None]:
+    """Drop the sequences' caches and learn what is served now.
+
+    Raises:
+        VersionGone: that has happened too often.
+    """
+    if max(s.counters.rebuilds for s in step.sequences) >= _MOST_REBUILDS:
+        raise VersionGone(
+            f"the served model changed {_MOST_REBUILDS} times during one generation: "
+            "try again once it has settled",
+            "NOT_FOUND",
+        )
+    for sequence in step.sequences:
+        sequence.forget()
+    for counters in distinct_counters(step.sequences):
+        counters.rebuilds += 1
+    yield from with_deadline(versions.learn(), step.deadline)
+
+
+def _fed_foreign_rows(step: Step, reply: Reply, model: ServedModel) -> bool:
+    """Whether rows from the prefix cache went to another model than they are of.
+
+    Calls that begin a sequence are not pinned: a newer version may have answered.
+    """
+    if step.call.version is not None or not any(s.cached for s in step.sequences):
+        return False
+    replaced = reply.model_id not in ("", model.model_id)
+    return replaced or model.rows_identity != step.model.rows_identity
 
 
 def answering_model(
@@ -133,13 +161,15 @@ def feed(
         The raw logits ``[V]`` for each one's next token, in order; none with ``keep``.
     """
     logits: dict[int, np.ndarray] = {}
+    for sequence in sequences:
+        yield from reuse(sequence, versions.current, versions.prefixes)
     while waiting := [
         sequence
         for sequence in sequences
         if sequence.pending > keep or (not keep and id(sequence) not in logits)
     ]:
-        model = versions.of(lead_version(waiting))
-        outcome = yield from run_step(plan(waiting, model, keep=keep), versions)
+        step = yield from next_step(waiting, versions, keep=keep)
+        outcome = yield from run_step(step, versions)
         logits |= {id(sequence): own for sequence, own in outcome if own is not None}
     return [] if keep else [logits[id(sequence)] for sequence in sequences]
 
@@ -153,21 +183,5 @@ def generate_samples(
         yield from feed([first], versions, keep=1)
     if first.cache is not None:
         for sequence in sequences[1:]:
-            sequence.cache, sequence.version = first.cache.fork(), first.version
-            sequence.model_id = first.model_id
+            sequence.continue_from(first)
     yield from generate_sequences(iter(sequences), versions, capacity)
-
-
-def with_deadline(calls: Generator[Call, Reply, T], deadline: float | None) -> Task[T]:
-    """The calls as ``CallRequest``s that share one deadline."""
-    try:
-        call = next(calls)
-        while True:
-            try:
-                reply = yield CallRequest(call, deadline)
-            except Exception as error:
-                call = calls.throw(error)
-            else:
-                call = calls.send(reply)
-    except StopIteration as stop:
-        return stop.value

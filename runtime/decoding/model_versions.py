@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -12,6 +11,7 @@ from ..contract import CONTRACT_VERSION, Manifest
 from ..errors import IncompatibleModel, MalformedReply, ServerError
 from ..transports.base import Call, Identity, Reply
 from .expected_reply import EXPECTED_MANIFEST
+from .prefix_cache import PrefixCache
 from .served_model import ServedModel
 
 Calls = Generator[Call, Reply, ServedModel]
@@ -20,10 +20,14 @@ Calls = Generator[Call, Reply, ServedModel]
 
 @dataclass
 class ModelVersions:
-    """The versions of one model seen so far; ``current`` is the newest told of."""
+    """The versions of one model seen so far, and where caches of theirs are kept.
+
+    ``current`` is the newest told of.
+    """
 
     current: ServedModel
     known: dict[int, ServedModel] = field(default_factory=dict)
+    prefixes: PrefixCache | None = None
 
     def __post_init__(self) -> None:
         self.known[self.current.version] = self.current
@@ -98,13 +102,7 @@ def _manifest(outputs: Mapping[str, np.ndarray]) -> Manifest:
 
 
 def _model_id(outputs: Mapping[str, np.ndarray]) -> str:
-    """A short text that two exports share only if they give the same tokens.
-
-    Where and with what an export was written does not count.
-    """
-    manifest = _manifest(outputs)
-    told = replace(manifest, tool_versions={}, files={}, export_options={})
-    return hashlib.sha256(told.to_json().encode()).hexdigest()[:16]
+    return ServedModel(_manifest(outputs)).model_id
 
 
 IDENTITY = Identity(describe_call(), _model_id)

@@ -12,16 +12,20 @@ from ..errors import DeadlineExceeded, MalformedReply, VersionGone
 from ..transports.base import Call
 from .engine import Engine
 from .expected_reply import EXPECTED_TOKENIZER, ExpectedReply
-from .loop import CallRequest, Task, with_deadline
 from .model_versions import ModelVersions, ask_for_description
+from .prefix_cache import PrefixCache
 from .served_model import ServedModel
+from .task import CallRequest, Task, with_deadline
 
 _PROBE_SECONDS = 5.0
 _TRIES = 3  # a model that changes again and again while one connects is at fault
 
 
 def open_engine(
-    tokenizer: Tokenizer | None, max_rows: int | None, deadline: float | None
+    tokenizer: Tokenizer | None,
+    max_rows: int | None,
+    deadline: float | None,
+    prefixes: PrefixCache | None = None,
 ) -> Task[Engine]:
     """Learn what is served and fetch its tokenizer, where it travels along.
 
@@ -29,19 +33,22 @@ def open_engine(
     """
     for _ in range(_TRIES - 1):
         with suppress(VersionGone):
-            return (yield from _open(tokenizer, max_rows, deadline))
-    return (yield from _open(tokenizer, max_rows, deadline))
+            return (yield from _open(tokenizer, max_rows, deadline, prefixes))
+    return (yield from _open(tokenizer, max_rows, deadline, prefixes))
 
 
 def _open(
-    tokenizer: Tokenizer | None, max_rows: int | None, deadline: float | None
+    tokenizer: Tokenizer | None,
+    max_rows: int | None,
+    deadline: float | None,
+    prefixes: PrefixCache | None,
 ) -> Task[Engine]:
     model = yield from with_deadline(ask_for_description(), deadline)
     if model.manifest.compiler == "xla":
         yield from _probe(model, deadline)
     if tokenizer is None and "tokenizer" in model.manifest.signatures:
         tokenizer = yield from _fetch_tokenizer(model, deadline)
-    return Engine(ModelVersions(model), tokenizer, max_rows)
+    return Engine(ModelVersions(model, prefixes=prefixes), tokenizer, max_rows)
 
 
 def _fetch_tokenizer(model: ServedModel, deadline: float | None) -> Task[Tokenizer]:

@@ -25,10 +25,12 @@ class Step:
 
     ``fed[i]`` tokens of ``sequences[i]`` go with it; ``tokens_per_call`` is N of
     ``generate_{N}``, 0 for ``prefill`` and ``decode``. ``partial`` says that tokens
-    stay pending, so that the reply's logits mean nothing.
+    stay pending, so that the reply's logits mean nothing. ``model`` is the one that it
+    was planned for.
     """
 
     call: Call
+    model: ServedModel
     sequences: tuple[Sequence, ...]
     fed: tuple[int, ...]
     tokens_per_call: int = 0
@@ -116,7 +118,7 @@ def _step(
     expected = ExpectedReply(model, signature, outputs, rows, fed, size, most_tokens)
     version, model_id = sequences[0].version, sequences[0].model_id
     call = Call(signature, inputs, outputs, version, model_id, expected)
-    return Step(call, tuple(sequences), fed, n, partial)
+    return Step(call, model, tuple(sequences), fed, n, partial)
 
 
 def _tokens_per_call(sequences: GenericSequence[Sequence], model: ServedModel) -> int:

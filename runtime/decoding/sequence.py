@@ -69,6 +69,8 @@ class Sequence:
         self.cache: KVCache | None = None
         self.version = version
         self.model_id = ""  # of the cache's model, as replies name it
+        self.sought_prefix: str | None = None  # what identity it was looked for under
+        self.remembered = 0  # tokens whose rows the prefix cache has been given
         self.logprobs: list[float] = []
         self.top_logprobs: list[TopLogprobs] = []
         self.finish_reason: FinishReason | None = None
@@ -122,6 +124,21 @@ class Sequence:
     def forget(self) -> None:
         """Drop the cache: its model version is gone. All tokens become pending."""
         self.cache, self.version, self.model_id = None, None, ""
+        self.sought_prefix, self.remembered = None, 0
+
+    def begin_behind(self, prefix: KVCache) -> None:
+        """Take the rows of its first tokens from the prefix cache."""
+        self.cache, self.remembered = prefix, len(prefix)
+        self.counters.cached_prompt_tokens = min(len(prefix), self.prompt_tokens)
+        self.counters.cached_bytes += sum(rows.nbytes for rows in prefix.blocks())
+
+    def continue_from(self, sibling: Sequence) -> None:
+        """Take what is cached of the same prompt."""
+        self.cache = None if sibling.cache is None else sibling.cache.fork()
+        self.version, self.model_id = sibling.version, sibling.model_id
+        self.sought_prefix = sibling.sought_prefix
+        self.remembered = sibling.remembered
+        self.counters.cached_prompt_tokens = sibling.counters.cached_prompt_tokens
 
     def processed(self, logits: np.ndarray) -> np.ndarray:
         """Logits ``[V]`` after the penalty, the constraints and the processors."""

@@ -7,9 +7,11 @@ generations have equal shapes and a server's batcher can merge them.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..contract import (
@@ -21,6 +23,12 @@ from ..contract import (
     tokens_per_call,
 )
 from ..errors import IncompatibleModel, InvalidRequest
+
+_MAKES_ROWS = (
+    *("checkpoint_digest", "contract_version", "cache_dtype"),
+    *("weights_dtype", "framework", "compiler", "config"),
+)
+"""Fields of the manifest that decide what numbers a cache row holds."""
 
 _SLACK = 1 << 20  # bytes left for names, shapes and the small tensors of a message
 _PROMPT_STEP = 8
@@ -39,6 +47,22 @@ class ServedModel:
     manifest: Manifest
     version: int = 0
     pads_rows: bool = True
+
+    @cached_property
+    def model_id(self) -> str:
+        """A short text that two exports share only if they give the same tokens.
+
+        Where and with what an export was written does not count.
+        """
+        told = replace(self.manifest, tool_versions={}, files={}, export_options={})
+        return hashlib.sha256(told.to_json().encode()).hexdigest()[:16]
+
+    @cached_property
+    def rows_identity(self) -> str:
+        """What rows must have in common to stand for each other; "" if unknown."""
+        manifest = self.manifest
+        facts = {name: getattr(manifest, name) for name in _MAKES_ROWS}
+        return json.dumps(facts, sort_keys=True) if manifest.checkpoint_digest else ""
 
     @cached_property
     def layout(self) -> CacheLayout:

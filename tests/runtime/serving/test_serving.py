@@ -18,7 +18,7 @@ from optserve.runtime import (
 )
 from optserve.runtime.contract import signature
 from optserve.runtime.decoding.driver import run
-from optserve.runtime.decoding.loop import with_deadline
+from optserve.runtime.decoding.task import with_deadline
 from optserve.runtime.transports.base import Call
 
 from .conftest import MODEL

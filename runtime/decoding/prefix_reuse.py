@@ -1,0 +1,69 @@
+"""Sequences and the prefix cache: what one begins with, and what it leaves behind."""
+
+from __future__ import annotations
+
+from .kv_cache import KVCache
+from .prefix_cache import BLOCK, PrefixCache, block_hashes
+from .sequence import Sequence
+from .served_model import ServedModel
+from .task import Task, Wait
+
+
+def reuse(
+    sequence: Sequence, model: ServedModel, prefixes: PrefixCache | None
+) -> Task[None]:
+    """Begin a sequence behind the longest prefix whose rows are known.
+
+    Looked for once for each model. At least one token stays pending: its logits are
+    needed. The sequence is not pinned by it, so that it goes to the version served now;
+    ``loop.run_step`` drops rows that are of another model than the one that answers.
+    """
+    identity = model.rows_identity
+    if sequence.version is not None or sequence.sought_prefix == identity:
+        return
+    sequence.sought_prefix = identity
+    if sequence.cache is not None:
+        sequence.forget()
+    if prefixes is None or not identity:
+        return
+    hashes = block_hashes(identity, sequence.tokens[:-1])
+    blocks = prefixes.find(hashes)
+    missing = hashes[len(blocks) :]
+    if missing and (future := prefixes.load(missing, _block_shape(model))):
+        loaded = (yield Wait(future, sequence.deadline)) or []
+        prefixes.keep(dict(zip(missing, loaded, strict=False)), save=False)
+        blocks += loaded
+    if blocks:
+        sequence.begin_behind(KVCache(model.layout, tuple(blocks)))
+
+
+def remember(
+    sequence: Sequence, model: ServedModel, prefixes: PrefixCache | None
+) -> None:
+    """Keep the rows of a prompt once it is fed, and of the answer once it has ended."""
+    cache, finished = sequence.cache, sequence.finish_reason is not None
+    if (
+        prefixes is None
+        or cache is None
+        or sequence.model_id not in ("", model.model_id)
+    ):
+        return
+    alone = sequence.options.samples == 1 and not sequence.options.beams
+    most = len(cache) if finished and alone else sequence.prompt_tokens
+    whole = min(most, len(cache)) // BLOCK * BLOCK
+    fed = sequence.pending <= 1 or finished
+    if not model.rows_identity or not fed or whole <= sequence.remembered:
+        return
+    begin, sequence.remembered = sequence.remembered, whole
+    hashes = block_hashes(model.rows_identity, sequence.tokens[:whole])
+    fitting = hashes[: prefixes.holds(BLOCK * model.layout.row_bytes)]
+    new = {
+        block: cache.rows(i * BLOCK, (i + 1) * BLOCK)
+        for i, block in enumerate(fitting)
+        if i * BLOCK >= begin and not prefixes.has(block)
+    }
+    prefixes.keep(new)
+
+
+def _block_shape(model: ServedModel) -> tuple[int, ...]:
+    return (BLOCK, *model.layout.row_shape)
