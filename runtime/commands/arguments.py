@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..client import Client
+from ..decoding.prefix_cache import PrefixCache
 from ..errors import InvalidRequest
 from ..options import Beams, Constraints, GenerationKeywords
 from ..printable import printable
@@ -210,10 +211,48 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     add("--timeout", type=seconds, metavar="S", help="seconds for each generation")
 
 
+def add_prefix_cache(parser: argparse.ArgumentParser) -> None:
+    """What prompts have in common is computed once."""
+    add = parser.add_argument_group("prefix cache").add_argument
+    add(
+        "--prefix-cache",
+        metavar="FOLDER",
+        help="keep prompts' cache rows there, for later prompts that begin alike; "
+        "closed to other users",
+    )
+    add(
+        "--prefix-cache-bytes",
+        type=whole(1, 2**63 - 1),
+        metavar="N",
+        help="most bytes of rows in memory (1 GiB with a folder, else none are kept) "
+        "and in the folder (8 GiB)",
+    )
+
+
+@contextmanager
+def _prefix_cache(args: argparse.Namespace) -> Iterator[PrefixCache | None]:
+    folder = getattr(args, "prefix_cache", None)
+    limit = getattr(args, "prefix_cache_bytes", None)
+    if folder is None and limit is None:
+        yield None
+        return
+    sizes = {} if limit is None else {"memory_bytes": limit, "folder_bytes": limit}
+    with PrefixCache(folder=folder, **sizes) as prefixes:
+        yield prefixes
+
+
 @contextmanager
 def opened_client(args: argparse.Namespace) -> Iterator[Client]:
     """A client for the parsed options: of servers, or of a model in this process."""
-    options: dict[str, Any] = {"tokenizer": args.tokenizer, "max_rows": args.max_rows}
+    with (
+        _prefix_cache(args) as prefixes,
+        _client(args, prefix_cache=prefixes) as client,
+    ):
+        yield client
+
+
+def _client(args: argparse.Namespace, **options: Any) -> Client:
+    options |= {"tokenizer": args.tokenizer, "max_rows": args.max_rows}
     if args.target:
         _refuse(args, ("threads",), "needs --model: a server has threads of its own")
         options |= {"model": args.name, "label": args.label, "wait": args.wait}
@@ -221,8 +260,7 @@ def opened_client(args: argparse.Namespace) -> Iterator[Client]:
     else:
         _refuse(args, _SERVER_ONLY, "needs --target: --model runs in this process")
         options["threads"] = args.threads
-    with Client(args.target or Path(args.model), **options) as client:
-        yield client
+    return Client(args.target or Path(args.model), **options)
 
 
 _SERVER_ONLY = (

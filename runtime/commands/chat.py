@@ -13,6 +13,7 @@ from ..printable import sentence
 from .arguments import (
     add_connection,
     add_generation,
+    add_prefix_cache,
     generation_keywords,
     opened_client,
     say,
@@ -26,6 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_connection(parser)
     add_generation(parser)
+    add_prefix_cache(parser)
     parser.add_argument(
         "--template",
         default="{}\n",

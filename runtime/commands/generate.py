@@ -16,6 +16,7 @@ from ..results import Generation
 from .arguments import (
     add_connection,
     add_generation,
+    add_prefix_cache,
     beams_of,
     generation_keywords,
     number,
@@ -53,6 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--quiet", action="store_true", help="no summary and no progress on stderr")
     add_connection(parser)
     add_generation(parser)
+    add_prefix_cache(parser)
     group = parser.add_argument_group("several sequences").add_argument
     count = whole(1, 1000)
     group(
@@ -136,8 +138,10 @@ def _summary(result: Generation) -> str:
     if result.tokens_per_second:
         speed = f", {result.tokens_per_second:.1f} tokens/s"
     first = 1000 * result.counters.first_token_seconds
+    known = result.cached_prompt_tokens
+    cached = f"{known} of {result.prompt_tokens} prompt tokens cached, " * bool(known)
     return (
-        f"{len(result.tokens)} tokens{speed}, first after {first:.0f} ms, "
+        f"{len(result.tokens)} tokens{speed}, first after {first:.0f} ms, {cached}"
         f"ended by {result.finish_reason}"
     )
 

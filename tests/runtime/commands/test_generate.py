@@ -57,6 +57,19 @@ def test_options_reach_the_client(transport, capsys):
     assert err == ""
 
 
+def test_a_folder_of_prefixes_serves_the_next_run(transport, capsys, tmp_path):
+    transport.manifest = replace(transport.manifest, checkpoint_digest="a" * 64)
+    flags = ["--max-new-tokens", "3", "--prefix-cache", str(tmp_path / "rows")]
+    for known in ("", "16 of 23 prompt tokens cached"):
+        assert generate("to be or not to be xyz", *flags) == 0
+        out, err = capsys.readouterr()
+        assert out == expected("to be or not to be xyz", max_new_tokens=3).text + "\n"
+        assert known in err and ("cached" in err) == bool(known)
+    (tmp_path / "rows").chmod(0o755)
+    assert generate("to be", *flags) == 1
+    assert "chmod 700" in capsys.readouterr().err
+
+
 def test_prompts_from_files_and_standard_input(
     transport, capsys, tmp_path, monkeypatch
 ):
