@@ -76,11 +76,15 @@ class TFCausalLMOutputWithPast(ModelOutput):
 
 
 class TFGreedySearchDecoderOnlyOutput(ModelOutput):
-    """``sequences`` (rows, length); ``scores``: for each new token (rows, V), what it
-    was chosen from, in eager calls that ask for it."""
+    """``sequences`` (rows, length); for each new token, in eager calls that ask for it:
+    ``scores`` (rows, V), what it was chosen from, and of what was fed (the prompt, then
+    one token) ``attentions``: L of (rows, H, fed, length so far), and
+    ``hidden_states``: L+1 of (rows, fed, E)."""
 
     sequences: Any
     scores: Any
+    attentions: Any
+    hidden_states: Any
 
 
 class TFSampleDecoderOnlyOutput(TFGreedySearchDecoderOnlyOutput):
@@ -88,6 +92,8 @@ class TFSampleDecoderOnlyOutput(TFGreedySearchDecoderOnlyOutput):
 
     sequences: Any
     scores: Any
+    attentions: Any
+    hidden_states: Any
 
 
 class TFContrastiveSearchDecoderOnlyOutput(TFGreedySearchDecoderOnlyOutput):
@@ -95,16 +101,21 @@ class TFContrastiveSearchDecoderOnlyOutput(TFGreedySearchDecoderOnlyOutput):
 
     sequences: Any
     scores: Any
+    attentions: Any
+    hidden_states: Any
 
 
 class TFBeamSearchDecoderOnlyOutput(ModelOutput):
     """Besides, ``sequences_scores`` (rows,), and ``beam_indices`` (rows, new tokens):
-    the row of ``scores`` that each token came from, −1 after the end."""
+    the row of ``scores`` that each token came from, −1 after the end. The rows of
+    ``scores``, ``attentions`` and ``hidden_states`` are the beams as they ran."""
 
     sequences: Any
     sequences_scores: Any
     scores: Any
     beam_indices: Any
+    attentions: Any
+    hidden_states: Any
 
 
 class TFBeamSampleDecoderOnlyOutput(TFBeamSearchDecoderOnlyOutput):
@@ -114,6 +125,8 @@ class TFBeamSampleDecoderOnlyOutput(TFBeamSearchDecoderOnlyOutput):
     sequences_scores: Any
     scores: Any
     beam_indices: Any
+    attentions: Any
+    hidden_states: Any
 
 
 class FlaxGreedySearchOutput(ModelOutput):

@@ -14,7 +14,16 @@ import numpy as np
 
 from .arrays import Array, Arrays, log_softmax
 from .plan import Numbers, Plan
-from .search import Fed, Found, Model, Prompt, ended, process
+from .search import (
+    Fed,
+    Found,
+    Model,
+    Prompt,
+    ended,
+    keep_states,
+    process,
+    room_for_states,
+)
 
 EarlyStopping = bool | Literal["never"]
 """True: a row ends at ``width`` finished sequences. False: when the best running beam
@@ -72,6 +81,7 @@ class _Beams(NamedTuple):
     finished_indices: Array  # [B,K,N]
     scores: Array  # [N,B·K,V], or [0,B·K,V]
     cache: Any  # rows [B·K]
+    states: Any  # of the running beams
 
 
 def beam_search(
@@ -88,8 +98,8 @@ def beam_search(
     Continuations compete over all beams of a prompt; the best 2K hold K that go on.
     """
     K, N = plan.beams, plan.slots
-    fed = model.prefill(K)
-    R, V = xp.shape(fed.logits)
+    prompt_fed = model.prefill(K)
+    R, V = xp.shape(prompt_fed.logits)
     B = xp.shape(prompt.ids)[0]
     slot, rank = xp.arange(N)[None, None], xp.arange(2 * K)[None]
     early = plan.early_stopping is True
@@ -150,6 +160,7 @@ def beam_search(
             finished_indices=keep(state.finished_indices, came),
             scores=scores,
             cache=xp.map(lambda x: xp.take(x, rows), fed.cache),
+            states=state.states,
         )
 
     def goes_on(state: _Beams) -> Any:
@@ -168,9 +179,11 @@ def beam_search(
         return going & ~xp.all(state.is_finished) if early else going
 
     def body(state: _Beams) -> _Beams:
-        token = xp.max(xp.where(slot == state.step - 1, state.running, xp.array(-1)), 2)
-        token = xp.reshape(token, [R])
-        return advance(state, model.step(token, state.step - 1, state.cache))
+        last = state.step - 1
+        token = xp.max(xp.where(slot == last, state.running, xp.array(-1)), 2)
+        fed = model.step(xp.reshape(token, [R]), last, state.cache)
+        states = keep_states(xp, state.states, last, fed.states)
+        return advance(state._replace(states=states), fed)
 
     no_tokens = xp.full([B, K, N], plan.pad, "int32")
     first = (xp.arange(K) == 0)[None] & xp.full([B, K], True, "bool")
@@ -187,8 +200,9 @@ def beam_search(
         finished_indices=xp.full([B, K, N], -1, "int32"),
         scores=xp.full([N if plan.with_scores else 0, R, V], 0.0, "float32"),
         cache=None,
+        states=room_for_states(xp, plan, prompt_fed.states, prompt.ids.shape[1]),
     )
-    end = xp.while_loop(goes_on, body, advance(start, fed))
+    end = xp.while_loop(goes_on, body, advance(start, prompt_fed))
     done = xp.any(end.is_finished, 1)
     totals = end.totals
     if style.scored_running:
@@ -207,4 +221,6 @@ def beam_search(
         scores=end.scores if plan.with_scores else None,
         sequence_scores=best(end.finished_scores, totals, [K]),
         beam_indices=best(end.finished_indices, end.running_indices, [K, N]),
+        prompt_states=prompt_fed.states,
+        states=end.states,
     )

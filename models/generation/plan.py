@@ -64,6 +64,8 @@ class Plan:
     forced: tuple[tuple[int, int], ...] = ()  # length of the sequence → token
     ends_late: bool = False
     with_scores: bool = False
+    with_hidden_states: bool = False
+    with_attentions: bool = False
     custom: tuple[Callable[..., Any], ...] = ()
 
     def rules(self, numbers: Numbers) -> list[Rule]:
@@ -154,13 +156,16 @@ def make_plan(
     slots: int,
     forced_from: int,
     custom: tuple[Callable[..., Any], ...] = (),
+    details: bool = False,
 ) -> Plan:
     """The plan of a configuration.
 
     ``slots`` is the room for new tokens; ``forced_from`` the length that
     ``forced_decoder_ids`` count from; ``custom`` are the caller's own functions
-    ``(input_ids, scores, length) -> scores``.
+    ``(input_ids, scores, length) -> scores``. Without ``details`` scores, hidden states
+    and attentions are not kept, whatever the configuration asks for.
     """
+    details = details and config.return_dict_in_generate
     eos = eos_ids(config)
     pad = config.pad_token_id
     if pad is None:
@@ -189,7 +194,9 @@ def make_plan(
             (forced_from + at, token) for at, token in config.forced_decoder_ids or ()
         ),
         ends_late=bool(config.min_length or config.min_new_tokens),
-        with_scores=config.output_scores and config.return_dict_in_generate,
+        with_scores=config.output_scores and details,
+        with_hidden_states=config.output_hidden_states and details,
+        with_attentions=config.output_attentions and details,
         custom=custom,
     )
 

@@ -22,6 +22,7 @@ class Fed(NamedTuple):
     logits: Array  # [R,V] float32, of the last token
     hidden: Array  # [R,S,W], or [R,1,W] after a step
     cache: Any
+    states: Any = ()  # what a plan with states wants of all layers, see States
 
 
 class Model(Protocol):
@@ -48,6 +49,17 @@ class Model(Protocol):
         ...
 
 
+class States(NamedTuple):
+    """What all layers computed for the tokens fed; () where nobody asked.
+
+    After a prompt of S tokens; after one more token S is 1. Of a whole search the
+    arrays are stacked, one step after the other, with a leading axis [N].
+    """
+
+    hidden_states: Any = ()  # L+1 of [R,S,E]
+    attentions: Any = ()  # L of [R,H,S,T]
+
+
 class Prompt(NamedTuple):
     """What is continued."""
 
@@ -63,6 +75,8 @@ class Found(NamedTuple):
     scores: Array | None = None  # [N,R,V], what was chosen from
     sequence_scores: Array | None = None  # [rows]
     beam_indices: Array | None = None  # [rows,N]; −1 after the end
+    prompt_states: Any = ()  # of the prompts
+    states: Any = ()  # [N,…]; the entries from ``steps`` − 1 on are arbitrary
 
 
 class _Rows(NamedTuple):
@@ -72,6 +86,7 @@ class _Rows(NamedTuple):
     tokens: Array  # [R,N]
     scores: Array  # [N,R,V], or [0,R,V]
     cache: Any
+    states: Any
 
 
 def process(
@@ -89,6 +104,25 @@ def process(
     return logits
 
 
+def room_for_states(xp: Arrays, plan: Plan, states: Any, S: int) -> Any:
+    """Zeros [N,…] for the states of N steps, of which ``states`` are the prompt's.
+
+    Of the S prompt tokens only one is left, keys become S + N.
+    """
+
+    def room(x: Array) -> Array:
+        R, *_, last = sizes = xp.shape(x)
+        rest = [1, last] if len(sizes) == 3 else [sizes[1], 1, S + plan.slots]
+        return xp.full([plan.slots, R, *rest], 0.0, x.dtype)
+
+    return xp.map(room, states)
+
+
+def keep_states(xp: Arrays, kept: Any, i: Any, states: Any) -> Any:
+    """``kept`` [N,…] with the ``states`` of one step as the i-th."""
+    return xp.map(lambda all_steps, x: xp.write(all_steps, i, x), kept, states)
+
+
 def ended(xp: Arrays, plan: Plan, token: Array) -> Array:
     """Whether tokens end a sequence."""
     ends = token < 0
@@ -101,8 +135,8 @@ def choose_rows(
     xp: Arrays, model: Model, plan: Plan, numbers: Numbers, prompt: Prompt
 ) -> Found:
     """Greedy decoding and sampling: each row goes its own way."""
-    fed = model.prefill(plan.returned)
-    R, V = xp.shape(fed.logits)
+    prompt_fed = model.prefill(plan.returned)
+    R, V = xp.shape(prompt_fed.logits)
 
     def chosen(state: _Rows, fed: Fed) -> _Rows:
         logits = process(
@@ -125,6 +159,7 @@ def choose_rows(
             tokens=xp.where(now, token[:, None], state.tokens),
             scores=scores,
             cache=fed.cache,
+            states=state.states,
         )
 
     start = _Rows(
@@ -134,17 +169,27 @@ def choose_rows(
         tokens=xp.full([R, plan.slots], plan.pad, "int32"),
         scores=xp.full([plan.slots if plan.with_scores else 0, R, V], 0.0, "float32"),
         cache=None,
+        states=room_for_states(xp, plan, prompt_fed.states, prompt.ids.shape[1]),
     )
 
     def body(state: _Rows) -> _Rows:
-        return chosen(state, model.step(state.token, state.step - 1, state.cache))
+        last = state.step - 1
+        fed = model.step(state.token, last, state.cache)
+        states = keep_states(xp, state.states, last, fed.states)
+        return chosen(state._replace(states=states), fed)
 
     end = xp.while_loop(
         lambda state: (state.step < numbers.limit) & xp.any(state.alive),
         body,
-        chosen(start, fed),
+        chosen(start, prompt_fed),
     )
-    return Found(end.tokens, end.step, end.scores if plan.with_scores else None)
+    return Found(
+        tokens=end.tokens,
+        steps=end.step,
+        scores=end.scores if plan.with_scores else None,
+        prompt_states=prompt_fed.states,
+        states=end.states,
+    )
 
 
 class _Contrast(NamedTuple):
@@ -155,6 +200,7 @@ class _Contrast(NamedTuple):
     logits: Array  # [B,V], to choose from next
     hidden: Array  # [B,T,W], of all tokens so far
     cache: Any
+    states: Any
 
 
 def contrastive_search(
@@ -205,6 +251,12 @@ def contrastive_search(
             logits=xp.take(fed.logits, rows),
             hidden=xp.where((slot == S + state.step)[:, :, None], hidden, state.hidden),
             cache=xp.map(lambda x: xp.take(x, rows), fed.cache),
+            states=keep_states(
+                xp,
+                state.states,
+                state.step,
+                xp.map(lambda x: xp.take(x, rows), fed.states),
+            ),
         )
 
     room = xp.full([B, plan.slots, W], 0.0, "float32")
@@ -216,11 +268,18 @@ def contrastive_search(
         logits=fed.logits,
         hidden=xp.concat([xp.cast(fed.hidden, "float32"), room], 1),
         cache=fed.cache,
+        states=room_for_states(xp, plan, fed.states, S),
     )
     end = xp.while_loop(
         lambda state: (state.step < numbers.limit) & xp.any(state.alive), body, start
     )
-    return Found(end.tokens, end.step, end.scores if plan.with_scores else None)
+    return Found(
+        tokens=end.tokens,
+        steps=end.step,
+        scores=end.scores if plan.with_scores else None,
+        prompt_states=fed.states,
+        states=end.states,
+    )
 
 
 def _cosines(xp: Arrays, old: Array, new: Array) -> Array:

@@ -20,7 +20,7 @@ from ..generation.beam_search import BeamStyle
 from ..generation.call import Defaults, merged, rounded, row_seeds, search, seed_words
 from ..generation.config import GenerationConfig
 from ..generation.plan import Numbers, Plan
-from ..generation.search import Fed, Found, Prompt
+from ..generation.search import Fed, Found, Prompt, States
 from ..outputs import (
     TFBeamSampleDecoderOnlyOutput,
     TFBeamSearchDecoderOnlyOutput,
@@ -51,12 +51,16 @@ class Stepper:
     """
 
     def __init__(
-        self, config: OPTConfig, params, ids, mask, slots: int, compiled: bool
+        self, config: OPTConfig, params, ids, mask, plan: Plan, compiled: bool
     ) -> None:
         self._config, self._params = config, params
-        self._ids, self._mask, self._slots = ids, mask, slots
+        self._ids, self._mask, self._slots = ids, mask, plan.slots
         self._compiled = compiled
         self._lengths = tf.reduce_sum(mask, axis=1)
+        self._kept = {
+            "output_hidden_states": plan.with_hidden_states,
+            "output_attentions": plan.with_attentions,
+        }
 
     def prefill(self, rows: int) -> Fed:
         """Feed the prompts."""
@@ -66,7 +70,7 @@ class Stepper:
             return k, v, (tf.pad(k, room), tf.pad(v, room))
 
         done = opt.base_model(
-            self._config, self._params, self._ids, self._mask, store=store
+            self._config, self._params, self._ids, self._mask, store=store, **self._kept
         )
         return tf.nest.map_structure(lambda x: ARRAYS.repeat(x, rows), self._fed(done))
 
@@ -87,8 +91,8 @@ class Stepper:
             )
             return k, v, (k, v)
 
-        done = opt.decoder(config, self._params, hidden, mask, past=cache, store=store)
-        return self._fed(done)
+        options = {"past": cache, "store": store, **self._kept}
+        return self._fed(opt.decoder(config, self._params, hidden, mask, **options))
 
     def draw(self, logits, numbers: Numbers, new):
         """A token of each row."""
@@ -109,7 +113,10 @@ class Stepper:
     def _fed(self, done) -> Fed:
         last = done.last_hidden_state[:, -1]
         logits = opt.lm_logits(self._config, self._params, last)
-        return Fed(tf.cast(logits, tf.float32), done.last_hidden_state, done.cache)
+        states = States(done.hidden_states or (), done.attentions or ())
+        return Fed(
+            tf.cast(logits, tf.float32), done.last_hidden_state, done.cache, states
+        )
 
     def _each(self, rows, x):
         """``x`` [B,…], repeated to as many rows as ``rows`` has."""
@@ -193,9 +200,9 @@ class Generation:
         mask = self._prompt_mask(ids, rest.get("attention_mask"), config)
         if tf.executing_eagerly():
             result = self._run(config, ids, mask, logits_processor, seed, jit_compile)
-            return _result(config, ids, result, cut=int(result.steps))
+            return _result(config, ids, result, steps=int(result.steps))
         result = self._trace(config, ids, mask, logits_processor, seed)
-        return _result(config, ids, result, cut=None)
+        return _result(config, ids, result, steps=None)
 
     def _defaults(self) -> Defaults:
         if "_generation_defaults" not in self.__dict__:
@@ -219,7 +226,13 @@ class Generation:
         room, padding = rounded(limit), rounded(S) - S
         if processors:  # they see the prompt as it came
             room, padding = limit, 0
-        plan = self._plan(config, room, S, processors)
+        plan = plans.make_plan(
+            config,
+            slots=room,
+            forced_from=0,
+            custom=tuple(processors or ()),
+            details=True,
+        )
         numbers = self._numbers(config, B, S, limit, seed)
         left = [[0, 0], [padding, 0]]
         ids, mask = tf.pad(ids, left), tf.pad(mask, left)
@@ -247,16 +260,14 @@ class Generation:
             limit = config.max_new_tokens
         graph = ops.get_default_graph()
         compiled = control_flow_util.GraphOrParentsInXlaContext(graph)
-        plan = self._plan(config, limit, S, processors)
+        plan = plans.make_plan(
+            config, slots=limit, forced_from=0, custom=tuple(processors or ())
+        )
         numbers = self._numbers(config, B, S, limit, seed)
         return self._search(plan, ids, mask, 0, numbers, compiled=compiled)
 
     def _positions(self) -> int:
         return self.config.max_position_embeddings
-
-    def _plan(self, config: GenerationConfig, slots: int, S: Any, processors) -> Plan:
-        custom = tuple(processors or ())
-        return plans.make_plan(config, slots=slots, forced_from=0, custom=custom)
 
     def _numbers(self, config: GenerationConfig, B, S, limit: int, seed) -> Numbers:
         """The numbers for all rows; without a seed one comes from ``tf.random``."""
@@ -278,24 +289,49 @@ class Generation:
         return numbers._replace(sampling=sampling._replace(seed=seeds))
 
     def _search(self, plan: Plan, ids, mask, padding, numbers, *, compiled) -> Found:
-        stepper = Stepper(self.config, self.params(), ids, mask, plan.slots, compiled)
+        stepper = Stepper(self.config, self.params(), ids, mask, plan, compiled)
         prompt = Prompt(tf.where(mask > 0, ids, -1), padding)
         return search(ARRAYS, stepper, plan, numbers, prompt, STYLE)
 
 
-def _result(config: GenerationConfig, ids, result: Found, cut: int | None):
-    """What ``generate`` returns: the rows, or an output with more."""
+def _result(config: GenerationConfig, ids, result: Found, steps: int | None):
+    """What ``generate`` returns: the rows, or an output with more.
+
+    ``steps`` is how many new tokens are shown; None in a graph: all there is room for.
+    """
+    B, S = opt.shape(ids)
     copies = opt.shape(result.tokens)[0]
-    B = opt.shape(ids)[0]
     prompts = tf.repeat(ids, copies // B, axis=0)
-    sequences = tf.concat([prompts, result.tokens[:, :cut]], axis=1)
+    sequences = tf.concat([prompts, result.tokens[:, :steps]], axis=1)
     if not config.return_dict_in_generate:
         return sequences
-    scores = None
-    if result.scores is not None and cut is not None:
-        scores = tuple(tf.unstack(result.scores[:cut]))
-    extra = {}
+    more: dict[str, Any] = {}
     if result.beam_indices is not None:
-        extra["sequences_scores"] = result.sequence_scores
-        extra["beam_indices"] = result.beam_indices[:, :cut]
-    return OUTPUTS[plans.mode(config)](sequences=sequences, scores=scores, **extra)
+        more["sequences_scores"] = result.sequence_scores
+        more["beam_indices"] = result.beam_indices[:, :steps]
+    if steps is not None:
+        if result.scores is not None:
+            more["scores"] = tuple(tf.unstack(result.scores[:steps]))
+        more["hidden_states"] = _hidden_states(result, S, steps)
+        more["attentions"] = _attentions(result, S, steps)
+    return OUTPUTS[plans.mode(config)](sequences=sequences, **more)
+
+
+def _hidden_states(result: Found, S: int, steps: int):
+    """For each new token those of what was fed for it: L+1 of (rows, fed, E)."""
+    first = tuple(x[:, -S:] for x in result.prompt_states.hidden_states)
+    rest = (tuple(x[i] for x in result.states.hidden_states) for i in range(steps - 1))
+    return (first, *rest) if first else None
+
+
+def _attentions(result: Found, S: int, steps: int):
+    """For each new token L of (rows, H, fed, length); without our own padding."""
+    if not result.prompt_states.attentions:
+        return None
+    first = tuple(x[..., -S:, -S:] for x in result.prompt_states.attentions)
+    start = result.prompt_states.attentions[0].shape[-1] - S
+    rest = (
+        tuple(x[i, ..., start : start + S + i + 1] for x in result.states.attentions)
+        for i in range(steps - 1)
+    )
+    return (first, *rest)

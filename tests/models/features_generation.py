@@ -17,8 +17,8 @@ from optserve.models.generation.config import GenerationConfig
 from optserve.runtime.sampling import Sampling, choose
 
 from .conformance import feature
-from .kinds import padded, small_config, tokens, write_checkpoint
-from .loading import loaded
+from .kinds import close, padded, small_config, tokens, write_checkpoint
+from .loading import expected, loaded
 
 GENERATION = "Generation"
 RECORDED = json.loads(
@@ -247,6 +247,49 @@ def scores(kind, base):
     assert len(actual.scores) == len(expected["largest"])
     for step, largest in zip(actual.scores, expected["largest"], strict=True):
         np.testing.assert_allclose(np.max(step, 1), largest, rtol=1e-4)
+
+
+@feature(
+    GENERATION,
+    "`output_hidden_states`, `output_attentions` of each new token",
+    "tf",
+    head=True,
+)
+def states(kind, base):
+    model = model_of(kind, base)
+    ids, mask = prompt(model.config)
+    for options in (
+        {},
+        {"do_sample": True, "seed": 3},
+        {"penalty_alpha": 0.6, "top_k": 4},
+    ):
+        new, found = generated(
+            kind,
+            model,
+            ids,
+            mask,
+            max_new_tokens=4,
+            output_hidden_states=True,
+            output_attentions=True,
+            eos_token_id=None,
+            **options,
+        )
+        assert len(found.hidden_states) == len(found.attentions) == 4
+        for i in range(4):
+            fed = slice(0, 6) if i == 0 else slice(5 + i, 6 + i)
+            so_far = np.concatenate([ids, new[:, :i]], 1)
+            real = np.concatenate([mask, np.ones_like(new[:, :i])], 1)
+            wanted = expected(model.config, so_far, real)
+            keep = real[:, fed].astype(bool)
+            pairs = zip(found.hidden_states[i], wanted["hidden_states"], strict=True)
+            for mine, right_one in pairs:
+                close(mine, right_one[:, fed], keep)
+            pairs = zip(found.attentions[i], wanted["attentions"], strict=True)
+            for mine, right_one in pairs:
+                by_token = (np.swapaxes(x, 1, 2) for x in (mine, right_one[:, :, fed]))
+                close(*by_token, keep)
+    _, found = generated(kind, model, ids, mask, max_new_tokens=2)
+    assert found.hidden_states is None and found.attentions is None
 
 
 @feature(GENERATION, "`logits_processor` functions", head=True)

@@ -178,3 +178,22 @@ def test_scores_of_each_token(reference, tmp_path):
             assert actual.beam_indices.numpy().tolist() == (
                 expected.beam_indices.numpy().tolist()
             )
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 3}, {"penalty_alpha": 0.6, "top_k": 4}], ids=str
+)
+def test_attentions_of_each_token(reference, options, tmp_path):
+    """Its hidden states it forgets: a branch of its code can't be reached."""
+    import tensorflow as tf
+
+    theirs, ours = both(reference, "tf", tmp_path, "post-LN, projections", 3)
+    ids = tf.constant(tokens(ours.config, 2, 5), tf.int32)
+    options |= {"output_attentions": True, "return_dict_in_generate": True}
+    found, wanted = (
+        m.generate(ids, max_new_tokens=4, **options) for m in (ours, theirs)
+    )
+    assert len(found.attentions) == len(wanted.attentions)
+    for mine, right_ones in zip(found.attentions, wanted.attentions, strict=True):
+        for a, b in zip(mine, right_ones, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
