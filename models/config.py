@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -90,7 +91,7 @@ class OPTConfig(Pushes):
         if name in extra:
             return extra[name]
         if name in _ASKED_FOR:
-            return _ASKED_FOR[name]
+            return deepcopy(_ASKED_FOR[name])
         raise AttributeError(f"OPTConfig has no field {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -316,6 +317,29 @@ _ASKED_FOR: dict[str, Any] = {
     "problem_type": None,
     "task_specific_params": None,
     "architectures": None,
+    "attribute_map": {},
+    "keys_to_ignore_at_inference": ["past_key_values"],
+    "_attn_implementation": "eager",
+    "chunk_size_feed_forward": 0,
+    "tie_encoder_decoder": False,
+    **dict.fromkeys(("tokenizer_class", "sep_token_id", "decoder_start_token_id")),
+    # Fields of the generation configuration, which older code sets and reads here.
+    "max_length": 20,
+    "min_length": 0,
+    "do_sample": False,
+    "early_stopping": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "length_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens")),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id")),
+    "output_scores": False,
+    "return_dict_in_generate": False,
 }
 """Attributes that every configuration of Transformers has, whatever its file has."""
 

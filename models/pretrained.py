@@ -26,8 +26,8 @@ _NEEDLESS = (
 """Options of Transformers that say what this package finds out or does by itself."""
 
 _UPLOAD = (
-    *("token", "create_pr", "repo_id", "private", "commit_message"),
-    *("commit_description", "revision", "tags"),
+    *("token", "use_auth_token", "create_pr", "repo_id", "private"),
+    *("commit_message", "commit_description", "revision"),
 )
 """Options of Transformers' ``save_pretrained`` that matter to an upload alone."""
 

@@ -25,11 +25,14 @@ class Pushes:
         token: str | bool | None = None,
         revision: str | None = None,
         create_pr: bool = False,
+        use_auth_token: str | bool | None = None,
+        use_temp_dir: bool | None = None,
         **options: Any,
     ) -> str:
         """Save into a folder that is gone afterwards, and upload that to the hub.
 
-        ``options`` are those of ``save_pretrained``. Returns the commit's address.
+        ``options`` are those of ``save_pretrained``; ``use_temp_dir`` changes nothing.
+        Returns the commit's address.
         Raises :class:`PushError` without ``huggingface_hub``, a network or the rights.
         """
         with tempfile.TemporaryDirectory() as folder:
@@ -40,6 +43,7 @@ class Pushes:
                 commit_message=commit_message or f"Upload {type(self).__name__}",
                 private=private,
                 token=token,
+                use_auth_token=use_auth_token,
                 revision=revision,
                 create_pr=create_pr,
             )
@@ -51,6 +55,7 @@ def push_folder(
     *,
     private: bool | None = None,
     token: str | bool | None = None,
+    use_auth_token: str | bool | None = None,
     **options: Any,
 ) -> str:
     """Upload a folder to ``repo_id``, which is made if there is none."""
@@ -60,6 +65,7 @@ def push_folder(
         raise PushError(
             "push_to_hub needs the huggingface_hub package: pip install huggingface-hub"
         ) from None
+    token = use_auth_token if token is None else token  # its older name
     endpoint = os.environ.get("HF_ENDPOINT")  # the package reads it when imported
     api: Any = huggingface_hub.HfApi(endpoint=endpoint, token=token)
     try:

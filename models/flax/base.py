@@ -75,9 +75,15 @@ class FlaxOPTBase(Pushes):
             self._module = self._module.clone(config=deepcopy(self.config))
         return self._module
 
-    def can_generate(self) -> bool:
+    @classmethod
+    def _from_config(cls, config: Any, **kwargs: Any) -> Any:
+        """Transformers' hook, by which its ``FlaxAutoModel`` makes a model."""
+        return cls(config, **kwargs)
+
+    @classmethod
+    def can_generate(cls) -> bool:
         """Whether the class has a head to generate with."""
-        return self.module_class.head
+        return cls.module_class.head
 
     def enable_gradient_checkpointing(self) -> None:
         """``remat=True`` from now on: training in less memory."""

@@ -13,7 +13,7 @@ from ..config import OPTConfig
 from .arrays import Arrays
 from .beam_search import BeamStyle, beam_search
 from .config import GenerationConfig
-from .plan import Numbers, Plan
+from .plan import NEEDLESS, NOT_FOLLOWED, Numbers, Plan
 from .search import Found, Model, Prompt, choose_rows, contrastive_search
 
 IGNORED = ("token_type_ids", "position_ids", "tokenizer", "use_model_defaults")
@@ -78,6 +78,8 @@ def merged(
             if getattr(config, name) is None:
                 setattr(config, name, getattr(default, name))
     rest = config.update(**options)
+    for name in rest.keys() & (NOT_FOLLOWED.keys() | NEEDLESS):
+        config.extra[name] = rest.pop(name)
     for name in IGNORED:
         rest.pop(name, None)
     rest = {name: value for name, value in rest.items() if value is not None}

@@ -15,19 +15,38 @@ from .config import GenerationConfig
 from .logits_processors import Rule
 from .sampling import SamplingParams
 
-_UNSUPPORTED = {
+NOT_FOLLOWED = {
     "num_beam_groups": 1,
+    "diversity_penalty": 0.0,
     "typical_p": 1.0,
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
     "min_p": None,
+    "encoder_repetition_penalty": 1.0,
+    "encoder_no_repeat_ngram_size": 0,
+    "exponential_decay_length_penalty": None,
+    "sequence_bias": None,
     "prompt_lookup_num_tokens": None,
     "constraints": None,
     "force_words_ids": None,
     "guidance_scale": None,
+    "max_time": None,
+    "stop_strings": None,
+    "token_healing": False,
+    "watermarking_config": None,
+    "dola_layers": None,
 }
 """Fields that would change the tokens and that no class here follows, with the values
 that mean "off" (besides null)."""
+
+NEEDLESS = {
+    *("renormalize_logits", "remove_invalid_values", "low_memory", "output_logits"),
+    *("cache_implementation", "cache_config", "return_legacy_cache"),
+    *("prefill_chunk_size", "compile_config", "disable_compile"),
+    *("decoder_start_token_id", "num_assistant_tokens"),
+    *("num_assistant_tokens_schedule", "assistant_confidence_threshold"),
+}
+"""Fields of PyTorch's classes alone, which change no token here."""
 
 
 class Numbers(NamedTuple):
@@ -99,7 +118,7 @@ class Plan:
 
 def check(config: GenerationConfig, vocab_size: int) -> None:
     """ValueError for what cannot be, naming the field."""
-    for name, off in _UNSUPPORTED.items():
+    for name, off in NOT_FOLLOWED.items():
         if (value := config.extra.get(name)) not in (None, off):
             raise ValueError(f"generate does not support {name}={value!r}")
     for name, low in (("num_beams", 1), ("num_return_sequences", 1)):

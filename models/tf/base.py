@@ -17,7 +17,6 @@ from ..push import Pushes, push_folder
 from ..weights import Shape, params_from_weights, weight_shapes
 from . import model as tf_opt
 from .inputs import (
-    as_dict,
     check_head_mask,
     check_ids,
     check_length,
@@ -28,7 +27,7 @@ from .inputs import (
     unpack,
 )
 from .surface import Surface
-from .training import prediction
+from .training import Training
 from .weights import (
     Initial,
     TokenEmbedding,
@@ -41,7 +40,7 @@ from .weights import (
 _OPTIONS = ("use_cache", "output_attentions", "output_hidden_states", "return_dict")
 
 
-class TFOPTBase(Pushes, Surface, keras.Model):
+class TFOPTBase(Pushes, Surface, Training):
     """A Keras model with OPT's weights; what it computes is up to the subclass."""
 
     config_class = OPTConfig
@@ -125,8 +124,9 @@ class TFOPTBase(Pushes, Surface, keras.Model):
         saved_model: bool = False,
         version: int = 1,
         push_to_hub: bool = False,
-        *,
+        signatures: Any = None,
         max_shard_size: int | str = "5GB",
+        *,
         safe_serialization: bool | None = None,
         format: str | None = None,
         **needless: Any,
@@ -134,7 +134,8 @@ class TFOPTBase(Pushes, Surface, keras.Model):
         """Write ``config.json`` and the weights, as ``checkpoints.save_weights`` does.
 
         ``safe_serialization=False`` is ``format="h5"``. ``saved_model`` writes
-        ``saved_model/{version}`` too, with :meth:`export`.
+        ``saved_model/{version}`` too: with the ``signatures`` of
+        ``tf.saved_model.save``, or as :meth:`export` does.
         """
         format = format_to_save(format, safe_serialization, "h5", needless)
         self.config.save_pretrained(save_directory)
@@ -148,7 +149,11 @@ class TFOPTBase(Pushes, Surface, keras.Model):
             base_model=not self._head,
         )
         if saved_model:
-            self.export(os.path.join(save_directory, "saved_model", str(version)))
+            path = os.path.join(save_directory, "saved_model", str(version))
+            if signatures is None:
+                self.export(path)
+            else:
+                tf.saved_model.save(self, path, signatures=signatures)
         if push_to_hub:
             name = needless.pop("repo_id", None) or os.path.basename(save_directory)
             push_folder(save_directory, name, **needless)
@@ -187,6 +192,11 @@ class TFOPTBase(Pushes, Surface, keras.Model):
             name=config.get("name"),
             dtype=keras.dtype_policies.deserialize(config["dtype"]),
         )
+
+    @classmethod
+    def _from_config(cls, config: Any, **kwargs: Any) -> Any:
+        """Transformers' hook, by which its ``TFAutoModel`` makes a model."""
+        return cls(config, **kwargs)
 
     # --- weights --------------------------------------------------------------------
 
@@ -243,6 +253,7 @@ class TFOPTBase(Pushes, Surface, keras.Model):
 
     # --- the call -------------------------------------------------------------------
 
+    @tf.autograph.experimental.do_not_convert  # it is written for graphs already
     def __call__(self, *args, **kwargs):
         """Keras's call, which knows neither a tokenizer's mapping nor plain lists.
 
@@ -256,18 +267,6 @@ class TFOPTBase(Pushes, Surface, keras.Model):
         elif args and is_token_list(args[0]):
             args = (tf.constant(args[0], tf.int32), *args[1:])
         return super().__call__(*args, **kwargs)
-
-    def fit(self, x=None, *args, **kwargs):
-        """Keras's, also of a tokenizer's mapping."""
-        return super().fit(as_dict(x), *args, **kwargs)
-
-    def evaluate(self, x=None, *args, **kwargs):
-        """Keras's, also of a tokenizer's mapping."""
-        return super().evaluate(as_dict(x), *args, **kwargs)
-
-    def predict(self, x, *args, **kwargs):
-        """Keras's, also of a tokenizer's mapping."""
-        return super().predict(as_dict(x), *args, **kwargs)
 
     def _decode(self, given: dict[str, Any], training: Any) -> tuple[Any, Any]:
         """Weights, and hidden states of the inputs in ``given``."""
@@ -327,21 +326,3 @@ class TFOPTBase(Pushes, Surface, keras.Model):
         if not self._inbound_nodes:
             return super().output
         return max((node.output_tensors for node in self._inbound_nodes), key=len)
-
-    def predict_step(self, data):
-        """Keras's hook. No caches: Keras joins batches along axis 0, which is not
-        theirs."""
-        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        return self(x, training=False, use_cache=False)
-
-    def compute_loss(
-        self, x=None, y=None, y_pred: Any = None, sample_weight=None, training=True
-    ):
-        """Keras's hook: the compiled loss sees logits (or hidden states) alone."""
-        y_pred = prediction(x, y, y_pred)
-        return super().compute_loss(x, y, y_pred, sample_weight, training)
-
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        """Keras's hook, as :meth:`compute_loss`."""
-        y_pred = prediction(x, y, y_pred)
-        return super().compute_metrics(x, y, y_pred, sample_weight)

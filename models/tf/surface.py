@@ -50,9 +50,10 @@ class Surface(keras.Model):
             return self.model
         return super().get_layer(name=name, index=index)
 
-    def can_generate(self) -> bool:
+    @classmethod
+    def can_generate(cls) -> bool:
         """Whether the class has a head to generate with."""
-        return self._head
+        return cls._head
 
     def get_decoder(self) -> Any:
         """The model without a head: this one."""
@@ -69,14 +70,7 @@ class Surface(keras.Model):
     def set_input_embeddings(self, value: Any) -> None:
         """Other values for the table [V,W]: an array, a variable, or a layer's
         ``weight``. ValueError for another shape; ``resize_token_embeddings`` first."""
-        table = self.get_input_embeddings().weight
-        new = np.asarray(getattr(value, "weight", value))
-        if new.shape != tuple(table.shape):
-            raise ValueError(
-                f"the embeddings have shape {tuple(table.shape)}, got {new.shape}: "
-                "call resize_token_embeddings first"
-            )
-        table.assign(new)
+        _assign(self.get_input_embeddings().weight, value)
 
     def get_output_embeddings(self) -> WeightGroup | None:
         """The layer whose table makes logits; None in the class without a head."""
@@ -85,12 +79,28 @@ class Surface(keras.Model):
         tied = self.config.tie_word_embeddings
         return self.groups["decoder.embed_tokens" if tied else "lm_head"]
 
+    def set_output_embeddings(self, value: Any) -> None:
+        """Other values for the head's table, which is the embeddings' where it is
+        tied; see :meth:`set_input_embeddings`. ValueError in the class without one."""
+        head = self.get_output_embeddings()
+        if head is None:
+            raise ValueError(f"{type(self).__name__} has no head")
+        _assign(head.weight, value)
+
     def get_lm_head(self) -> WeightGroup | None:
         """Another name of :meth:`get_output_embeddings`."""
         return self.get_output_embeddings()
 
     def get_bias(self) -> None:
         """OPT's head has no bias."""
+        return None
+
+    def get_output_layer_with_bias(self) -> None:
+        """Nor a layer that has one."""
+        return None
+
+    def get_prefix_bias_name(self) -> None:
+        """Nor a name for it."""
         return None
 
     def prune_heads(self, heads_to_prune: Mapping[int, Iterable[int]]) -> None:
@@ -126,7 +136,8 @@ class Surface(keras.Model):
     @property
     def dummy_inputs(self) -> dict[str, Any]:
         """Some inputs, to call the model with."""
-        return {"input_ids": tf.constant([[2, 3, 4], [2, 5, 1]])}
+        ids = tf.constant([[2, 3, 4], [2, 5, 6]])
+        return {"input_ids": ids, "attention_mask": tf.ones_like(ids)}
 
     def build_in_name_scope(self) -> None:
         """Transformers' way to make the weights, which are there from the start."""
@@ -214,6 +225,17 @@ class Surface(keras.Model):
         steps = count // batch_size if drop else -(-count // batch_size)
         out = out.apply(tf.data.experimental.assert_cardinality(steps))
         return out.prefetch(tf.data.AUTOTUNE) if prefetch else out
+
+
+def _assign(table: Any, value: Any) -> None:
+    """``table`` takes the values of an array, a variable, or a layer's ``weight``."""
+    new = np.asarray(getattr(value, "weight", value))
+    if new.shape != tuple(table.shape):
+        raise ValueError(
+            f"the embeddings have shape {tuple(table.shape)}, got {new.shape}: "
+            "call resize_token_embeddings first"
+        )
+    table.assign(new)
 
 
 def _size(example: Mapping[str, Any]) -> int:

@@ -72,6 +72,13 @@ class WeightGroup(keras.layers.Layer):
             self._track_trackable(self.by_name[name], name)
         self.built = True
 
+    @property
+    def weight(self) -> Any:
+        """The table [V,W] of an embedding or a head: TensorFlow's own variable, which
+        Transformers' layers have here."""
+        (table,) = self.by_name.values()
+        return table.value
+
     def save_own_variables(self, store) -> None:
         """Keras's hook: variables go into its files by name."""
         for name, variable in self.by_name.items():
@@ -97,14 +104,10 @@ def part_name(name: str) -> str:
 class TokenEmbedding(WeightGroup):
     """The group of the token embedding, which can be called: ids to embeddings."""
 
-    @property
-    def weight(self) -> Any:
-        """The table [V,W]."""
-        return self.by_name["decoder.embed_tokens.weight"]
-
     def call(self, ids: Any) -> Any:
         """Embeddings (…, W) of ``ids``."""
-        return tf_opt.take(tf.cast(self.weight.value, self.compute_dtype), ids)
+        (table,) = self.by_name.values()
+        return tf_opt.take(tf.cast(table.value, self.compute_dtype), ids)
 
 
 def make_group(

@@ -8,6 +8,7 @@ that a client uses.
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -148,6 +149,8 @@ def compiled_once(kind, base):
     generated(kind, model, ids[:, :4], **(options | {"max_new_tokens": 9}))
     generated(kind, model, ids, repetition_penalty=1.0, min_length=0, **options)
     assert programs(kind, model) == count
+    with nothing_compiled(kind):
+        generated(kind, model, ids, **options)
 
 
 def programs(kind, model) -> int:
@@ -157,6 +160,29 @@ def programs(kind, model) -> int:
     from optserve.models.flax import generation
 
     return generation._program._cache_size()
+
+
+@contextmanager
+def nothing_compiled(kind):
+    """Assert what the framework itself counts: XLA's compilations, traced functions."""
+    if kind.framework == "tf":
+        from tensorflow.python.framework.func_graph import FuncGraph
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(FuncGraph, "__init__", None)  # a trace would begin with it
+            yield
+        return
+    import jax
+
+    events = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: events.append(name)
+    )
+    try:
+        yield
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert not [name for name in events if "compile" in name]
 
 
 @feature(GENERATION, "`generation_config`: read, written, changed by a call", head=True)
@@ -187,9 +213,15 @@ def refusals(kind, base):
         ({"max_new_tokens": 40}, "max_position_embeddings 32"),
         ({"max_length": 6}, "leaves none"),
         ({"num_beam_groups": 2}, "num_beam_groups"),
+        ({"stop_strings": ["a"]}, "does not support stop_strings"),
+        ({"max_tokens": 3}, r"not used by the model: \['max_tokens'\]"),
     ):
         with pytest.raises(ValueError, match=fault):
             model.generate(ids, **options)
+    wanted, _ = generated(kind, model, ids, max_new_tokens=5)
+    off = {"num_beam_groups": 1, "typical_p": 1.0, "renormalize_logits": False}
+    found, _ = generated(kind, model, ids, max_new_tokens=5, **off)
+    assert (found == wanted).all()
 
 
 @feature(GENERATION, "`tf.function`, XLA", "tf", head=True)
@@ -199,19 +231,22 @@ def graphs(kind, base):
     model = model_of(kind, base)
     ids, mask = prompt(model.config)
     ids, mask = tf.constant(ids, tf.int32), tf.constant(mask, tf.int32)
-    expected = RECORDED["greedy"]["tf"]["tokens"]
+    for name in ("greedy", "beams", "contrastive"):
+        options = RECORDED[name]["options"]
+        expected = RECORDED[name]["tf"]["tokens"]
+        output = model.generate(ids, attention_mask=mask, **options)
+        assert output.numpy()[:, 6:].tolist() == expected
+        for jit_compile in (False, True):  # as the documentation has it
+            run = tf.function(model.generate, jit_compile=jit_compile)
+            output = run(ids, attention_mask=mask, **options)
+            assert output.numpy()[:, 6:].tolist() == expected
     options = RECORDED["greedy"]["options"]
-    for jit_compile in (False, True):
-        run = tf.function(
-            lambda ids, mask: model.generate(ids, attention_mask=mask, **options),
-            jit_compile=jit_compile,
-        )
-        assert run(ids, mask).numpy()[:, 6:].tolist() == expected
-    output = model.generate(ids, attention_mask=mask, **options)
-    assert output.numpy()[:, 6:].tolist() == expected
-    whole = tf.function(model.generate)  # with AutoGraph, as the documentation has it
-    output = whole(ids, attention_mask=mask, max_new_tokens=12)
-    assert output.numpy()[:, 6:].tolist() == expected
+    unknown = tf.function(
+        lambda ids, mask: model.generate(ids, attention_mask=mask, **options),
+        input_signature=[tf.TensorSpec([None, None], tf.int32)] * 2,
+    )
+    output = unknown(ids, mask).numpy()[:, 6:]
+    assert output.tolist() == RECORDED["greedy"]["tf"]["tokens"]
 
 
 @feature(GENERATION, "`jax.jit`, `params=`, `trace=False`", "flax", head=True)

@@ -8,9 +8,10 @@ from collections import UserDict
 import numpy as np
 import pytest
 
+from . import numpy_opt
 from .conformance import feature
 from .kinds import checkpoint, close, padded, small_config, tokens, write_checkpoint
-from .loading import loaded, native
+from .loading import expected, loaded, native
 
 SURFACE = "Known surface"
 
@@ -42,34 +43,46 @@ def mappings(kind, base):
 
 @feature(SURFACE, "`fit` and `evaluate` of any mapping", "tf", head=True)
 def fitted_mapping(kind, base):
+    import keras
+
     model, config = loaded(kind, base)
     ids = tokens(config, 4, 5)
-    model.compile(optimizer="sgd")
     batch = UserDict({"input_ids": ids, "labels": ids, "token_type_ids": ids * 0})
-    loss = float(np.mean(model(ids, labels=ids).loss))
-    assert model.evaluate(batch, verbose=0) == pytest.approx(loss, rel=1e-5)
+    loss = numpy_opt.loss(expected(config, ids)["logits"], ids)
+    for name in ("passthrough", "auto", None):  # all mean the model's own
+        model.compile("sgd", name)
+        assert model.evaluate(batch, verbose=0) == pytest.approx(loss, rel=1e-5)
+    assert model.test_on_batch(batch) == pytest.approx(loss, rel=1e-5)
+    close(model.predict_on_batch(batch).logits, kind.value(model, ids))
+    model.compile(keras.optimizers.SGD(0.0))
+    assert model.train_on_batch(batch) == pytest.approx(loss, rel=1e-5)
     assert model.fit(batch, verbose=0).history["loss"][0] == pytest.approx(loss, 1e-5)
 
 
 @feature(SURFACE, "`sample_weight` as Keras means it", "tf", head=True)
 def weighed(kind, base):
+    import keras
+
     model, config = loaded(kind, base)
     ids = tokens(config, 4, 5)
     labels = np.where(np.arange(5) < 4, ids, -100)
     weights = np.array([1.0, 0.0, 2.0, 0.5])
-    losses = np.asarray(model(ids, labels=labels).loss).reshape(4, 3)
-    expected = (losses * weights[:, None]).sum() / losses.size
-    model.compile(optimizer="sgd")
+    logits = expected(config, ids)["logits"][:, :3].astype(np.float32)
+    of_keras = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    mean = float(of_keras(labels[:, 1:4], logits, weights[:, None]))
+    model.compile(keras.optimizers.SGD(0.0))
     for x, y in (
         ({"input_ids": ids}, {"labels": labels}),
         ({"input_ids": ids}, labels),
         ({"input_ids": ids, "labels": labels}, labels),
     ):
-        actual = model.evaluate(x, y, sample_weight=weights, verbose=0, batch_size=4)
-        assert actual == pytest.approx(expected, rel=1e-5)
+        options = {"sample_weight": weights, "verbose": 0, "batch_size": 4}
+        assert model.evaluate(x, y, **options) == pytest.approx(mean, rel=1e-5)
+        actual = model.fit(x, y, **options).history["loss"]
+        assert actual == [pytest.approx(mean, rel=1e-5)]
     each = np.repeat(weights[:, None], 5, 1)
     actual = model.evaluate(x, labels, sample_weight=each, verbose=0, batch_size=4)
-    assert actual == pytest.approx(expected, rel=1e-5)
+    assert actual == pytest.approx(mean, rel=1e-5)
 
 
 @feature(SURFACE, "`prepare_tf_dataset`", "tf", head=True)
@@ -121,10 +134,17 @@ def methods(kind, base):
     assert model.name_or_path == str(checkpoint(base, "pre-LN"))
     other = kind.cls.from_config(model.config)
     other.set_input_embeddings(model.get_input_embeddings().weight)
-    table = np.asarray(other.get_input_embeddings().weight)
+    table = other.get_input_embeddings().weight.value().numpy()  # as of Keras 2
     assert (table == np.asarray(model.get_input_embeddings().weight)).all()
     with pytest.raises(ValueError, match="resize_token_embeddings"):
         other.set_input_embeddings(np.zeros([2, 2]))
+    assert kind.cls.can_generate() == kind.head
+    if kind.head:
+        other.set_output_embeddings(np.full_like(table, 0.5))
+        assert (np.asarray(other.get_output_embeddings().weight) == 0.5).all()
+    else:
+        with pytest.raises(ValueError, match="no head"):
+            other.set_output_embeddings(table)
 
 
 @feature(SURFACE, "`enable_gradient_checkpointing`, whole numbers as floats", "flax")

@@ -109,6 +109,27 @@ def test_configuration(reference, tmp_path):
         assert getattr(again, name) == value, name
 
 
+def test_attributes_of_the_configuration(reference):
+    """Every one that is documented for all configurations has the same value here."""
+    theirs, ours = reference.OPTConfig(), OPTConfig()
+    named = {
+        name
+        for name in dir(theirs)
+        if not name.startswith("_") and not callable(getattr(theirs, name))
+    }
+    other = {
+        *("dtype", "transformers_version", "has_no_defaults_at_init", "sub_configs"),
+        *("base_config_key", "base_model_tp_plan", "base_model_pp_plan"),
+        *("base_model_ep_plan", "cross_attention_hidden_size", "finetuning_task"),
+        *("torchscript", "tf_legacy_loss", "use_bfloat16", "remove_invalid_values"),
+        *("typical_p", "num_beam_groups", "diversity_penalty"),
+        *("encoder_no_repeat_ngram_size", "exponential_decay_length_penalty"),
+    }
+    """What belongs to other classes, or to what ``generate`` refuses."""
+    for name in named - other:
+        assert getattr(ours, name) == getattr(theirs, name), name
+
+
 def agree(actual, expected, keep=None):
     """The same fields in the same order, as tuples or as dicts, and the same numbers.
 
