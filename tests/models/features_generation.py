@@ -298,7 +298,7 @@ def states(kind, base):
         {"do_sample": True, "seed": 3},
         {"penalty_alpha": 0.6, "top_k": 4},
     ):
-        new, found = generated(
+        new, output = generated(
             kind,
             model,
             ids,
@@ -309,22 +309,24 @@ def states(kind, base):
             eos_token_id=None,
             **options,
         )
-        assert len(found.hidden_states) == len(found.attentions) == 4
+        assert len(output.hidden_states) == len(output.attentions) == 4
         for i in range(4):
             fed = slice(0, 6) if i == 0 else slice(5 + i, 6 + i)
             so_far = np.concatenate([ids, new[:, :i]], 1)
             real = np.concatenate([mask, np.ones_like(new[:, :i])], 1)
-            wanted = expected(model.config, so_far, real)
+            reference = expected(model.config, so_far, real)
             keep = real[:, fed].astype(bool)
-            pairs = zip(found.hidden_states[i], wanted["hidden_states"], strict=True)
+            pairs = zip(
+                output.hidden_states[i], reference["hidden_states"], strict=True
+            )
             for mine, right_one in pairs:
                 close(mine, right_one[:, fed], keep)
-            pairs = zip(found.attentions[i], wanted["attentions"], strict=True)
+            pairs = zip(output.attentions[i], reference["attentions"], strict=True)
             for mine, right_one in pairs:
                 by_token = (np.swapaxes(x, 1, 2) for x in (mine, right_one[:, :, fed]))
                 close(*by_token, keep)
-    _, found = generated(kind, model, ids, mask, max_new_tokens=2)
-    assert found.hidden_states is None and found.attentions is None
+    _, output = generated(kind, model, ids, mask, max_new_tokens=2)
+    assert output.hidden_states is None and output.attentions is None
 
 
 @feature(GENERATION, "`logits_processor` functions", head=True)

@@ -18,7 +18,7 @@ def test_the_same_seed_draws_the_same_tokens_served_and_in_generate(cls):
     """A left-padded batch here; one prompt after the other there."""
     longest = max(map(len, PROMPTS))
     ids = np.array([[1] * (longest - len(p)) + p for p in PROMPTS])
-    found = cls.from_pretrained(TINY).generate(
+    output = cls.from_pretrained(TINY).generate(
         ids,
         attention_mask=np.where(ids == 1, 0, 1),
         max_new_tokens=10,
@@ -29,7 +29,7 @@ def test_the_same_seed_draws_the_same_tokens_served_and_in_generate(cls):
     )
     sampling = Sampling(seed=2**35 + 9, **OPTIONS)
     with Client(exported_tiny()) as client:
-        for prompt, row in zip(PROMPTS, np.asarray(found.sequences), strict=True):
+        for prompt, row in zip(PROMPTS, np.asarray(output.sequences), strict=True):
             (served,) = client.generate([prompt], max_new_tokens=10, sampling=sampling)
             new = row[longest:]
             assert served.tokens == new[: len(served.tokens)].tolist()

@@ -190,10 +190,10 @@ def test_attentions_of_each_token(reference, options, tmp_path):
     theirs, ours = both(reference, "tf", tmp_path, "post-LN, projections", 3)
     ids = tf.constant(tokens(ours.config, 2, 5), tf.int32)
     options |= {"output_attentions": True, "return_dict_in_generate": True}
-    found, wanted = (
+    actual, expected = (
         m.generate(ids, max_new_tokens=4, **options) for m in (ours, theirs)
     )
-    assert len(found.attentions) == len(wanted.attentions)
-    for mine, right_ones in zip(found.attentions, wanted.attentions, strict=True):
+    assert len(actual.attentions) == len(expected.attentions)
+    for mine, right_ones in zip(actual.attentions, expected.attentions, strict=True):
         for a, b in zip(mine, right_ones, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
