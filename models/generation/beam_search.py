@@ -100,7 +100,7 @@ def beam_search(
     K, N = plan.beams, plan.slots
     prompt_fed = model.prefill(K)
     R, V = xp.shape(prompt_fed.logits)
-    B = xp.shape(prompt.ids)[0]
+    B, S = xp.shape(prompt.ids)
     slot, rank = xp.arange(N)[None, None], xp.arange(2 * K)[None]
     early = plan.early_stopping is True
 
@@ -200,7 +200,7 @@ def beam_search(
         finished_indices=xp.full([B, K, N], -1, "int32"),
         scores=xp.full([N if plan.with_scores else 0, R, V], 0.0, "float32"),
         cache=None,
-        states=room_for_states(xp, plan, prompt_fed.states, prompt.ids.shape[1]),
+        states=room_for_states(xp, plan, prompt_fed.states, S),
     )
     end = xp.while_loop(goes_on, body, advance(start, prompt_fed))
     done = xp.any(end.is_finished, 1)

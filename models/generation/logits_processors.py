@@ -34,11 +34,12 @@ class History(NamedTuple):
 
     def present(self, xp: Arrays) -> Array:
         """Which of the tokens [R,T] are there and no padding."""
-        return (xp.arange(self.tokens.shape[1]) < self.used)[None] & (self.tokens >= 0)
+        slots = xp.arange(xp.shape(self.tokens)[1])
+        return (slots < self.used)[None] & (self.tokens >= 0)
 
     def last(self, xp: Arrays, back: int) -> Array:
         """The ``back``-th token [R] from the end; −1 where there is none."""
-        here = xp.arange(self.tokens.shape[1]) == self.used - back
+        here = xp.arange(xp.shape(self.tokens)[1]) == self.used - back
         return xp.max(xp.where(here[None], self.tokens, xp.array(-1)), 1)
 
 
@@ -61,8 +62,8 @@ def no_repeat_ngram(size: int) -> Rule:
     """Forbid every token that would complete a run of ``size`` tokens seen before."""
 
     def rule(xp: Arrays, history: History, logits: Array) -> Array:
-        count = history.tokens.shape[1] - size + 1
-        if count <= 0:
+        count = xp.shape(history.tokens)[1] - size + 1
+        if isinstance(count, int) and count <= 0:
             return logits
         runs = [history.tokens[:, i : i + count] for i in range(size)]
         seen = [history.present(xp)[:, i : i + count] for i in range(size)]
@@ -83,7 +84,7 @@ def bad_words(sequences: Sequence[Sequence[int]]) -> Rule:
         for *others, _ in sequences:
             here = always
             for back, token in enumerate(reversed(others), start=1):
-                here &= history.last(xp, back) == token
+                here = here & (history.last(xp, back) == token)  # not in place
             complete.append(here)
         which = xp.stack(complete, 1)
         ends = xp.array([word[-1] for word in sequences])[None]

@@ -87,6 +87,11 @@ class Plan:
     with_attentions: bool = False
     custom: tuple[Callable[..., Any], ...] = ()
 
+    @property
+    def copies(self) -> int:
+        """How many rows a prompt has from the start."""
+        return self.beams if self.mode.startswith("beam") else self.returned
+
     def rules(self, numbers: Numbers) -> list[Rule]:
         """The rules on the next token, in Transformers' order."""
         active: list[Rule] = []

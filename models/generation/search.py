@@ -93,8 +93,8 @@ def process(
     xp: Arrays, plan: Plan, numbers: Numbers, prompt: Prompt, tokens: Array, new, logits
 ) -> Array:
     """``logits`` [R,V] after all rules, for rows that have ``new`` of ``tokens``."""
-    S = prompt.ids.shape[1]
-    ids = xp.repeat(prompt.ids, tokens.shape[0] // prompt.ids.shape[0])
+    S = xp.shape(prompt.ids)[1]
+    ids = xp.repeat(prompt.ids, plan.copies)
     history = History(xp.concat([ids, tokens], 1), S + new, new, prompt.padding)
     for rule in plan.rules(numbers):
         logits = rule(xp, history, logits)
@@ -135,8 +135,8 @@ def choose_rows(
     xp: Arrays, model: Model, plan: Plan, numbers: Numbers, prompt: Prompt
 ) -> Found:
     """Greedy decoding and sampling: each row goes its own way."""
-    prompt_fed = model.prefill(plan.returned)
-    R, V = xp.shape(prompt_fed.logits)
+    prompt_fed = model.prefill(plan.copies)
+    (R, V), S = xp.shape(prompt_fed.logits), xp.shape(prompt.ids)[1]
 
     def chosen(state: _Rows, fed: Fed) -> _Rows:
         logits = process(
@@ -169,7 +169,7 @@ def choose_rows(
         tokens=xp.full([R, plan.slots], plan.pad, "int32"),
         scores=xp.full([plan.slots if plan.with_scores else 0, R, V], 0.0, "float32"),
         cache=None,
-        states=room_for_states(xp, plan, prompt_fed.states, prompt.ids.shape[1]),
+        states=room_for_states(xp, plan, prompt_fed.states, S),
     )
 
     def body(state: _Rows) -> _Rows:
@@ -214,7 +214,7 @@ def contrastive_search(
     """
     k, alpha = plan.top_k, plan.penalty_alpha
     fed = model.prefill(1)
-    (B, V), S = xp.shape(fed.logits), prompt.ids.shape[1]
+    (B, V), S = xp.shape(fed.logits), xp.shape(prompt.ids)[1]
     W = fed.hidden.shape[-1]
     real = xp.concat([prompt.ids >= 0, xp.full([B, plan.slots], True, "bool")], 1)
 

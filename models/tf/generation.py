@@ -121,7 +121,8 @@ class Stepper:
     def _each(self, rows, x):
         """``x`` [B,…], repeated to as many rows as ``rows`` has."""
         R, B = opt.shape(rows)[0], opt.shape(x)[0]
-        return x if R is B or R == B else tf.repeat(x, R // B, axis=0)
+        known = isinstance(R, int) and isinstance(B, int)
+        return ARRAYS.repeat(x, R // B) if known else tf.repeat(x, R // B, axis=0)
 
     def _write(self, buffer, rows, slot):
         """``rows`` [R,H,1,D] into ``buffer`` [R,H,T,D] at ``slot``."""
