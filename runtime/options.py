@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypedDict
 
 from ..models.generation.logits_processors import LogitsProcessor
+from .contract import TOP_LOGPROBS
 from .errors import InvalidRequest
 from .option_checks import INT32_MAX, check_number, check_seconds, check_whole
 from .sampling import GREEDY, Sampling
@@ -140,13 +141,29 @@ class GenerationOptions:
 
     @property
     def needs_logits(self) -> bool:
-        """Whether the client must choose the tokens itself."""
+        """Whether the client must choose the tokens itself, whatever the export."""
+        rules = self.constraints or Constraints()
         return bool(
             self.processors
-            or self.top_logprobs
             or self.beams
-            or (self.constraints and self.constraints != Constraints())
+            or self.top_logprobs > TOP_LOGPROBS
+            or rules.no_repeat_ngram
+            or rules.bad_words
+            or rules.forced
         )
+
+    @property
+    def contract_version(self) -> int:
+        """The contract version whose graphs choose as these options want it."""
+        rules, sampling = self.constraints or Constraints(), self.sampling_or_greedy
+        added = (
+            self.top_logprobs
+            or rules.min_new_tokens
+            or rules.logit_bias
+            or sampling.min_p
+            or sampling.counts_tokens
+        )
+        return 2 if added else 1
 
 
 def _check_id(where: str, token: int) -> None:

@@ -2,51 +2,70 @@
 
 One row at a time, in this order (the graphs' ``generate_{N}`` do the same):
 
-1. the raw logits give the reported log-probability, ``log_softmax(logits)[token]``;
-2. repetition penalty r over the ids seen: x > 0 becomes x / r, else x · r
-   (Keskar et al. 2019, https://arxiv.org/abs/1909.05858);
-3. temperature 0 takes the largest, the lowest id among equals; else x / T;
-4. top-k keeps every x that is at least the k-th largest, ties included;
-5. top-p keeps a token if the tokens strictly likelier than it weigh less than p;
-6. Gumbel-max: the largest of x + g, where g is counter-based noise, so that a token
+1. the raw logits give what is reported: ``log_softmax(logits)`` of the token, and of
+   the likeliest (``top_logprobs``);
+2. the bias is added, and stop tokens that can't come yet are out;
+3. repetition penalty r over all ids seen: x > 0 becomes x / r, else x · r;
+4. new tokens alone count for the frequency penalty, x − f · count, and the presence
+   penalty, x − p where the count isn't 0;
+5. temperature 0 takes the largest, the lowest id among equals; else x / T;
+6. min-p keeps a token at least m times as likely as the likeliest;
+7. top-k keeps every x that is at least the k-th largest, ties included;
+8. top-p keeps a token if the tokens strictly likelier than it, of those that are left,
+   weigh less than p;
+9. Gumbel-max: the largest of x + g, where g is counter-based noise, so that a token
    depends on (seed, position, logits) alone: never on batching, chunking or retries.
+
+The order is vLLM's (``vllm/v1/sample/sampler.py``); formulas and their sources are in
+``models/generation/modifiers.py``.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..models.generation.arrays import NUMPY
+from ..models.generation.modifiers import FROM_PROMPT, Marks
+from ..models.generation.modifiers import modify as modify_rows
 from ..models.generation.sampling import (
+    SamplingParams,
     gumbel,
+    keep_min_p,
     keep_top_k,
     keep_top_p,
     log_softmax,
-    penalize,
 )
 from .option_checks import INT32_MAX, check_number, check_whole
 
 _TINY = float(np.finfo(np.float32).tiny)
 _SMALLEST_DIVISOR, _LARGEST_DIVISOR = 1e-6, 1e38
+_LARGEST_PENALTY = 2.0  # OpenAI's and vLLM's limit
+_NO_BIAS: Mapping[int, float] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How the next token is chosen.
 
-    ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 keep everything;
-    ``repetition_penalty`` looks at the prompt and the new tokens; 1 switches it off.
-    ``seed`` is any 64-bit number; None draws one, which the result reports. Every
-    prompt of a request uses the same: its tokens don't depend on its neighbours.
+    ``temperature`` 0 is greedy; ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 keep
+    everything. ``repetition_penalty`` looks at the prompt and the new tokens; 1
+    switches it off. ``presence_penalty`` and ``frequency_penalty``, -2 to 2, look at
+    the new tokens alone, as in OpenAI's API; 0 switches them off. ``seed`` is any
+    64-bit number; None draws one, which the result reports. Every prompt of a request
+    uses the same: its tokens don't depend on its neighbours.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -56,6 +75,9 @@ class Sampling:
         # Below that, float32 has no number but 0.
         check_number("top_p", self.top_p, _TINY, 1, "in (0, 1]")
         _check_divisor("repetition_penalty", self.repetition_penalty)
+        check_number("min_p", self.min_p, 0, 1)
+        for name in ("presence_penalty", "frequency_penalty"):
+            check_number(name, getattr(self, name), -_LARGEST_PENALTY, _LARGEST_PENALTY)
         if self.seed is not None:
             check_whole("seed", self.seed, -(2**63), 2**64 - 1, "a number of 64 bits")
 
@@ -63,6 +85,11 @@ class Sampling:
     def greedy(self) -> bool:
         """Whether the likeliest token is taken, without any draw."""
         return self.temperature == 0
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether it matters how often a new token has come."""
+        return self.presence_penalty != 0 or self.frequency_penalty != 0
 
     def seeded(self, offset: int = 0) -> Sampling:
         """The same with a seed for certain; ``offset`` gives other draws of it."""
@@ -75,6 +102,23 @@ class Sampling:
         words = np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32)
         return words.view(np.int32)
 
+    def params(
+        self, *, min_new_tokens: int = 0, top_logprobs: int = 0
+    ) -> SamplingParams:
+        """It as one row of the graphs' inputs."""
+        return SamplingParams(
+            seed=self.key()[None],
+            temperature=np.float32([self.temperature]),
+            top_k=np.int32([self.top_k]),
+            top_p=np.float32([self.top_p]),
+            repetition_penalty=np.float32([self.repetition_penalty]),
+            min_p=np.float32([self.min_p]),
+            presence_penalty=np.float32([self.presence_penalty]),
+            frequency_penalty=np.float32([self.frequency_penalty]),
+            min_new_tokens=np.int32([min_new_tokens]),
+            top_logprobs=np.int32([top_logprobs]),
+        )
+
 
 def _check_divisor(name: str, value: float, besides: str = "") -> None:
     """Logits are divided by it, in float32: neither 0 nor infinity may come of it."""
@@ -86,17 +130,58 @@ GREEDY = Sampling(temperature=0.0, seed=0)
 
 
 def draw(logits: np.ndarray, sampling: Sampling, position: int) -> int:
-    """Steps 3 to 6: a token of logits ``[V]`` for the slot ``position``."""
+    """Steps 5 to 9: a token of logits ``[V]`` for the slot ``position``."""
     if sampling.greedy:
         return int(np.argmax(logits))
     x = logits.astype(np.float32) / np.float32(sampling.temperature)
-    x = keep_top_p(keep_top_k(x, sampling.top_k), sampling.top_p)
+    x = keep_top_k(keep_min_p(x, sampling.min_p), sampling.top_k)
+    x = keep_top_p(x, sampling.top_p)
     kept = np.flatnonzero(x > -np.inf)
     return int(kept[np.argmax(x[kept] + gumbel(sampling.key(), position, kept))])
 
 
+def modify(
+    logits: np.ndarray,
+    sampling: Sampling,
+    *,
+    history: Sequence[int] = (),
+    bias: Mapping[int, float] = _NO_BIAS,
+    forbidden: Sequence[int] = (),
+) -> np.ndarray:
+    """Steps 2 to 4 of logits ``[V]``; ``choose`` tells the arguments."""
+    penalized = sampling.repetition_penalty != 1 or sampling.counts_tokens
+    if not (bias or forbidden or (penalized and len(history))):
+        return logits
+    marks = Marks(
+        _row(logits, history, [FROM_PROMPT if i < 0 else 1 for i in history], np.int32),
+        _row(logits, forbidden, [True] * len(forbidden), np.bool_),
+        _row(logits, list(bias), list(bias.values()), np.float32),
+        modified=np.array([True]),
+    )
+    params = sampling.params(min_new_tokens=1)  # what is forbidden is so now
+    return modify_rows(NUMPY, np.float32(logits)[None], params, marks, 0)[0]
+
+
+def _row(
+    logits: np.ndarray, ids: Sequence[int], values: Sequence[float], dtype: type
+) -> np.ndarray:
+    """``values`` [1,V] at ``ids``, added up; -2 - id is id, and -1 is none."""
+    out = np.zeros((1, logits.size), dtype)
+    at, given = np.array(ids, np.int64), np.array(values, dtype)
+    at = np.where(at < -1, -2 - at, at)
+    inside = (at >= 0) & (at < logits.size)
+    np.add.at(out[0], at[inside], given[inside])
+    return out
+
+
 def choose(
-    logits: np.ndarray, sampling: Sampling, *, position: int, seen: Iterable[int] = ()
+    logits: np.ndarray,
+    sampling: Sampling,
+    *,
+    position: int,
+    history: Sequence[int] = (),
+    bias: Mapping[int, float] = _NO_BIAS,
+    forbidden: Sequence[int] = (),
 ) -> tuple[int, float]:
     """The whole order above for one row.
 
@@ -104,11 +189,26 @@ def choose(
         logits: ``[V]`` float32, unmodified.
         sampling: how to choose.
         position: the new token's slot, which is the number of tokens before it.
-        seen: ids that the repetition penalty looks at.
+        history: what penalties look at, as the contract has it: ids of new tokens,
+            and ``-2 - id`` for the prompt's.
+        bias: what is added to ids' logits.
+        forbidden: ids that can't be chosen: stop tokens before ``min_new_tokens``.
 
     Returns:
         The token, and its log-probability under the unmodified distribution.
     """
-    penalized = penalize(logits, seen, sampling.repetition_penalty)
-    token = draw(penalized, sampling, position)
+    modified = modify(logits, sampling, history=history, bias=bias, forbidden=forbidden)
+    token = draw(modified, sampling, position)
     return token, float(log_softmax(logits)[token])
+
+
+def likeliest(logprobs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ``count`` likeliest ids of log-probabilities ``[V]`` and those, likeliest
+    first, the lowest id among equals."""
+    count = min(count, logprobs.size)
+    ids = np.argpartition(-logprobs, count - 1)[:count]
+    if count:  # of equals at the edge any may be among them
+        edge = logprobs >= logprobs[ids].min()
+        ids = np.flatnonzero(edge)
+        ids = ids[np.lexsort((ids, -logprobs[ids]))][:count]
+    return ids, logprobs[ids]

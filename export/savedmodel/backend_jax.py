@@ -175,10 +175,9 @@ class JaxBackend:
         hidden = tf.gather(hidden, slot, axis=1, batch_dims=1)
         return self._score(hidden, tf.zeros([B, S], tf.int32))[0]
 
-    def token_logprobs(self, ids, hidden):
-        """Log-probabilities [B,S] of each token given those before it."""
-        _, logprobs = self._score(hidden, tf.roll(ids, -1, axis=1))
-        return tf.pad(logprobs[:, :-1], [[0, 0], [1, 0]])
+    def scores(self, ids, hidden):
+        """Logits [B,S,V], and log-probabilities [B,S] of the tokens that follow."""
+        return self._score(hidden, tf.roll(ids, -1, axis=1))
 
     def _scored(self, hidden, ids):
         """Logits [B,S,V] of ``hidden``, and log-probabilities [B,S] of ``ids``."""

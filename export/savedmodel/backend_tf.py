@@ -8,14 +8,13 @@ from typing import Any
 import tensorflow as tf
 
 from ...models.config import OPTConfig
-from ...models.generation.sampling import SamplingParams
 from ...runtime.contract import CacheLayout
 from ..weights import assemble
 from . import autotune, graph_tf
 from .buckets import Sizes
 from .matmul_tf import KeptInt8Matrix, Matrix, fuse_norms, one_of
 from .prompts import after_prompt
-from .requests import Generated, GenerateRequest
+from .requests import Generated, GenerateRequest, request_spec
 
 
 class TFBackend:
@@ -45,7 +44,7 @@ class TFBackend:
         weights = stored["decoder.embed_tokens.weight"].dtype
         self.resources = autotune.questions(weights, portable=portable)
         cache = tf.TensorSpec([None, None, *layout.row_shape])
-        request = _request_spec(cache, config.vocab_size)
+        request = request_spec(None, None, cache, config.vocab_size)
         ids, length = request.input_ids, request.cache_length
         self.extend = _shared(self._extend, ids, cache, length)
         self._feed = _shared(self._feed_prompt, request, tf.TensorSpec([], tf.int32))
@@ -67,10 +66,10 @@ class TFBackend:
         """Logits [B,S,V] of padded rows."""
         return graph_tf.full_logits(self._config, self._params(tf.size(ids)), ids, mask)
 
-    def token_logprobs(self, ids, hidden):
-        """Log-probabilities [B,S] of given tokens."""
+    def scores(self, ids, hidden):
+        """Logits [B,S,V], and log-probabilities [B,S] of the tokens that follow."""
         params = self._params(tf.size(ids))
-        return graph_tf.token_logprobs(self._config, params, ids, hidden)
+        return graph_tf.scores(self._config, params, ids, hidden)
 
     def generate(self, request: GenerateRequest, N: int, *, often: bool) -> Generated:
         """Up to N tokens for each row, by one of three loops.
@@ -95,6 +94,8 @@ class TFBackend:
             )
         generated.tokens.set_shape([None, N])
         generated.logprobs.set_shape([None, N])
+        generated.top_ids.set_shape([None, N, None])
+        generated.top_logprobs.set_shape([None, N, None])
         return generated
 
     def _any_loop(self, request: GenerateRequest, N) -> Generated:
@@ -151,24 +152,3 @@ def _compiled_loop(config, stored, layout, tokens: int, sizes: Sizes):
 
 def _shared(function, *inputs: Any):
     return tf.function(function, input_signature=inputs, autograph=False)
-
-
-def _request_spec(cache: tf.TensorSpec, V: int) -> GenerateRequest:
-    vector, real = tf.TensorSpec([None], tf.int32), tf.TensorSpec([None])
-    flags = tf.TensorSpec([None, V], tf.bool)
-    return GenerateRequest(
-        input_ids=tf.TensorSpec([None, None], tf.int32),
-        input_length=vector,
-        cache=cache,
-        cache_length=vector,
-        max_new_tokens=vector,
-        stops=flags,
-        seen=flags,
-        sampling=SamplingParams(
-            seed=tf.TensorSpec([None, 2], tf.int32),
-            temperature=real,
-            top_k=vector,
-            top_p=real,
-            repetition_penalty=real,
-        ),
-    )

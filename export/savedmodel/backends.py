@@ -38,8 +38,9 @@ class Backend(Protocol):
         """Logits [B,S,V] of padded rows; ``mask`` [B,S] as Hugging Face has it."""
         ...
 
-    def token_logprobs(self, ids: Any, hidden: Any) -> Any:
-        """Log-probabilities [B,S] of each token given those before it."""
+    def scores(self, ids: Any, hidden: Any) -> tuple[Any, Any]:
+        """Logits [B,S,V] of ``hidden`` [B,S,W], and log-probabilities [B,S] by them of
+        the tokens that follow each of ``ids`` [B,S]."""
         ...
 
     def generate(self, request: GenerateRequest, N: int, *, often: bool) -> Generated:

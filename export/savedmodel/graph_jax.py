@@ -22,6 +22,7 @@ from jax import lax
 from ...models.config import OPTConfig
 from ...models.flax import model as opt
 from ...models.flax.sampling import choose
+from ...models.generation.sampling import TOP_LOGPROBS
 from ...models.layer_context import LayerContext
 from .requests import DecodeState, Generated, GenerateRequest
 
@@ -223,7 +224,9 @@ def generate(
         alive=request.max_new_tokens > 0,
         tokens=jnp.full((B, N), -1, jnp.int32),
         logprobs=jnp.zeros((B, N)),
-        seen=request.seen,
+        top_ids=jnp.full((B, N, TOP_LOGPROBS), -1, jnp.int32),
+        top_logprobs=jnp.zeros((B, N, TOP_LOGPROBS)),
+        counts=request.marks.counts,
         new_kv=jnp.zeros(shape),
     )
 
@@ -243,24 +246,34 @@ def generate(
     end = lax.while_loop(going_on, body, start)
     count = jnp.sum(end.tokens >= 0, axis=1, dtype=jnp.int32)
     new_cache = as_cache(end.new_kv, cache_dtype)
-    return Generated(end.tokens, end.logprobs, count, new_cache)
+    top = end.top_ids, end.top_logprobs
+    return Generated(end.tokens, end.logprobs, count, new_cache, *top)
 
 
 def advance(request: GenerateRequest, state: DecodeState, logits) -> DecodeState:
     """Choose each row's next token from ``logits`` [B,V]; the cache isn't looked at."""
     step, alive = state.step, state.alive
     position = request.cache_length + step + 1
-    token, logprob = choose(logits, request.sampling, position, state.seen)
-    tokens = jnp.where(alive, token, -1)[:, None]
-    logprobs = jnp.where(alive, logprob, 0.0)[:, None]
-    stop = jnp.take_along_axis(request.stops, token[:, None], 1, mode="clip")[:, 0]
+    marks = request.marks._replace(counts=state.counts)
+    chosen = choose(logits, request.sampling, marks, position, step)
+    token, going = chosen.token, alive[:, None]
+    stop = jnp.take_along_axis(marks.stops, token[:, None], 1, mode="clip")[:, 0]
+
+    def written(buffer, value, rest):
+        """``buffer`` [B,N,…] with a living row's ``value`` [B,…] at this step."""
+        value = value.reshape(len(token), -1)
+        value = jnp.where(going, value, rest).reshape(-1, 1, *buffer.shape[2:])
+        return lax.dynamic_update_slice_in_dim(buffer, value, step, 1)
+
     return state._replace(
         step=step + 1,
         token=jnp.where(alive, token, state.token),
         alive=alive & ~stop & (step + 1 < request.max_new_tokens),
-        tokens=lax.dynamic_update_slice(state.tokens, tokens, (0, step)),
-        logprobs=lax.dynamic_update_slice(state.logprobs, logprobs, (0, step)),
-        seen=state.seen.at[jnp.arange(len(token)), token].set(True),
+        tokens=written(state.tokens, token, -1),
+        logprobs=written(state.logprobs, chosen.logprob, 0.0),
+        top_ids=written(state.top_ids, chosen.top_ids, -1),
+        top_logprobs=written(state.top_logprobs, chosen.top_logprobs, 0.0),
+        counts=state.counts.at[jnp.arange(len(token)), token].add(1),
     )
 
 

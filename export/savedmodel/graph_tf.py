@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from ...models.config import OPTConfig
+from ...models.generation.sampling import TOP_LOGPROBS
 from ...models.layer_context import LayerContext
 from ...models.tf import model as opt
 from ...models.tf.sampling import choose
@@ -233,7 +234,9 @@ def decode_loop(
         request.max_new_tokens > 0,
         tf.fill([B, N], -1),
         tf.zeros([B, N]),
-        request.seen,
+        tf.fill([B, N, TOP_LOGPROBS], -1),
+        tf.zeros([B, N, TOP_LOGPROBS]),
+        request.marks.counts,
         prompt.cache.kv,
     )
 
@@ -267,7 +270,8 @@ def generated(
     count = tf.reduce_sum(tf.cast(state.tokens >= 0, tf.int32), axis=1)
     cache = prompt.cache._replace(kv=state.new_kv)
     rows = new_rows(config, cache, request.cache_length, S + N - 1, cache_dtype)
-    return Generated(state.tokens, state.logprobs, count, rows)
+    top = state.top_ids, state.top_logprobs
+    return Generated(state.tokens, state.logprobs, count, rows, *top)
 
 
 def advance(
@@ -279,21 +283,25 @@ def advance(
     """
     step, alive = state.step, state.alive
     B, N = opt.shape(state.tokens)
-    token, logprob = choose(
-        logits, request.sampling, position, state.seen, compiled=False
+    marks = request.marks._replace(counts=state.counts)
+    token, logprob, top_ids, top_logprobs = choose(
+        logits, request.sampling, marks, position, step, compiled=False
     )
     now = tf.range(N) == step
     tokens = tf.where(alive, token, -1)[:, None]
     logprob = tf.where(alive, logprob, 0.0)[:, None]
-    stop = tf.gather(request.stops, token, axis=1, batch_dims=1)
-    marks = tf.stack([tf.range(B), token], axis=1)
+    stop = tf.gather(marks.stops, token, axis=1, batch_dims=1)
+    at = tf.stack([tf.range(B), token], axis=1)
+    reported = (now & alive[:, None])[:, :, None]
     return DecodeState(
         step + 1,
         tf.where(alive, token, state.token),
         alive & ~stop & (step + 1 < request.max_new_tokens),
         tf.where(now, tokens, state.tokens),
         tf.where(now, logprob, state.logprobs),
-        tf.tensor_scatter_nd_update(state.seen, marks, tf.fill([B], True)),
+        tf.where(reported, top_ids[:, None], state.top_ids),
+        tf.where(reported, top_logprobs[:, None], state.top_logprobs),
+        tf.tensor_scatter_nd_add(state.counts, at, tf.fill([B], 1)),
         state.new_kv,
     )
 
@@ -319,8 +327,10 @@ def full_logits(config: OPTConfig, params, ids, mask):
     return opt.lm_logits(config, params, tf.reshape(x, [B, S, config.embed_dim]))
 
 
-def token_logprobs(config: OPTConfig, params, ids, hidden):
-    """Log-probability [B,S] of each token given those before it; 0 for the first."""
-    logits = opt.lm_logits(config, params, hidden[:, :-1])
-    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(ids[:, 1:], logits)
-    return tf.pad(-losses, [[0, 0], [1, 0]])
+def scores(config: OPTConfig, params, ids, hidden):
+    """Logits [B,S,V] of ``hidden`` [B,S,W], and log-probabilities [B,S] by them of the
+    tokens that follow each of ``ids`` [B,S]; the last one's mean nothing."""
+    logits = opt.lm_logits(config, params, hidden)
+    following = tf.roll(ids, -1, axis=1)
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(following, logits)
+    return logits, -losses

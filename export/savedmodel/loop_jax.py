@@ -13,7 +13,7 @@ from ...runtime.contract import CacheLayout
 from . import graph_jax
 from .buckets import LOOP_PAGE, Sizes
 from .programs_jax import JaxPrograms, float32, int32, stored_once
-from .requests import Generated, GenerateRequest, SamplingParams
+from .requests import Generated, GenerateRequest, request_spec
 from .row_groups import by_rows
 
 
@@ -61,6 +61,8 @@ class JaxLoop:
             float32(None, None),
             int32(None),
             float32(None, None, *self._jax.layout.row_shape),
+            int32(None, None, None),
+            float32(None, None, None),
         )
         inputs = tf.nest.flatten(request)
         generated = by_rows(
@@ -69,7 +71,7 @@ class JaxLoop:
         return Generated(*generated)
 
     def _run(self, rows: int, *inputs: Any) -> tuple[Any, ...]:
-        request = _packed(inputs)
+        request = tf.nest.pack_sequence_as(self._request_spec(rows), inputs)
         pages = self._jax.paged(rows, request.cache, request.cache_length)
         return tuple(self._programs[rows](request._replace(cache=pages)))
 
@@ -87,21 +89,4 @@ class JaxLoop:
 
     def _request_spec(self, rows: int | None) -> GenerateRequest:
         cache = float32(rows, None, *self._jax.layout.row_shape)
-        vector, real = int32(rows), float32(rows)
-        flags = tf.TensorSpec([rows, self._jax.config.vocab_size], tf.bool)
-        return GenerateRequest(
-            input_ids=int32(rows, 1),
-            input_length=vector,
-            cache=cache,
-            cache_length=vector,
-            max_new_tokens=vector,
-            stops=flags,
-            seen=flags,
-            sampling=SamplingParams(int32(rows, 2), real, vector, real, real),
-        )
-
-
-def _packed(flat) -> GenerateRequest:
-    """The inverse of ``tf.nest.flatten``."""
-    count = len(SamplingParams._fields)
-    return GenerateRequest(*flat[:-count], sampling=SamplingParams(*flat[-count:]))
+        return request_spec(rows, 1, cache, self._jax.config.vocab_size)

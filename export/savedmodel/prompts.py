@@ -50,7 +50,12 @@ def after_prompt(
         S > 1, lambda: joined(new, rows, last)[:, :-1], lambda: tf.identity(rows)
     )
     return Generated(
-        generated.tokens[:, :N], generated.logprobs[:, :N], generated.count, new_cache
+        tokens=generated.tokens[:, :N],
+        logprobs=generated.logprobs[:, :N],
+        count=generated.count,
+        new_cache=new_cache,
+        top_ids=generated.top_ids[:, :N],
+        top_logprobs=generated.top_logprobs[:, :N],
     )
 
 

@@ -12,7 +12,9 @@ from typing import Any
 import tensorflow as tf
 
 from ...models.config import OPTConfig
-from ...models.generation.sampling import SamplingParams
+from ...models.generation.modifiers import FROM_PROMPT, Marks
+from ...models.generation.sampling import TOP_LOGPROBS, SamplingParams
+from ...models.tf.sampling import likeliest
 from ...runtime.contract import CacheLayout, generate_name, signature
 from .backends import Backend
 from .requests import GenerateRequest
@@ -129,6 +131,7 @@ class Signatures(tf.Module):
             ("attention_mask", positions),
             ("history", positions),
             ("stop_ids", self._config.vocab_size),
+            ("bias_ids", self._config.vocab_size),
         ):
             if name in inputs:
                 size = tf.shape(inputs[name], tf.int64)[1]
@@ -168,13 +171,26 @@ class Signatures(tf.Module):
         hidden = tf.gather(hidden, last, axis=1, batch_dims=1)
         return {"logits": self._backend.logits(hidden), "new_cache": new_cache}
 
-    def _score(self, input_ids, input_length):
-        hidden, _ = self._backend.extend(input_ids, *self._no_cache(input_ids))
-        return {"logprobs": self._backend.token_logprobs(input_ids, hidden)}
+    def _score(self, input_ids, input_length, cache, cache_length):
+        hidden, new_cache = self._backend.extend(input_ids, cache, cache_length)
+        logits, logprobs = self._backend.scores(input_ids, hidden)
+        B, S = tf.unstack(tf.shape(input_ids))
+        top_ids, top_logprobs = (
+            tf.reshape(x, [B, S, TOP_LOGPROBS]) for x in _likeliest(logits)
+        )
+        return {
+            "logprobs": _given_before(logprobs, 0.0),
+            "top_ids": _given_before(top_ids, -1),
+            "top_logprobs": _given_before(top_logprobs, 0.0),
+            "new_cache": new_cache,
+        }
 
     def _embed(self, input_ids, input_length):
         hidden, _ = self._backend.extend(input_ids, *self._no_cache(input_ids))
-        return {"last_hidden_state": hidden}
+        real = tf.sequence_mask(input_length, tf.shape(input_ids)[1])
+        total = tf.reduce_sum(tf.where(real[:, :, None], hidden, 0.0), axis=1)
+        count = tf.cast(tf.maximum(input_length, 1), tf.float32)
+        return {"last_hidden_state": hidden, "pooled": total / count[:, None]}
 
     def _serving_default(self, input_ids, attention_mask):
         return {"logits": self._backend.full_logits(input_ids, attention_mask)}
@@ -189,38 +205,68 @@ class Signatures(tf.Module):
         max_new_tokens,
         history,
         stop_ids,
+        bias_ids,
+        bias,
         **sampling,
     ):
-        V = self._config.vocab_size
+        params = SamplingParams(**sampling)
         request = GenerateRequest(
             input_ids=input_ids,
             input_length=input_length,
             cache=cache,
             cache_length=cache_length,
             max_new_tokens=tf.minimum(max_new_tokens, N),
-            stops=_marked(stop_ids, V),
-            seen=_marked(history, V),
-            sampling=SamplingParams(**sampling),
+            marks=self._marks(history, stop_ids, bias_ids, bias, params),
+            sampling=params,
         )
         often = max(self._tokens_per_call) == N
         return self._backend.generate(request, N, often=often)._asdict()
+
+    def _marks(
+        self, history, stop_ids, bias_ids, bias, params: SamplingParams
+    ) -> Marks:
+        V = self._config.vocab_size
+        told = tf.where(history < -1, -2 - history, history)
+        counts = tf.where(history < 0, FROM_PROMPT, 1)
+        biased = tf.reduce_any((bias_ids >= 0) & (bias != 0), axis=1)
+        return Marks(
+            counts=_by_id(told, counts, V),
+            stops=_by_id(stop_ids, tf.ones_like(stop_ids), V) > 0,
+            bias=_by_id(bias_ids, bias, V),
+            modified=biased
+            | (params.repetition_penalty != 1)
+            | (params.presence_penalty != 0)
+            | (params.frequency_penalty != 0)
+            | (params.min_new_tokens > 0),
+        )
 
     def _no_cache(self, input_ids):
         B = tf.shape(input_ids)[0]
         return tf.zeros([B, 0, *self._layout.row_shape]), tf.zeros([B], tf.int32)
 
 
-def _marked(ids, V: int):
-    """Which of the vocabulary's ids stand in each row of ``ids`` [B,K]: boolean [B,V].
+def _likeliest(logits):
+    """Ids and log-probabilities [R,5] of the likeliest tokens of ``logits`` [B,S,V]."""
+    logits = tf.reshape(logits, [-1, logits.shape[-1]])
+    normalizer = tf.reduce_logsumexp(logits, axis=1)
+    return likeliest(logits, normalizer, tf.fill(tf.shape(normalizer), TOP_LOGPROBS))
 
-    Negative ids, and ids beyond the vocabulary, mark nothing.
+
+def _given_before(x, first):
+    """``x`` [B,S,…] of what follows each token, moved to the tokens that follow."""
+    paddings = [[0, 0], [1, 0], *[[0, 0]] * (x.shape.rank - 2)]
+    return tf.pad(x[:, :-1], paddings, constant_values=first)
+
+
+def _by_id(ids, values, V: int):
+    """``values`` [B,K], added up, where the ids [B,K] stand in the vocabulary: [B,V].
+
+    Negative ids, and ids beyond the vocabulary, stand nowhere.
     """
     B, K = tf.unstack(tf.shape(ids))
-    column = tf.reshape(tf.where((ids < 0) | (ids >= V), V, ids), [-1])
-    at = tf.stack([tf.repeat(tf.range(B), K), column], axis=1)
-    nothing = tf.zeros([B, V + 1], tf.bool)
-    marks = tf.tensor_scatter_nd_update(nothing, at, tf.fill([B * K], True))
-    return tf.ensure_shape(marks[:, :V], [None, V])
+    column = tf.where((ids < 0) | (ids >= V), V, ids)
+    at = tf.stack([tf.repeat(tf.range(B)[:, None], K, axis=1), column], axis=2)
+    return tf.ensure_shape(tf.scatter_nd(at, values, [B, V + 1])[:, :V], [None, V])
 
 
 def _constant(output: str, text: str):

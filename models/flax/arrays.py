@@ -71,12 +71,18 @@ class JaxArrays:
         return jnp.take_along_axis(x, index, axis=1, mode="clip")
 
     @staticmethod
-    def marked(ids: Any, which: Any, size: int) -> Any:
-        """Boolean [R, ``size``]: true at row r's ``ids`` [R,K] where ``which`` is."""
+    def counted(ids: Any, which: Any, size: int) -> Any:
+        """How often each of [R, ``size``] is among row r's ``ids`` [R,K], as far as
+        ``which`` is true; int32."""
         ids = jnp.broadcast_to(ids, which.shape)
         rows = jnp.arange(len(which))[:, None]
         out = jnp.zeros((len(which), size), jnp.int32)
-        return out.at[rows, ids].add(which.astype(jnp.int32), mode="drop") > 0
+        return out.at[rows, ids].add(which.astype(jnp.int32), mode="drop")
+
+    @classmethod
+    def marked(cls, ids: Any, which: Any, size: int) -> Any:
+        """Boolean [R, ``size``]: true at row r's ``ids`` [R,K] where ``which`` is."""
+        return cls.counted(ids, which, size) > 0
 
     @staticmethod
     def write(x: Any, i: Any, value: Any) -> Any:

@@ -12,21 +12,28 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import lax
 
-from ..generation.sampling import PARITY, ROTATIONS, SamplingParams
+from ..generation.modifiers import Marks, min_p_threshold, modify
+from ..generation.sampling import (
+    PARITY,
+    ROTATIONS,
+    TOP_LOGPROBS,
+    Chosen,
+    SamplingParams,
+)
+from .arrays import ARRAYS
 from .xla_workarounds import barrier, first_argmax, sum_rows
 
 _LOWEST = -(2**31)
 
 
-def choose(logits, params: SamplingParams, position, seen):
-    """Tokens [B] int32 and their log-probabilities [B] from raw ``logits`` [B,V].
+def choose(logits, params: SamplingParams, marks: Marks, position, new) -> Chosen:
+    """Tokens from raw ``logits`` [B,V].
 
-    ``position`` [B] is the new tokens' slot; ``seen`` [B,V] boolean are the ids that
-    the repetition penalty looks at.
+    ``position`` [B] is the new tokens' slot, ``new`` how many the call made before.
     """
     x = lax.cond(
-        jnp.any(params.repetition_penalty != 1),
-        lambda: penalize(logits, params.repetition_penalty[:, None], seen),
+        jnp.any(marks.modified),
+        lambda: modify(ARRAYS, logits, params, marks, new),
         lambda: logits,
     )
     best = first_argmax(x)
@@ -41,12 +48,36 @@ def choose(logits, params: SamplingParams, position, seen):
     def mass(x):
         return jnp.exp(x - top[:, None])
 
-    return token, chosen - top - jnp.log(sum_rows(mass, logits))
+    normalizer = top + jnp.log(sum_rows(mass, logits))
+    asked = params.top_logprobs
+    reported = lax.cond(
+        jnp.any(asked > 0),
+        lambda: likeliest(logits, normalizer, asked),
+        lambda: nothing_reported(len(logits)),
+    )
+    return Chosen(token, chosen - normalizer, *reported)
 
 
-def penalize(x, penalty, seen):
-    """The repetition penalty over the ids ``seen``."""
-    return jnp.where(seen, jnp.where(x > 0, x / penalty, x * penalty), x)
+def likeliest(logits, normalizer, asked):
+    """Ids and log-probabilities [B,5] of the ``asked`` [B] likeliest tokens.
+
+    ``normalizer`` [B] is the logarithm of the sum of the exponentials.
+    """
+    all_ids = jnp.arange(logits.shape[1], dtype=jnp.int32)
+
+    def take(x, _):
+        ids, values = first_argmax(x), jnp.max(x, axis=1)
+        return jnp.where(all_ids == ids[:, None], -jnp.inf, x), (ids, values)
+
+    _, (ids, values) = lax.scan(take, logits, None, TOP_LOGPROBS)
+    there = jnp.arange(TOP_LOGPROBS) < jnp.minimum(asked, len(all_ids))[:, None]
+    values = jnp.where(there, values.T - normalizer[:, None], 0.0)
+    return jnp.where(there, ids.T, -1), values
+
+
+def nothing_reported(B: int):
+    """:func:`likeliest` where none is asked for."""
+    return jnp.full((B, TOP_LOGPROBS), -1, jnp.int32), jnp.zeros((B, TOP_LOGPROBS))
 
 
 def draw(x, params: SamplingParams, position):
@@ -57,13 +88,14 @@ def draw(x, params: SamplingParams, position):
 
 
 def warp(x, params: SamplingParams):
-    """Logits by the temperature, and which of them top-k and top-p keep."""
+    """Logits by the temperature, and which of them min-p, top-k and top-p keep."""
     x = x / jnp.where(params.temperature == 0, 1.0, params.temperature)[:, None]
     keys = ordered_bits(x)
+    likely = ordered_bits(min_p_threshold(ARRAYS, x, params.min_p))
     least = lax.cond(
         jnp.any(params.top_k > 0),
-        lambda: top_k_threshold(keys, params.top_k),
-        lambda: jnp.full(x.shape[:1], _LOWEST, jnp.int32),
+        lambda: jnp.maximum(top_k_threshold(keys, params.top_k), likely),
+        lambda: likely,
     )
     least = lax.cond(
         jnp.any(params.top_p < 1),

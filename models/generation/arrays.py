@@ -24,7 +24,9 @@ rows), ``any``, ``all``, ``sum``, ``max``, ``min``, ``exp``, ``log``, ``sqrt`` a
     top_k(x, k)                values and indices of the k largest of each row
     take(x, rows)              rows of x
     take_along(x, index)       row b's entries index [B,K] of axis 1
-    marked(ids, which, size)   [R,size]: true at row r's ids [R,K] where which [R,K] is
+    counted(ids, which, size)  [R,size]: how often row r's ids [R,K] are there, where
+                               which [R,K] is true
+    marked(ids, which, size)   whether they are
     write(x, i, value)         x with value as its i-th entry
     map(function, tree)        of all arrays in a tree
     while_loop(condition, body, state)
@@ -53,13 +55,19 @@ class NumpyArrays:
         return np.arange(n, dtype=np.int32)
 
     @staticmethod
-    def marked(ids: np.ndarray, which: np.ndarray, size: int) -> np.ndarray:
-        """Boolean [R, ``size``]: true at row r's ``ids`` [R,K] where ``which`` is."""
+    def counted(ids: np.ndarray, which: np.ndarray, size: int) -> np.ndarray:
+        """How often each of [R, ``size``] is among row r's ``ids`` [R,K], as far as
+        ``which`` is true; int32."""
         ids, which = np.broadcast_arrays(ids, which)
-        out = np.zeros((len(ids), size), bool)
+        out = np.zeros((len(ids), size), np.int32)
         rows, _ = np.nonzero(which)
-        out[rows, ids[which]] = True
+        np.add.at(out, (rows, ids[which]), 1)
         return out
+
+    @classmethod
+    def marked(cls, ids: np.ndarray, which: np.ndarray, size: int) -> np.ndarray:
+        """Boolean [R, ``size``]: true at row r's ``ids`` [R,K] where ``which`` is."""
+        return cls.counted(ids, which, size) > 0
 
 
 NUMPY = NumpyArrays()

@@ -21,7 +21,8 @@ class GenerationConfig:
     """The fields of ``generation_config.json`` with Transformers' names and defaults.
 
     A key that is not a field is kept in ``extra`` and written back. ``seed`` is ours:
-    any 64-bit number, from which the noise of sampling is counted.
+    any 64-bit number, from which the noise of sampling is counted. So are
+    ``presence_penalty`` and ``frequency_penalty``, OpenAI's, on new tokens.
     """
 
     max_length: int = 20
@@ -36,10 +37,14 @@ class GenerationConfig:
     temperature: float = 1.0
     top_k: int | None = 50
     top_p: float | None = 1.0
+    min_p: float | None = None
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     length_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
     bad_words_ids: list[list[int]] | None = None
+    sequence_bias: Any = None  # {(id, …): number}, or [[[id, …], number], …]
     forced_bos_token_id: int | None = None
     forced_eos_token_id: int | None = None
     suppress_tokens: list[int] | None = None
@@ -84,6 +89,8 @@ class GenerationConfig:
     def to_dict(self) -> dict[str, Any]:
         """All fields, and the unknown keys that were read."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
+        if isinstance(bias := self.sequence_bias, Mapping):  # JSON has no such keys
+            values["sequence_bias"] = [[list(ids), x] for ids, x in bias.items()]
         return values.pop("extra") | deepcopy(values)
 
     def to_diff_dict(self) -> dict[str, Any]:

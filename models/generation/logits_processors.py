@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .arrays import NUMPY, Array, Arrays, forbid
+from .modifiers import penalize, penalize_counts
 
 LogitsProcessor = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """``(tokens [n] of prompt and continuation, logits [V] float32) -> logits [V]``."""
@@ -47,13 +48,25 @@ Rule = Callable[[Arrays, History, Array], Array]
 
 
 def repetition_penalty(penalty: Any) -> Rule:
-    """x / r where a token's logit is above 0, else x · r, for all tokens in the history
-    (Keskar et al. 2019, https://arxiv.org/abs/1909.05858)."""
+    """Penalize all tokens in the history."""
 
     def rule(xp: Arrays, history: History, logits: Array) -> Array:
         seen = xp.marked(history.tokens, history.present(xp), logits.shape[-1])
-        penalized = xp.where(logits > 0, logits / penalty, logits * penalty)
-        return xp.where(seen, penalized, logits)
+        return penalize(xp, logits, seen, penalty)
+
+    return rule
+
+
+def count_penalties(frequency: Any, presence: Any) -> Rule:
+    """Penalize new tokens, by how often they came and for having come."""
+
+    def rule(xp: Arrays, history: History, logits: Array) -> Array:
+        after_prompt = xp.arange(history.tokens.shape[1]) >= history.used - history.new
+        new = history.present(xp) & after_prompt[None]
+        counts = xp.counted(history.tokens, new, logits.shape[-1])
+        return penalize_counts(
+            xp, logits, counts, frequency=frequency, presence=presence
+        )
 
     return rule
 
@@ -79,14 +92,7 @@ def bad_words(sequences: Sequence[Sequence[int]]) -> Rule:
     """Forbid the last token of each sequence after its other tokens."""
 
     def rule(xp: Arrays, history: History, logits: Array) -> Array:
-        always = history.last(xp, 1) >= -1
-        complete = []
-        for *others, _ in sequences:
-            here = always
-            for back, token in enumerate(reversed(others), start=1):
-                here = here & (history.last(xp, back) == token)  # not in place
-            complete.append(here)
-        which = xp.stack(complete, 1)
+        which = xp.stack([_complete(xp, history, word) for word in sequences], 1)
         ends = xp.array([word[-1] for word in sequences])[None]
         return forbid(xp, logits, ends, which)
 
@@ -137,14 +143,17 @@ def min_length(count: Any, stop_ids: Sequence[int]) -> Rule:
     return rule
 
 
-def logit_bias(bias: Mapping[int, float]) -> Rule:
-    """Add numbers to some logits."""
+def sequence_bias(biases: Sequence[tuple[tuple[int, ...], float]]) -> Rule:
+    """Add numbers to the last tokens of sequences whose other tokens came before."""
 
     def rule(xp: Arrays, history: History, logits: Array) -> Array:
-        added = np.zeros(logits.shape[-1], np.float32)
-        for token, number in bias.items():
-            added[token] = number
-        return logits + xp.array(added, "float32")[None]
+        ids = xp.arange(logits.shape[-1])[None]
+        for sequence, bias in biases:
+            here = _complete(xp, history, sequence)[:, None] & (ids == sequence[-1])
+            logits = logits + xp.where(
+                here, xp.array(bias, "float32"), xp.array(0.0, "float32")
+            )
+        return logits
 
     return rule
 
@@ -157,6 +166,14 @@ def for_one_row(rule: Rule, prompt_tokens: int) -> LogitsProcessor:
         return rule(NUMPY, history, logits[None])[0]
 
     return process
+
+
+def _complete(xp: Arrays, history: History, sequence: Sequence[int]) -> Array:
+    """Rows [R] that a sequence's last token would complete."""
+    here = history.last(xp, 1) >= -1  # always
+    for back, token in enumerate(reversed(sequence[:-1]), start=1):
+        here = here & (history.last(xp, back) == token)
+    return here
 
 
 def _forbid_all(xp: Arrays, logits: Array, ids: Sequence[int], now: Any) -> Array:

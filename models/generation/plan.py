@@ -6,7 +6,7 @@ numbers that may change from call to call without compiling anew in :class:`Numb
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -21,11 +21,9 @@ NOT_FOLLOWED = {
     "typical_p": 1.0,
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
-    "min_p": None,
     "encoder_repetition_penalty": 1.0,
     "encoder_no_repeat_ngram_size": 0,
     "exponential_decay_length_penalty": None,
-    "sequence_bias": None,
     "prompt_lookup_num_tokens": None,
     "constraints": None,
     "force_words_ids": None,
@@ -73,7 +71,9 @@ class Plan:
     penalty_alpha: float = 0.0
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
+    biases: tuple[tuple[tuple[int, ...], float], ...] = ()
     penalized: bool = False
+    counted: bool = False
     no_repeat_ngram: int = 0
     bad_words: tuple[tuple[int, ...], ...] = ()
     forced_bos: int | None = None
@@ -95,9 +95,15 @@ class Plan:
     def rules(self, numbers: Numbers) -> list[Rule]:
         """The rules on the next token, in Transformers' order."""
         active: list[Rule] = []
+        if self.biases:
+            active.append(rules.sequence_bias(self.biases))
         if self.penalized:
             penalty = numbers.sampling.repetition_penalty[:, None]
             active.append(rules.repetition_penalty(penalty))
+        if self.counted:
+            frequency = numbers.sampling.frequency_penalty[:, None]
+            presence = numbers.sampling.presence_penalty[:, None]
+            active.append(rules.count_penalties(frequency, presence))
         if self.no_repeat_ngram:
             active.append(rules.no_repeat_ngram(self.no_repeat_ngram))
         if self.bad_words:
@@ -148,12 +154,14 @@ def check(config: GenerationConfig, vocab_size: int) -> None:
         raise ValueError(
             f"repetition_penalty should be above 0, got {config.repetition_penalty}"
         )
-    words = config.bad_words_ids or []
+    if not 0 <= (config.min_p or 0.0) <= 1:
+        raise ValueError(f"min_p should be in [0, 1], got {config.min_p}")
+    words = list(config.bad_words_ids or []) + [list(ids) for ids, _ in biases(config)]
     ids = [i for word in words for i in word] + eos_ids(config)
     if any(not word for word in words) or any(not 0 <= i < vocab_size for i in ids):
         raise ValueError(
-            "bad_words_ids and eos_token_id should be token ids from 0 to "
-            f"{vocab_size - 1}, got {words} and {config.eos_token_id}"
+            "bad_words_ids, sequence_bias and eos_token_id should be token ids from 0 "
+            f"to {vocab_size - 1}, got {words} and {config.eos_token_id}"
         )
 
 
@@ -163,6 +171,13 @@ def eos_ids(config: GenerationConfig) -> list[int]:
     if eos is None:
         return []
     return [int(i) for i in eos] if isinstance(eos, list | tuple) else [int(eos)]
+
+
+def biases(config: GenerationConfig) -> tuple[tuple[tuple[int, ...], float], ...]:
+    """``sequence_bias`` as token sequences and numbers."""
+    given = config.sequence_bias or ()
+    pairs = given.items() if isinstance(given, Mapping) else given
+    return tuple((tuple(map(int, ids)), float(bias)) for ids, bias in pairs)
 
 
 def mode(config: GenerationConfig) -> str:
@@ -207,7 +222,9 @@ def make_plan(
         penalty_alpha=(config.penalty_alpha or 0.0) if contrastive else 0.0,
         length_penalty=config.length_penalty if beam else 1.0,
         early_stopping=config.early_stopping if beam else False,
+        biases=biases(config),
         penalized=config.repetition_penalty != 1,
+        counted=bool(config.presence_penalty or config.frequency_penalty),
         no_repeat_ngram=config.no_repeat_ngram_size or 0,
         bad_words=tuple(map(tuple, config.bad_words_ids or ())),
         forced_bos=config.forced_bos_token_id,
@@ -239,6 +256,11 @@ def make_numbers(config: GenerationConfig, *, limit: int, prompt: Any) -> Number
             top_k=int(config.top_k or 0),
             top_p=float(top_p),
             repetition_penalty=float(config.repetition_penalty),
+            min_p=float(config.min_p or 0.0),
+            presence_penalty=float(config.presence_penalty),
+            frequency_penalty=float(config.frequency_penalty),
+            min_new_tokens=0,  # a rule's, as is
+            top_logprobs=0,
         ),
     )
 

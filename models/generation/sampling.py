@@ -6,14 +6,19 @@ against, and what the client uses where it chooses tokens itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .arrays import NUMPY
+from .modifiers import min_p_threshold
+
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = 0x1BD11BDA
 """Constants of Threefry-2x32 (Salmon et al. 2011, the Random123 library)."""
+
+TOP_LOGPROBS = 5
+"""Likeliest tokens of a step that a graph can report."""
 
 
 class SamplingParams(NamedTuple):
@@ -24,6 +29,20 @@ class SamplingParams(NamedTuple):
     top_k: Any  # int32, 0 is off
     top_p: Any  # float32, 1 is off
     repetition_penalty: Any  # float32, 1 is off
+    min_p: Any  # float32, 0 is off
+    presence_penalty: Any  # float32, 0 is off
+    frequency_penalty: Any  # float32, 0 is off
+    min_new_tokens: Any  # int32, 0 is off
+    top_logprobs: Any  # int32: how many likeliest tokens to report
+
+
+class Chosen(NamedTuple):
+    """A token of each row, and what is reported of it."""
+
+    token: Any  # [B] int32
+    logprob: Any  # [B] float32, under the unmodified distribution
+    top_ids: Any  # [B,5] int32: its likeliest tokens; −1 where not asked for
+    top_logprobs: Any  # [B,5] float32; 0 where not asked for
 
 
 def threefry2x32(
@@ -78,15 +97,13 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
 
 
-def penalize(logits: np.ndarray, seen: Iterable[int], penalty: float) -> np.ndarray:
-    """Logits ``[V]`` with the repetition penalty over the set of ids ``seen``."""
-    ids = np.unique(np.fromiter(seen, np.int64))
-    if penalty == 1 or not ids.size:
+def keep_min_p(logits: np.ndarray, p: float) -> np.ndarray:
+    """Logits ``[V]`` with −inf where a token is less than p times as likely as the
+    likeliest; 0 keeps all."""
+    if p <= 0:
         return logits
-    out = np.array(logits, np.float32)
-    r = np.float32(penalty)
-    out[ids] = np.where(out[ids] > 0, out[ids] / r, out[ids] * r)
-    return out
+    threshold = min_p_threshold(NUMPY, logits[None], np.float32([p]))
+    return np.where(logits >= threshold, logits, np.float32(-np.inf))
 
 
 def keep_top_k(logits: np.ndarray, k: int) -> np.ndarray:

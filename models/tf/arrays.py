@@ -66,15 +66,19 @@ class TensorFlowArrays:
         return tf.gather(x, index, axis=1, batch_dims=1)
 
     @staticmethod
-    def marked(ids: Any, which: Any, size: int) -> Any:
-        """Boolean [R, ``size``]: true at row r's ``ids`` [R,K] where ``which`` is."""
+    def counted(ids: Any, which: Any, size: int) -> Any:
+        """How often each of [R, ``size``] is among row r's ``ids`` [R,K], as far as
+        ``which`` is true; int32."""
         R, K = shape_of(which)
         ids = tf.broadcast_to(tf.where(which, ids, 0), [R, K])
         rows = tf.broadcast_to(tf.range(R)[:, None], [R, K])
-        count = tf.scatter_nd(
-            tf.stack([rows, ids], -1), tf.cast(which, tf.int32), [R, size]
-        )
-        return count > 0
+        at = tf.stack([rows, ids], -1)
+        return tf.scatter_nd(at, tf.cast(which, tf.int32), [R, size])
+
+    @classmethod
+    def marked(cls, ids: Any, which: Any, size: int) -> Any:
+        """Boolean [R, ``size``]: true at row r's ``ids`` [R,K] where ``which`` is."""
+        return cls.counted(ids, which, size) > 0
 
     @staticmethod
     def write(x: Any, i: Any, value: Any) -> Any:

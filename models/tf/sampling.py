@@ -15,7 +15,15 @@ import operator
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
 
-from ..generation.sampling import PARITY, ROTATIONS, SamplingParams
+from ..generation.modifiers import Marks, min_p_threshold, modify
+from ..generation.sampling import (
+    PARITY,
+    ROTATIONS,
+    TOP_LOGPROBS,
+    Chosen,
+    SamplingParams,
+)
+from .arrays import ARRAYS
 
 _LOWEST = -(2**31)
 _PARTS = 8  # of a row, that are added to one another
@@ -39,15 +47,17 @@ def total(measure, *of, compiled: bool):
     return tf.reduce_sum(tf.concat([sums, measured(_PARTS * size)], axis=1), axis=1)
 
 
-def choose(logits, params: SamplingParams, position, seen, *, compiled: bool):
-    """Tokens [B] int32 and their log-probabilities [B] from raw ``logits`` [B,V].
+def choose(
+    logits, params: SamplingParams, marks: Marks, position, new, *, compiled: bool
+) -> Chosen:
+    """Tokens from raw ``logits`` [B,V].
 
-    ``position`` [B] is the new tokens' slot; ``seen`` [B,V] boolean are the ids that
-    the repetition penalty looks at. ``compiled`` says that XLA compiles it.
+    ``position`` [B] is the new tokens' slot, ``new`` how many the call made before.
+    ``compiled`` says that XLA compiles it.
     """
     x = tf.cond(
-        tf.reduce_any(params.repetition_penalty != 1),
-        lambda: penalize(logits, params.repetition_penalty[:, None], seen),
+        tf.reduce_any(marks.modified),
+        lambda: modify(ARRAYS, logits, params, marks, new),
         lambda: logits,
     )
     best = first_argmax(x)
@@ -64,12 +74,32 @@ def choose(logits, params: SamplingParams, position, seen, *, compiled: bool):
     def mass(x):
         return tf.exp(x - top[:, None])
 
-    return token, chosen - top - tf.math.log(total(mass, logits, compiled=compiled))
+    normalizer = top + tf.math.log(total(mass, logits, compiled=compiled))
+    asked = params.top_logprobs
+    reported = tf.cond(
+        tf.reduce_any(asked > 0),
+        lambda: likeliest(logits, normalizer, asked),
+        lambda: nothing_reported(tf.shape(logits)[0]),
+    )
+    return Chosen(token, chosen - normalizer, *reported)
 
 
-def penalize(x, penalty, seen):
-    """The repetition penalty over the ids ``seen``."""
-    return tf.where(seen, tf.where(x > 0, x / penalty, x * penalty), x)
+def likeliest(logits, normalizer, asked):
+    """Ids and log-probabilities [B,5] of the ``asked`` [B] likeliest tokens.
+
+    ``normalizer`` [B] is the logarithm of the sum of the exponentials.
+    """
+    k = min(TOP_LOGPROBS, logits.shape[1])
+    values, ids = tf.math.top_k(logits, k)
+    there, rest = tf.range(k) < asked[:, None], [[0, 0], [0, TOP_LOGPROBS - k]]
+    values = tf.where(there, values - normalizer[:, None], 0.0)
+    ids = tf.pad(tf.where(there, ids, -1), rest, constant_values=-1)
+    return ids, tf.pad(values, rest)
+
+
+def nothing_reported(B):
+    """:func:`likeliest` where none is asked for."""
+    return tf.fill([B, TOP_LOGPROBS], -1), tf.zeros([B, TOP_LOGPROBS])
 
 
 def first_argmax(x):
@@ -91,14 +121,14 @@ def draw(x, params: SamplingParams, position, compiled: bool):
 
 
 def warp(x, params: SamplingParams, compiled: bool):
-    """Logits by the temperature, and which of them top-k and top-p keep."""
+    """Logits by the temperature, and which of them min-p, top-k and top-p keep."""
     x = x / tf.where(params.temperature == 0, 1.0, params.temperature)[:, None]
     keys = ordered_bits(x)
-    lowest = tf.fill([tf.shape(x)[0]], tf.constant(_LOWEST))
+    likely = ordered_bits(min_p_threshold(ARRAYS, x, params.min_p))
     least = tf.cond(
         tf.reduce_any(params.top_k > 0),
-        lambda: top_k_threshold(keys, params.top_k, compiled),
-        lambda: lowest,
+        lambda: tf.maximum(top_k_threshold(keys, params.top_k, compiled), likely),
+        lambda: likely,
     )
     least = tf.cond(
         tf.reduce_any(params.top_p < 1),

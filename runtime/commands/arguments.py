@@ -158,12 +158,24 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
         help="sample from the likeliest tokens of mass P (default 1)",
     )
     add(
+        "--min-p",
+        type=number(0, 1),
+        default=0.0,
+        metavar="P",
+        help="leave out tokens less than P times as likely as the likeliest (default 0)",
+    )
+    add(
         "--repetition-penalty",
         type=float32,
         default=1.0,
         metavar="R",
         help="above 1, tokens seen before are less likely (default 1)",
     )
+    for name, text in (
+        ("--presence-penalty", "above 0, generated tokens are less likely (default 0)"),
+        ("--frequency-penalty", "the same for each time that they came (default 0)"),
+    ):
+        add(name, type=number(-2, 2), default=0.0, metavar="X", help=text)
     add(
         "--seed",
         type=whole(-(2**63), 2**64 - 1),
@@ -284,6 +296,9 @@ def generation_keywords(args: argparse.Namespace) -> GenerationKeywords:
             top_k=args.top_k,
             top_p=args.top_p,
             repetition_penalty=args.repetition_penalty,
+            min_p=args.min_p,
+            presence_penalty=args.presence_penalty,
+            frequency_penalty=args.frequency_penalty,
             seed=args.seed,
         ),
         stop=args.stop,

@@ -14,6 +14,8 @@ from .constants import (
     CONTRACT_VERSION,
     MANIFEST_LIMIT,
     MESSAGE_LIMIT,
+    SPOKEN_VERSIONS,
+    TOP_LOGPROBS,
     WEIGHT_DTYPES,
 )
 from .manifest import Manifest
@@ -34,6 +36,8 @@ __all__ = [
     "CONTRACT_VERSION",
     "MANIFEST_LIMIT",
     "MESSAGE_LIMIT",
+    "SPOKEN_VERSIONS",
+    "TOP_LOGPROBS",
     "WEIGHT_DTYPES",
     "CacheLayout",
     "Dim",

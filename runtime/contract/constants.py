@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-CONTRACT_VERSION = 1
+from ...models.generation.sampling import TOP_LOGPROBS as TOP_LOGPROBS
+
+CONTRACT_VERSION = 2
+SPOKEN_VERSIONS = (1, 2)
+"""Contract versions of exports that a client can drive."""
 
 CACHE_DTYPES = ("float32", "bfloat16", "int8")
 WEIGHT_DTYPES = ("float32", "bfloat16", "float16", "int8")

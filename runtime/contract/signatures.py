@@ -4,12 +4,18 @@ Dimension letters, used for nothing else in this project:
 
     B rows · S new tokens (padded) · C cache slots given · N tokens generated inside
     one call · L layers · H heads · D head size · E = H·D · V vocabulary
-    W tokens of history · K stop ids
+    W tokens of history · K stop ids · J biased ids
 
 The cache is ``[B, C, L, 2, H, D]``, token-major: one token's keys and values of all
 layers are one contiguous row. Slots at or beyond ``cache_length`` are never read.
 Rows are packed from slot 0. Every tensor of every signature has B as axis 0, so a
 server may batch unrelated callers.
+
+``history`` holds what penalties look at besides the tokens made in this call: a new
+token's id, or ``-2 - id`` for one of the prompt's, at which the repetition penalty
+alone looks; -1 is padding. ``top_ids`` and ``top_logprobs`` are -1 and 0 where they
+weren't asked for. ``score`` says nothing of a call's first token, so a text goes in
+pieces that overlap by one.
 
 Signatures called ``session_…`` build on a cache that the server keeps in one of a few
 slots. ``ticket`` proves that ``slot`` is still the caller's; ``session_open`` gives
@@ -34,6 +40,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .cache_layout import CacheLayout
+from .constants import CONTRACT_VERSION, TOP_LOGPROBS
 
 Dim = str | int
 """A dimension: a fixed size, or one of the letters above for one that varies."""
@@ -44,12 +51,13 @@ class TensorSpec:
     """One tensor of a signature: its alias, numpy dtype name and shape.
 
     ``dtype`` is ``"int32"``, ``"int64"``, ``"float32"`` or ``"string"`` (bytes on the
-    wire).
+    wire); ``since`` the contract version that brought it.
     """
 
     name: str
     dtype: str
     shape: tuple[Dim, ...]
+    since: int = 1
 
     def numpy_dtype(self) -> np.dtype:
         """The numpy dtype that carries it (``object`` for strings)."""
@@ -93,9 +101,16 @@ def session_names(generate: Iterable[int]) -> list[str]:
 
 
 def signature(
-    name: str, layout: CacheLayout, *, vocab_size: Dim = "V", hidden_size: Dim = "E"
+    name: str,
+    layout: CacheLayout,
+    *,
+    version: int = CONTRACT_VERSION,
+    vocab_size: Dim = "V",
+    hidden_size: Dim = "E",
 ) -> SignatureSpec:
     """The contract's signature called ``name`` for a model's cache layout.
+
+    ``version`` is the contract's that the model was exported with.
 
     Raises:
         KeyError: the contract has no such signature.
@@ -115,31 +130,48 @@ def signature(
     if N is not None:
         sizes["N"] = (N,)
 
-    def sized(spec: TensorSpec) -> TensorSpec:
-        shape = tuple(size for dim in spec.shape for size in sizes.get(dim, (dim,)))
-        return replace(spec, shape=shape)
+    def sized(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        shapes = [
+            tuple(size for dim in spec.shape for size in sizes.get(dim, (dim,)))
+            for spec in specs
+        ]
+        pairs = zip(specs, shapes, strict=True)
+        return tuple(replace(s, shape=x) for s, x in pairs if s.since <= version)
 
-    return SignatureSpec(name, tuple(map(sized, inputs)), tuple(map(sized, outputs)))
+    return SignatureSpec(name, sized(inputs), sized(outputs))
 
 
-def _int32(name: str, *shape: Dim) -> TensorSpec:
-    return TensorSpec(name, "int32", shape)
+def _int32(name: str, *shape: Dim, since: int = 1) -> TensorSpec:
+    return TensorSpec(name, "int32", shape, since)
 
 
 def _int64(name: str, *shape: Dim) -> TensorSpec:
     return TensorSpec(name, "int64", shape)
 
 
-def _float32(name: str, *shape: Dim) -> TensorSpec:
-    return TensorSpec(name, "float32", shape)
+def _float32(name: str, *shape: Dim, since: int = 1) -> TensorSpec:
+    return TensorSpec(name, "float32", shape, since)
 
 
 _NEW_TOKENS = (_int32("input_ids", "B", "S"), _int32("input_length", "B"))
-_CONTINUED = (
-    *_NEW_TOKENS,
-    _float32("cache", "B", "C", "row"),
-    _int32("cache_length", "B"),
-)
+
+
+def _cache(since: int = 1) -> tuple[TensorSpec, TensorSpec]:
+    return (
+        _float32("cache", "B", "C", "row", since=since),
+        _int32("cache_length", "B", since=since),
+    )
+
+
+def _top(dim: Dim) -> tuple[TensorSpec, TensorSpec]:
+    """The likeliest tokens of each step, likeliest first."""
+    return (
+        _int32("top_ids", "B", dim, TOP_LOGPROBS, since=2),
+        _float32("top_logprobs", "B", dim, TOP_LOGPROBS, since=2),
+    )
+
+
+_CONTINUED = (*_NEW_TOKENS, *_cache())
 _NEXT = (_float32("logits", "B", "V"), _float32("new_cache", "B", "S", "row"))
 
 _GENERATE = (
@@ -153,12 +185,20 @@ _GENERATE = (
         _int32("top_k", "B"),
         _float32("top_p", "B"),
         _float32("repetition_penalty", "B"),
+        _float32("min_p", "B", since=2),
+        _float32("presence_penalty", "B", since=2),
+        _float32("frequency_penalty", "B", since=2),
+        _int32("min_new_tokens", "B", since=2),
+        _int32("bias_ids", "B", "J", since=2),
+        _float32("bias", "B", "J", since=2),
+        _int32("top_logprobs", "B", since=2),
     ),
     (
         _int32("tokens", "B", "N"),
         _float32("logprobs", "B", "N"),
         _int32("count", "B"),
         _float32("new_cache", "B", "S+N-1", "row"),
+        *_top("N"),
     ),
 )
 
@@ -210,8 +250,21 @@ _TABLE: dict[str, tuple[_Tensors, _Tensors]] = {
     ),
     "prefill": (_NEW_TOKENS, _NEXT),
     "decode": (_CONTINUED, _NEXT),
-    "score": (_NEW_TOKENS, (_float32("logprobs", "B", "S"),)),
-    "embed": (_NEW_TOKENS, (_float32("last_hidden_state", "B", "S", "E"),)),
+    "score": (
+        (*_NEW_TOKENS, *_cache(since=2)),
+        (
+            _float32("logprobs", "B", "S"),
+            *_top("S"),
+            _float32("new_cache", "B", "S", "row", since=2),
+        ),
+    ),
+    "embed": (
+        _NEW_TOKENS,
+        (
+            _float32("last_hidden_state", "B", "S", "E"),
+            _float32("pooled", "B", "E", since=2),
+        ),
+    ),
     "describe": (
         (_int32("row", "B"),),
         (TensorSpec("manifest", "string", ("B",)),),

@@ -45,6 +45,7 @@ class ExpectedReply:
         size: S of the call. A server that pads inputs, to join calls of unequal sizes,
             answers with more.
         most_tokens: most new tokens of each real row of ``generate_{N}``.
+        top: how many likeliest tokens each real row asked for, if any did.
     """
 
     model: ServedModel
@@ -54,6 +55,7 @@ class ExpectedReply:
     fed: tuple[int, ...]
     size: int
     most_tokens: tuple[int, ...] = ()
+    top: tuple[int, ...] = ()
 
     @property
     def version(self) -> int | None:
@@ -79,6 +81,9 @@ class ExpectedReply:
             count = self._checked_counts(outputs["count"])
             self._check_tokens(outputs["tokens"], outputs["logprobs"], count)
             cached = fed + count - 1
+            if any(self.top):
+                inside = np.arange(outputs["tokens"].shape[1]) < count[:, None]
+                self._check_top(outputs, inside)
         if "new_cache" in self._specs:
             _check_cache(outputs["new_cache"], cached, self.model.layout)
         if "logits" in self._specs:
@@ -87,6 +92,8 @@ class ExpectedReply:
             inside = np.arange(outputs["logprobs"].shape[1]) < fed[:, None]
             inside[:, 0] = False  # nothing comes before the first token
             _check_logprobs(outputs["logprobs"][: len(fed)][inside])
+            if any(self.top):
+                self._check_top(outputs, inside)
         if self.signature == "embed":
             for states, tokens in zip(
                 outputs["last_hidden_state"], self.fed, strict=False
@@ -141,15 +148,25 @@ class ExpectedReply:
         self, tokens: np.ndarray, logprobs: np.ndarray, count: np.ndarray
     ) -> None:
         inside = np.arange(tokens.shape[1]) < count[:, None]
-        generated = tokens[: len(count)][inside]
+        self._check_ids("tokens", tokens[: len(count)][inside])
+        _check_logprobs(logprobs[: len(count)][inside])
+
+    def _check_top(self, outputs: Mapping[str, np.ndarray], inside: np.ndarray) -> None:
+        """The likeliest tokens that were asked for, where ``inside`` [R,T]."""
+        ids, logprobs = outputs["top_ids"], outputs["top_logprobs"]
+        asked = np.arange(ids.shape[2]) < np.array(self.top)[:, None, None]
+        asked = inside[:, :, None] & asked
+        self._check_ids("top_ids", ids[: len(inside)][asked])
+        _check_logprobs(logprobs[: len(inside)][asked])
+
+    def _check_ids(self, name: str, ids: np.ndarray) -> None:
         vocabulary = self.model.manifest.vocab_size
-        if generated.min() < 0 or generated.max() >= vocabulary:
-            wrong = generated[(generated < 0) | (generated >= vocabulary)]
+        wrong = ids[(ids < 0) | (ids >= vocabulary)]
+        if wrong.size:
             raise MalformedReply(
-                f"output 'tokens' must be ids from 0 to {vocabulary - 1}, "
+                f"output {name!r} must be ids from 0 to {vocabulary - 1}, "
                 f"got {wrong[0]}"
             )
-        _check_logprobs(logprobs[: len(count)][inside])
 
 
 @dataclass(frozen=True)

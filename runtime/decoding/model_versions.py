@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..contract import CONTRACT_VERSION, Manifest
+from ..contract import SPOKEN_VERSIONS, Manifest
 from ..errors import IncompatibleModel, MalformedReply, ServerError
 from ..transports.base import Call, Identity, Reply
 from .expected_reply import EXPECTED_MANIFEST
@@ -78,10 +78,11 @@ def read_description(reply: Reply) -> ServedModel:
         IncompatibleModel: another contract version, or no way to generate.
     """
     manifest = _manifest(reply.outputs)
-    if manifest.contract_version != CONTRACT_VERSION:
+    if manifest.contract_version not in SPOKEN_VERSIONS:
+        spoken = " and ".join(map(str, SPOKEN_VERSIONS))
         raise IncompatibleModel(
             f"the model speaks contract version {manifest.contract_version}, this "
-            f"client version {CONTRACT_VERSION}: export it again, or use the client "
+            f"client versions {spoken}: export it again, or use the client "
             "of the export's release"
         )
     if missing := {"prefill", "decode"} - set(manifest.signatures):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from ..transports.base import Reply
@@ -30,12 +32,19 @@ def apply(
         new = int(outputs["count"][b]) if step.tokens_per_call else 1
         sequence.cache.append(outputs["new_cache"][b, : step.fed[b] + new - 1])
         if step.tokens_per_call:
-            tokens, logprobs = outputs["tokens"][b, :new], outputs["logprobs"][b, :new]
-            for token, logprob in zip(tokens, logprobs, strict=True):
-                if sequence.finish_reason is None:
-                    sequence.accept(int(token), float(logprob))
+            _take(sequence, {name: x[b] for name, x in outputs.items()}, new)
     logits = outputs["logits"] if chooses else [None] * len(step.sequences)
     return list(zip(step.sequences, logits, strict=False))
+
+
+def _take(sequence: Sequence, row: Mapping[str, np.ndarray], new: int) -> None:
+    """Its ``new`` tokens, up to one that ends it."""
+    for i in range(new):
+        if sequence.finish_reason is not None:
+            return
+        if count := sequence.options.top_logprobs:
+            sequence.report(row["top_ids"][i, :count], row["top_logprobs"][i, :count])
+        sequence.accept(int(row["tokens"][i]), float(row["logprobs"][i]))
 
 
 def _count(step: Step, reply: Reply) -> None:

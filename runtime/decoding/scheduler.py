@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...models.generation.sampling import SamplingParams
 from ..codec import RowBlocks, Tensor
 from ..contract import generate_name
 from ..results import Counters
+from ..sampling import GREEDY
 from ..transports.base import Call
 from .expected_reply import ExpectedReply
 from .sequence import Sequence
@@ -87,7 +89,7 @@ def _kind(sequence: Sequence, model: ServedModel, keep: int) -> tuple[object, ..
     origin = (sequence.version, sequence.model_id)
     if pending > model.largest_prompt_chunk:
         return ("prompt chunk", *origin, sequence.cached > 0)
-    in_graph = sequence.in_graph and bool(model.generate_sizes)
+    in_graph = sequence.in_graph(model) and bool(model.generate_sizes)
     size = model.prompt_size(max(pending, 1))
     return ("last", *origin, sequence.cached > 0, in_graph, size)
 
@@ -112,10 +114,13 @@ def _step(
         inputs |= _cache_inputs(sequences, padding, model)
     if n:
         signature = generate_name(n)
-        inputs |= _sampling_inputs(sequences, padding, n)
+        inputs |= _sampling_inputs(sequences, padding, n, model)
     outputs = ("new_cache",) if partial else ()
     most_tokens = tuple(min(n, s.remaining) for s in sequences) if n else ()
-    expected = ExpectedReply(model, signature, outputs, rows, fed, size, most_tokens)
+    top = tuple(s.options.top_logprobs for s in sequences) if n else ()
+    expected = ExpectedReply(
+        model, signature, outputs, rows, fed, size, most_tokens, top
+    )
     version, model_id = sequences[0].version, sequences[0].model_id
     call = Call(signature, inputs, outputs, version, model_id, expected)
     return Step(call, model, tuple(sequences), fed, n, partial)
@@ -124,7 +129,7 @@ def _step(
 def _tokens_per_call(sequences: GenericSequence[Sequence], model: ServedModel) -> int:
     """N that wastes little and gives streams their first token soon; 0 for none."""
     sizes = model.generate_sizes
-    if not sizes or not sequences[0].in_graph:
+    if not sizes or not sequences[0].in_graph(model):
         return 0
     remaining = max(s.remaining for s in sequences)
     if streams := [s.generated for s in sequences if s.streaming]:
@@ -149,36 +154,41 @@ def _cache_inputs(
 
 
 def _sampling_inputs(
-    sequences: GenericSequence[Sequence], padding: int, n: int
+    sequences: GenericSequence[Sequence], padding: int, n: int, model: ServedModel
 ) -> dict[str, Tensor]:
-    def column(values: list[float], rest: float, dtype: type) -> np.ndarray:
-        return np.array(values + [rest] * padding, dtype)
-
-    samplings = [s.sampling for s in sequences]
-    seeds = [s.key() for s in samplings] + [np.zeros(2, np.int32)] * padding
+    """How each row's tokens are chosen, as far as the model's contract has it."""
+    most = [min(n, s.remaining) for s in sequences] + [0] * padding
     idle: list[GenericSequence[int]] = [()] * padding
-    floats, ints = np.float32, np.int32
-    return {
-        "max_new_tokens": column([min(n, s.remaining) for s in sequences], 0, ints),
-        "history": _ragged([sorted(s.seen) for s in sequences] + idle),
-        "stop_ids": _ragged([s.stop_ids for s in sequences] + idle),
-        "seed": np.stack(seeds),
-        "temperature": column([s.temperature for s in samplings], 0, floats),
-        "top_k": column([s.top_k for s in samplings], 0, ints),
-        "top_p": column([s.top_p for s in samplings], 1, floats),
-        "repetition_penalty": column(
-            [s.repetition_penalty for s in samplings], 1, floats
-        ),
+    params = [s.params() for s in sequences] + [GREEDY.params()] * padding
+    columns = map(np.concatenate, zip(*params, strict=True))
+    biases = [s.bias for s in sequences]
+    V, W = model.manifest.vocab_size, model.manifest.max_positions
+    inputs: dict[str, Tensor] = {
+        "max_new_tokens": np.array(most, np.int32),
+        "history": _ragged([s.history(model) for s in sequences] + idle, W),
+        "stop_ids": _ragged([s.stop_ids for s in sequences] + idle, V),
+        "bias_ids": _ragged([list(bias) for bias in biases] + idle, V),
+        "bias": _ragged([list(b.values()) for b in biases] + idle, V, 0, np.float32),
+        **dict(zip(SamplingParams._fields, columns, strict=True)),
     }
+    known = {spec.name for spec in model.signature(generate_name(n)).inputs}
+    return {name: tensor for name, tensor in inputs.items() if name in known}
 
 
-def _ragged(lists: GenericSequence[GenericSequence[int]]) -> np.ndarray:
-    """``[B, W]`` int32 padded with −1, W a power of two.
+def _ragged(
+    lists: GenericSequence[GenericSequence[float]],
+    limit: int,
+    fill: float = -1,
+    dtype: type = np.int32,
+) -> np.ndarray:
+    """``[B, W]`` padded with ``fill``, W a power of two or the graph's ``limit``.
 
-    Slot 0 is −1 as well: a server that pads inputs repeats a tensor's first element.
+    Slot 0 is ``fill`` as well: a server that pads inputs repeats a tensor's first
+    element.
     """
     longest = 1 + max(map(len, lists))
-    out = np.full((len(lists), 1 << (longest - 1).bit_length()), -1, np.int32)
+    width = max(longest, min(1 << (longest - 1).bit_length(), limit))
+    out = np.full((len(lists), width), fill, dtype)
     for b, values in enumerate(lists):
         out[b, 1 : 1 + len(values)] = values
     return out

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ..codec import RowBlocks, Tensor
 from ..contract import MESSAGE_LIMIT
 from ..errors import InvalidRequest
 from ..results import Score
@@ -67,7 +68,9 @@ def _run(
         for b, row in enumerate(rows):
             ids[b, : len(row)] = row
             lengths[b] = len(row)
-        inputs = {"input_ids": ids, "input_length": lengths}
+        inputs: dict[str, Tensor] = {"input_ids": ids, "input_length": lengths}
+        if any(s.name == "cache" for s in model.signature(signature).inputs):
+            inputs |= _no_cache(model, count)
         fed = tuple(map(len, rows))
         expected = ExpectedReply(model, signature, (output,), count, fed, size)
         call = Call(signature, inputs, (output,), expected=expected)
@@ -76,6 +79,14 @@ def _run(
         for b, i in enumerate(chosen):
             results[i] = np.array(reply.outputs[output][b, : len(prompts[i])])
     return [results[i] for i in range(len(prompts))]
+
+
+def _no_cache(model: ServedModel, rows: int) -> dict[str, Tensor]:
+    empty = (np.zeros((0, *model.layout.row_shape), np.float32),)
+    return {
+        "cache": RowBlocks((empty,) * rows, model.cache_size(0)),
+        "cache_length": np.zeros(rows, np.int32),
+    }
 
 
 def most_rows(model: ServedModel, size: int, capacity: int) -> int:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as GenericSequence
 
 import numpy as np
 
 from ...models.generation import logits_processors as rules
 from ...models.generation.logits_processors import LogitsProcessor
-from ...models.generation.sampling import log_softmax, penalize
-from ..options import GenerationOptions
+from ...models.generation.sampling import SamplingParams, log_softmax
+from ..options import Constraints, GenerationOptions
 from ..results import Chunk, Counters, FinishReason, Generation, TopLogprobs
-from ..sampling import Sampling, draw
+from ..sampling import Sampling, draw, likeliest, modify
 from .kv_cache import KVCache
 from .logits_processors import apply
+from .served_model import ServedModel
 from .stop_strings import IncrementalText, StopText
 
 Clock = Callable[[], float]
@@ -78,12 +79,11 @@ class Sequence:
         self.text = ""
         self.counters = Counters()
         self.cancelled = False
-        self.in_graph = not options.needs_logits
         self._make_text = make_text
         self._stop_text = StopText(make_text(), options.stop)
         self._bad_words = bad_words
-        self._processors = _processors(options, self.stop_ids, bad_words, len(prompt))
-        self._seen = set(self.tokens) if sampling.repetition_penalty != 1 else set()
+        self._constraints = options.constraints or Constraints()
+        self._processors = _processors(options, bad_words, len(prompt))
         self._clock = clock
         self._begin = clock()
         self._first_call = 0  # number of the call that gave the first token
@@ -111,9 +111,36 @@ class Sequence:
         return self.options.max_new_tokens - self.generated
 
     @property
-    def seen(self) -> set[int]:
-        """Ids that the repetition penalty looks at; empty where there is none."""
-        return self._seen
+    def bias(self) -> Mapping[int, float]:
+        """What is added to ids' logits."""
+        return self._constraints.logit_bias
+
+    def in_graph(self, model: ServedModel) -> bool:
+        """Whether the model's graph can choose its tokens."""
+        new_enough = model.manifest.contract_version >= self.options.contract_version
+        return new_enough and not self.options.needs_logits
+
+    def params(self) -> SamplingParams:
+        """The row's inputs of ``generate_{N}`` that say how tokens are chosen."""
+        least = self._constraints.min_new_tokens
+        return self.sampling.params(
+            min_new_tokens=max(least - self.generated, 0),
+            top_logprobs=self.options.top_logprobs,
+        )
+
+    def history(self, model: ServedModel | None = None) -> list[int]:
+        """What penalties look at, as the contract has it; empty where there are none.
+
+        Graphs of contract version 1 have the repetition penalty alone, and take ids.
+        """
+        repeated = self.sampling.repetition_penalty != 1
+        prompt = self.tokens[: self.prompt_tokens] if repeated else []
+        if not (repeated or self.sampling.counts_tokens):
+            return []
+        if model is not None and model.manifest.contract_version < 2:
+            return sorted(set(self.tokens))
+        told = [-2 - token for token in sorted(set(prompt))]
+        return told + self.tokens[self.prompt_tokens :]
 
     @property
     def deadline(self) -> float | None:
@@ -141,8 +168,15 @@ class Sequence:
         self.counters.cached_prompt_tokens = sibling.counters.cached_prompt_tokens
 
     def processed(self, logits: np.ndarray) -> np.ndarray:
-        """Logits ``[V]`` after the penalty, the constraints and the processors."""
-        out = penalize(logits, self._seen, self.sampling.repetition_penalty)
+        """Logits ``[V]`` after the penalties, the constraints and the processors."""
+        early = self.generated < self._constraints.min_new_tokens
+        out = modify(
+            logits,
+            self.sampling,
+            history=self.history(),
+            bias=self.bias,
+            forbidden=self.stop_ids if early else (),
+        )
         return apply(self._processors, self.tokens, out)
 
     def choose(self, logits: np.ndarray) -> None:
@@ -150,8 +184,13 @@ class Sequence:
         token = draw(self.processed(logits), self.sampling, len(self.tokens))
         logprobs = log_softmax(logits)
         if count := self.options.top_logprobs:
-            self.top_logprobs.append(likeliest(logprobs, count))
+            self.report(*likeliest(logprobs, count))
         self.accept(token, float(logprobs[token]))
+
+    def report(self, ids: np.ndarray, logprobs: np.ndarray) -> None:
+        """Note the likeliest tokens of the step whose token is accepted next."""
+        pairs = zip(ids.tolist(), logprobs.tolist(), strict=True)
+        self.top_logprobs.append(list(pairs))
 
     def accept(self, token: int, logprob: float) -> None:
         """Add a token, and end the sequence if that ends it."""
@@ -169,8 +208,6 @@ class Sequence:
         """Add a token and nothing else."""
         self.tokens.append(token)
         self.logprobs.append(logprob)
-        if self.sampling.repetition_penalty != 1:
-            self._seen.add(token)
 
     def tick(self) -> None:
         """Note that a token came now."""
@@ -188,7 +225,6 @@ class Sequence:
         other = copy.copy(self)
         other.tokens = self.tokens.copy()
         other.logprobs = self.logprobs.copy()
-        other._seen = self._seen.copy()
         other.cache = None if self.cache is None else self.cache.fork()
         return other
 
@@ -264,30 +300,18 @@ class Sequence:
             self.cache.truncate(len(self.tokens))
 
 
-def likeliest(logprobs: np.ndarray, count: int) -> TopLogprobs:
-    """The ``count`` likeliest tokens of ``[V]`` log-probabilities, likeliest first."""
-    count = min(count, logprobs.size)
-    ids = np.argpartition(-logprobs, count - 1)[:count]
-    ids = ids[np.lexsort((ids, -logprobs[ids]))]
-    return [(int(i), float(logprobs[i])) for i in ids]
-
-
 def _processors(
     options: GenerationOptions,
-    stop_ids: GenericSequence[int],
     bad_words: GenericSequence[GenericSequence[int]],
     prompt_tokens: int,
 ) -> list[LogitsProcessor]:
+    """The rules that no graph knows, and the caller's own functions."""
     chosen: list[rules.Rule] = []
     if constraints := options.constraints:
         if constraints.no_repeat_ngram:
             chosen.append(rules.no_repeat_ngram(constraints.no_repeat_ngram))
         if bad_words:
             chosen.append(rules.bad_words(bad_words))
-        if constraints.min_new_tokens:
-            chosen.append(rules.min_new_tokens(constraints.min_new_tokens, stop_ids))
-        if constraints.logit_bias:
-            chosen.append(rules.logit_bias(constraints.logit_bias))
         if constraints.forced:
             chosen.append(rules.forced_tokens(constraints.forced, prompt_tokens))
     processors = [rules.for_one_row(rule, prompt_tokens) for rule in chosen]

@@ -79,6 +79,7 @@ class ServedModel:
             self._signatures[name] = signature(
                 name,
                 self.layout,
+                version=self.manifest.contract_version,
                 vocab_size=self.manifest.vocab_size,
                 hidden_size=self._output_width,
             )

@@ -32,9 +32,9 @@ STRING_SIGNATURES = ("describe", "tokenizer")
 class RequestLimits:
     """The largest sizes of each dimension letter (``contract/signatures.py``).
 
-    S, C and W: the model's positions. K: its vocabulary. B: the export's largest batch
-    size, at least 32. B·S and B·C: that many rows of all positions. The reply, and a
-    layer's attention: 2 GiB.
+    S, C and W: the model's positions. K and J: its vocabulary. B: the export's largest
+    batch size, at least 32. B·S and B·C: that many rows of all positions. The reply,
+    and a layer's attention: 2 GiB.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -49,6 +49,7 @@ class RequestLimits:
             "C": slots,
             "W": slots,
             "K": manifest.vocab_size,
+            "J": manifest.vocab_size,
         }
         self._tokens = rows * slots
         self._heads = layout.heads
@@ -114,6 +115,7 @@ _MEANING = {
     "C": "cache slots of a row",
     "W": "tokens of history of a row",
     "K": "stop ids of a row",
+    "J": "biased ids of a row",
 }
 
 
@@ -121,7 +123,11 @@ def _known(name: str, manifest: Manifest, layout: CacheLayout) -> SignatureSpec 
     try:
         hidden = int(manifest.config["hidden_size"])
         return signature(
-            name, layout, vocab_size=manifest.vocab_size, hidden_size=hidden
+            name,
+            layout,
+            version=manifest.contract_version,
+            vocab_size=manifest.vocab_size,
+            hidden_size=hidden,
         )
     except KeyError:
         return None

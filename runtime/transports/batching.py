@@ -26,7 +26,7 @@ from ..errors import (
 )
 from .base import AsyncTransport, Call, Expectation, Reply
 
-_FILL = {"history": -1, "stop_ids": -1}
+_FILL = {"history": -1, "stop_ids": -1, "bias_ids": -1}
 _NO_VERSION = -1
 
 

@@ -9,7 +9,7 @@ import mmap
 from pathlib import Path
 from typing import Any
 
-from ..contract import CONTRACT_VERSION, Manifest
+from ..contract import SPOKEN_VERSIONS, Manifest
 from ..errors import IncompatibleModel, InvalidRequest
 from ..model_dir import TFLITE_MANIFEST_KEY, version_folders, version_of
 
@@ -59,10 +59,10 @@ def read_manifest(path: Path) -> Manifest:
         manifest = Manifest.from_json(text)
     except ValueError as error:
         raise IncompatibleModel(f"{path}: {error}") from None
-    if manifest.contract_version != CONTRACT_VERSION:
+    if manifest.contract_version not in SPOKEN_VERSIONS:
         raise IncompatibleModel(
             f"{path} speaks contract version {manifest.contract_version}, this client "
-            f"version {CONTRACT_VERSION}: export it again"
+            f"versions {' and '.join(map(str, SPOKEN_VERSIONS))}: export it again"
         )
     return manifest
 

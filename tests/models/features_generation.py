@@ -107,25 +107,40 @@ def sampling(kind, base):
     model = model_of(kind, base)
     ids, mask = prompt(model.config)
     options = {"temperature": 0.8, "top_k": 20, "top_p": 0.9}
-    options["repetition_penalty"] = 1.2
+    options |= {"repetition_penalty": 1.2, "min_p": 0.02}
+    options |= {"presence_penalty": 0.5, "frequency_penalty": 0.25}
     seed = 2**40 + 5
     actual, _ = generated(
         kind, model, ids, mask, max_new_tokens=5, do_sample=True, seed=seed, **options
     )
     for row, real, new in zip(ids, mask, actual, strict=True):
         sequence = row[real == 1].tolist()
+        start = len(sequence)
         for token in new:
             logits = kind.value(model, np.array([sequence]))[0, -1]
             expected, _ = choose(
                 logits,
                 Sampling(seed=seed, **options),
                 position=len(sequence),
-                seen=sequence,
+                history=[-2 - i for i in sequence[:start]] + sequence[start:],
             )
             assert token == expected
             sequence.append(expected)
             if expected == model.config.eos_token_id:
                 break
+
+
+@feature(GENERATION, "`sequence_bias`, as a dict or as a file has it", head=True)
+def sequence_bias(kind, base):
+    model = model_of(kind, base)
+    ids, _ = prompt(model.config)
+    options = {"max_new_tokens": 4, "min_new_tokens": 4}
+    free, _ = generated(kind, model, ids, **options)
+    first, second, *_ = free[0].tolist()
+    biases = {(first,): -100.0, (7,): 200.0, (7, 11): 300.0}
+    for given in (biases, [[list(words), bias] for words, bias in biases.items()]):
+        biased, _ = generated(kind, model, ids, sequence_bias=given, **options)
+        assert biased.tolist() == [[7, 11, 7, 11]] * len(ids)
 
 
 @feature(GENERATION, "several samples of a prompt", head=True)
@@ -209,6 +224,8 @@ def refusals(kind, base):
         ({"num_beams": 2, "num_return_sequences": 3}, "at most"),
         ({"temperature": -1.0, "do_sample": True}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"sequence_bias": {(99,): 1.0}}, "from 0 to 60"),
         ({"bad_words_ids": [[99]]}, "from 0 to 60"),
         ({"max_new_tokens": 40}, "max_position_embeddings 32"),
         ({"max_length": 6}, "leaves none"),

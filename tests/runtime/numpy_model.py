@@ -16,14 +16,16 @@ from optserve.models.checkpoints import open_weights
 from optserve.models.generation.sampling import log_softmax
 from optserve.runtime import Client
 from optserve.runtime.contract import (
+    TOP_LOGPROBS,
     Manifest,
+    SignatureSpec,
     generate_name,
     session_names,
     signature,
     tokens_per_call,
 )
 from optserve.runtime.errors import IncompatibleModel, VersionGone
-from optserve.runtime.sampling import Sampling, choose
+from optserve.runtime.sampling import Sampling, choose, likeliest
 from optserve.runtime.transports.base import AsyncTransport, Call, Reply, Transport
 
 from tests.runtime.numpy_sessions import NumpySessions
@@ -181,8 +183,13 @@ class NumpyTransport(Transport):
         """Shapes of an input over all calls that had it."""
         return [c.inputs[name].shape for c in self.calls if name in c.inputs]
 
+    def _spec(self, name: str) -> SignatureSpec:
+        manifest = self.manifest
+        version = manifest.contract_version
+        return signature(name, manifest.cache_layout, version=version)
+
     def _check(self, name: str, inputs: dict[str, np.ndarray]) -> None:
-        spec = signature(name, self.manifest.cache_layout)
+        spec = self._spec(name)
         assert set(inputs) == {tensor.name for tensor in spec.inputs}
         sizes: dict[str, int] = {}
         for tensor in spec.inputs:
@@ -221,9 +228,14 @@ class NumpyTransport(Transport):
             "logits": np.zeros((count, self.manifest.vocab_size), np.float32),
             "tokens": np.full((count, steps or 0), -1, np.int32),
             "logprobs": np.full((count, steps or size), 0, np.float32),
+            "top_ids": np.full((count, steps or size, TOP_LOGPROBS), -1, np.int32),
+            "top_logprobs": np.zeros((count, steps or size, TOP_LOGPROBS), np.float32),
             "count": np.zeros(count, np.int32),
             "last_hidden_state": np.zeros(
                 (count, size, self.manifest.config["word_embed_proj_dim"]), np.float32
+            ),
+            "pooled": np.zeros(
+                (count, self.manifest.config["word_embed_proj_dim"]), np.float32
             ),
         }
         for b in range(count):
@@ -232,37 +244,53 @@ class NumpyTransport(Transport):
                 cache = inputs["cache"][b, : inputs["cache_length"][b]]
             hidden, new = model.hidden(ids[b, : lengths[b]], cache)
             out["last_hidden_state"][b, : lengths[b]] = hidden
+            out["pooled"][b] = hidden.mean(0)
             logits = model.logits(hidden)
             out["logits"][b] = logits[-1]
             if name == "score":
-                found = log_softmax(logits[:-1])[
-                    np.arange(lengths[b] - 1), ids[b, 1 : lengths[b]]
-                ]
-                out["logprobs"][b, 1 : lengths[b]] = found
+                for i, found in enumerate(log_softmax(logits[:-1]), start=1):
+                    out["logprobs"][b, i] = found[ids[b, i]]
+                    self._report(out, b, i, found, TOP_LOGPROBS)
             if steps:
                 new = self._generate(model, inputs, b, cache, new, logits[-1], out)
             out["new_cache"][b, : len(new)] = new
-        spec = signature(name, self.manifest.cache_layout)
-        return {tensor.name: out[tensor.name] for tensor in spec.outputs}
+        return {spec.name: out[spec.name] for spec in self._spec(name).outputs}
+
+    def _report(self, out, b: int, i: int, logprobs: np.ndarray, count: int) -> None:
+        ids, values = likeliest(logprobs, count)
+        out["top_ids"][b, i, :count], out["top_logprobs"][b, i, :count] = ids, values
 
     def _generate(self, model, inputs, b, cache, new, logits, out):
         low, high = inputs["seed"][b].view(np.uint32)
         sampling = Sampling(
-            temperature=float(inputs["temperature"][b]),
-            top_k=int(inputs["top_k"][b]),
-            top_p=float(inputs["top_p"][b]),
-            repetition_penalty=float(inputs["repetition_penalty"][b]),
             seed=int(low) | int(high) << 32,
+            **{
+                name: inputs[name][b].item()
+                for name in vars(Sampling())
+                if name in inputs and name != "seed"
+            },
         )
-        seen = [int(i) for i in inputs["history"][b] if i >= 0]
+        history = inputs["history"][b].tolist()
         stops = [int(i) for i in inputs["stop_ids"][b] if i >= 0]
+        bias, least, top = {}, 0, 0
+        if self.manifest.contract_version >= 2:
+            pairs = zip(inputs["bias_ids"][b], inputs["bias"][b], strict=True)
+            bias = {int(i): float(x) for i, x in pairs if i >= 0}
+            least, top = inputs["min_new_tokens"][b], inputs["top_logprobs"][b]
         most = min(int(inputs["max_new_tokens"][b]), out["tokens"].shape[1])
         for step in range(most):
-            position = len(cache) + len(new)
-            token, logprob = choose(logits, sampling, position=position, seen=seen)
-            seen.append(token)
+            token, logprob = choose(
+                logits,
+                sampling,
+                position=len(cache) + len(new),
+                history=history,
+                bias=bias,
+                forbidden=stops if step < least else (),
+            )
+            history.append(token)
             out["tokens"][b, step], out["logprobs"][b, step] = token, logprob
             out["count"][b] = step + 1
+            self._report(out, b, step, log_softmax(logits), int(top))
             if token in stops or step + 1 == most:
                 break
             hidden, row = model.hidden(np.array([token]), np.concatenate([cache, new]))

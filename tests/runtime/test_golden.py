@@ -6,8 +6,8 @@ from functools import cache
 
 import numpy as np
 import pytest
-from optserve.models.generation.sampling import penalize
 from optserve.runtime import Beams, Client, Sampling, unpadded
+from optserve.runtime.sampling import modify
 
 from .numpy_model import GOLDEN, NumpyOPT, NumpyTransport
 
@@ -55,7 +55,8 @@ def test_greedy(case, generate):
 
 def penalize_padding(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """Transformers penalizes the padding of a padded prompt as if it were said."""
-    return logits if 1 in tokens else penalize(logits, [1], 1.3)
+    penalty = Sampling(repetition_penalty=1.3)
+    return logits if 1 in tokens else modify(logits, penalty, history=[1])
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -53,8 +53,16 @@ def generate(model, n: int, fed, *, cache=None, cached=None, **options):
         "top_k": [0] * B,
         "top_p": [1.0] * B,
         "repetition_penalty": [1.0] * B,
+        "min_p": [0.0] * B,
+        "presence_penalty": [0.0] * B,
+        "frequency_penalty": [0.0] * B,
+        "min_new_tokens": [0] * B,
+        "bias_ids": [[-1]] * B,
+        "bias": [[0.0]] * B,
+        "top_logprobs": [0] * B,
     } | options
-    real = {"temperature", "top_p", "repetition_penalty"}
+    real = {"temperature", "top_p", "repetition_penalty", "min_p", "bias"}
+    real |= {"presence_penalty", "frequency_penalty"}
     return model(
         f"generate_{n}",
         input_ids=ragged(fed, 1),
@@ -129,7 +137,7 @@ def test_sampling_equals_numpy(model, prompts):
         for i in range(24):
             n = len(prompt) + i
             token, logprob = choose(
-                logits[0, n - 1], sampling, position=n, seen=row[:n]
+                logits[0, n - 1], sampling, position=n, history=row[:n]
             )
             assert token == reply["tokens"][b, i]
             assert logprob == pytest.approx(float(reply["logprobs"][b, i]), abs=1e-4)

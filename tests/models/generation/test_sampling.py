@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optserve.models.generation.sampling import (
     gumbel,
+    keep_min_p,
     keep_top_k,
     keep_top_p,
-    penalize,
     threefry2x32,
 )
 from optserve.runtime.errors import InvalidRequest
-from optserve.runtime.sampling import Sampling, choose, draw
+from optserve.runtime.sampling import Sampling, choose, draw, likeliest, modify
 
 # Random123's kat_vectors, "threefry2x32 20": counter, key, result.
 VECTORS = [
@@ -93,16 +93,76 @@ def test_filters_against_brute_force(values, p, k):
         assert int(np.argmax(x)) in kept
 
 
+@given(
+    values=st.lists(st.integers(-6, 6), min_size=1, max_size=12),
+    p=st.floats(0.01, 1.0),
+)
+def test_min_p_against_brute_force(values, p):
+    x = np.array(values, np.float32)
+    q = np.exp(x.astype(np.float64))
+    edges = q / q.max()
+    if all(abs(edge - p) > 1e-5 for edge in edges):
+        kept = np.isfinite(keep_min_p(x, p))
+        assert kept.tolist() == (edges >= p).tolist()
+    assert np.isfinite(keep_min_p(x, 0.0)).all()
+
+
 def test_penalty_counts_an_id_once_and_moves_it_down():
     x = np.array([2.0, -2.0, 1.0], np.float32)
-    np.testing.assert_allclose(penalize(x, [0, 1, 0], 2.0), [1.0, -4.0, 1.0])
+    penalty = Sampling(repetition_penalty=2.0)
+    for history in ([0, 1, 0], [-2, -3, 0], [-2, -3, -1]):
+        found = modify(x, penalty, history=history)
+        np.testing.assert_allclose(found, [1.0, -4.0, 1.0])
     np.testing.assert_array_equal(x, np.array([2.0, -2.0, 1.0], np.float32))
+
+
+@given(
+    prompt=st.lists(st.integers(0, 7), max_size=6),
+    new=st.lists(st.integers(0, 7), max_size=9),
+    frequency=st.floats(-2, 2, width=32),
+    presence=st.floats(-2, 2, width=32),
+    bias=st.dictionaries(st.integers(0, 7), st.floats(-9, 9, width=32), max_size=3),
+    forbidden=st.lists(st.integers(0, 7), max_size=2),
+)
+def test_modifiers_against_openais_definition(
+    prompt, new, frequency, presence, bias, forbidden
+):
+    """ "mu[j] -> mu[j] - c[j] * alpha_frequency - float(c[j] > 0) * alpha_presence", c
+    the count of earlier tokens of the answer; with a bias "added to the logits"."""
+    x = np.linspace(-3, 3, 8, dtype=np.float32)
+    expected = []
+    for j in range(8):
+        c = new.count(j)
+        mu = float(x[j]) + bias.get(j, 0.0)
+        mu -= c * frequency + float(c > 0) * presence
+        expected.append(-math.inf if j in forbidden else mu)
+    sampling = Sampling(frequency_penalty=frequency, presence_penalty=presence)
+    history = [-2 - i for i in prompt] + new
+    found = modify(x, sampling, history=history, bias=bias, forbidden=forbidden)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_repetition_penalty_sees_the_bias_and_counts_do_not_see_the_penalty():
+    x = np.array([1.0, 1.0, 0.0], np.float32)
+    sampling = Sampling(repetition_penalty=2.0, frequency_penalty=0.5)
+    found = modify(x, sampling, history=[-2, 1, 1], bias={0: -3.0, 1: 3.0})
+    np.testing.assert_allclose(found, [-4.0, 2.0 - 2 * 0.5, 0.0])
+
+
+@given(
+    values=st.lists(st.integers(-3, 3), min_size=1, max_size=9), count=st.integers(0, 9)
+)
+def test_the_likeliest_come_in_order_and_the_lowest_id_first(values, count):
+    ids, found = likeliest(np.float32(values), count)
+    expected = sorted(range(len(values)), key=lambda i: (-values[i], i))[:count]
+    assert ids.tolist() == expected
+    assert found.tolist() == [values[i] for i in expected]
 
 
 def test_greedy_takes_the_lowest_id_among_equals_and_reports_the_raw_logprob():
     x = np.array([1.0, 5.0, 5.0, 0.0], np.float32)
     sampling = Sampling(temperature=0.0, repetition_penalty=10.0)
-    token, logprob = choose(x, sampling, position=3, seen=[1])
+    token, logprob = choose(x, sampling, position=3, history=[1])
     assert token == 2
     assert logprob == pytest.approx(5 - math.log(np.exp(x).sum()), abs=1e-6)
     assert choose(x, sampling, position=3)[0] == 1
@@ -117,6 +177,10 @@ def test_greedy_takes_the_lowest_id_among_equals_and_reports_the_raw_logprob():
         {"top_p": 0.0},
         {"top_p": 1.5},
         {"repetition_penalty": 0.0},
+        {"min_p": -0.1},
+        {"min_p": 1.1},
+        {"presence_penalty": 2.1},
+        {"frequency_penalty": math.nan},
         {"seed": 2**64},
     ],
 )

@@ -49,6 +49,8 @@ WRONG: dict[str, list[Change]] = {
     "count": [put(0), put(-1), put(3), put(2**31 - 1), put(-(2**31)), put(0, 1)],
     "tokens": [put(-1), put(128), put(2**31 - 1), put(-(2**31)), put(-5, 1, 0)],
     "logprobs": [put(np.nan), put(np.inf), put(-np.inf), put(0.1), put(np.nan, 1, 0)],
+    "top_ids": [put(-1), put(128), put(-1, 1, 1, 1), put(2**31 - 1, 0, 1, 0)],
+    "top_logprobs": [put(np.nan), put(np.inf), put(0.1, 1, 1, 1), put(-np.inf, 1)],
     "logits": [put(np.nan), put(np.inf), put(-np.inf), put(np.nan, 1, 127)],
     "new_cache": [put(np.nan), put(np.inf), put(np.nan, 1, 1, 2, 1, 3, 7)],
 }
@@ -94,6 +96,15 @@ def test_replies_of_generate(output, change):
         client.generate(PROMPTS, max_new_tokens=2, stop_token_ids=[])
 
 
+@pytest.mark.parametrize(("output", "change"), cases("top_ids", "top_logprobs"))
+def test_the_likeliest_of_generate(output, change):
+    with (
+        Client(transport=lying(output, change, generate=(2,))) as client,
+        pytest.raises(MalformedReply, match=f"makes no sense .*'{output}'"),
+    ):
+        client.generate(PROMPTS, max_new_tokens=2, stop_token_ids=[], top_logprobs=2)
+
+
 @pytest.mark.parametrize(("output", "change"), cases("logits", "new_cache"))
 def test_replies_of_prefill_and_decode(output, change):
     with (
@@ -130,7 +141,7 @@ def test_the_first_tokens_score_and_padding_may_be_anything():
         if call.signature == "score":
             outputs["logprobs"][:, 0] = np.nan
         if call.signature in ("score", "embed"):
-            (array,) = outputs.values()
+            array = outputs[call.outputs[0]]
             for row, length in zip(array, call.inputs["input_length"], strict=True):
                 row[length:] = np.nan
 
