@@ -24,7 +24,10 @@ def check_shapes(
         ValueError: an output is missing or another one.
     """
     spec = signature(
-        case.signature, manifest.cache_layout, vocab_size=manifest.vocab_size
+        case.signature,
+        manifest.cache_layout,
+        version=manifest.contract_version,
+        vocab_size=manifest.vocab_size,
     )
     generated = tokens_per_call(case.signature) or 1
     sizes: dict[Any, int] = {
@@ -69,16 +72,37 @@ def _row_answer(
     if tokens_per_call(case.signature):
         count = _checked_count(case, b, row)
         row = {name: value for name, value in row.items() if name != "count"}
-        row["tokens"], row["logprobs"] = row["tokens"][:count], row["logprobs"][:count]
+        made = ("tokens", "logprobs", "top_ids", "top_logprobs")
+        row |= {name: row[name][:count] for name in made if name in row}
         fed = new + count - 1
     elif case.signature == "score":
-        row["logprobs"] = row["logprobs"][1:new]
+        given = ("logprobs", "top_ids", "top_logprobs")
+        row |= {name: row[name][1:new] for name in given if name in row}
     elif case.signature in ("serving_default", "embed"):
         begin = case.size - new if case.left else 0
-        row = {name: value[begin : begin + new] for name, value in row.items()}
+        row = {
+            name: value if name == "pooled" else value[begin : begin + new]
+            for name, value in row.items()
+        }
+    if "top_ids" in row:
+        _check_likeliest(row["top_logprobs"], row.pop("top_ids"), row)
     if "new_cache" in row:
         row["new_cache"] = unpack(row["new_cache"][:fed], layout)
     return row
+
+
+def _check_likeliest(
+    logprobs: np.ndarray, ids: np.ndarray, row: dict[str, np.ndarray]
+) -> None:
+    """The likeliest tokens [T,5] come in order, and a greedy choice is the first."""
+    if (np.diff(logprobs) > 0).any() or any(
+        len(set(step)) < 5 for step in ids.tolist()
+    ):
+        raise ValueError(f"the likeliest tokens {ids.tolist()} are not in order")
+    if "tokens" in row:
+        other = row["tokens"] != ids[:, 0]
+        if not np.allclose(logprobs[other, 0], row["logprobs"][other], 1e-6):
+            raise ValueError(f"the likeliest are {ids[:, 0]}, chosen {row['tokens']}")
 
 
 def _checked_count(case: TestCase, b: int, row: dict[str, np.ndarray]) -> int:

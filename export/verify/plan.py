@@ -131,7 +131,8 @@ def make_plan(
         batch=min((b for b in manifest.batch_sizes if b > 1), default=ODD_BATCH),
     )
     names = [n for n in manifest.signatures if all(n in m.signatures for m in everyone)]
-    cases = [case for name in names for case in _cases(name, shapes)]
+    version = min(m.contract_version for m in everyone)
+    cases = [case for name in names for case in _cases(name, shapes, version)]
     return Plan(
         cases=tuple(dict.fromkeys(cases)),
         vocab_size=min(m.vocab_size for m in everyone),
@@ -214,7 +215,7 @@ def _page(manifest: Manifest) -> list[int]:
     return [max(manifest.compiled_prompts, default=LOOP_PAGE)]
 
 
-def _cases(name: str, shapes: _Shapes) -> Iterator[TestCase]:
+def _cases(name: str, shapes: _Shapes, version: int) -> Iterator[TestCase]:
     if name in ("describe", "tokenizer"):
         candidates = [TestCase(name, (Row(0, 0, 0),) * b, 0) for b in (1, ODD_BATCH)]
     elif name == "decode":
@@ -222,6 +223,10 @@ def _cases(name: str, shapes: _Shapes) -> Iterator[TestCase]:
     elif tokens_per_call(name) is not None:
         singles = [Row(0, 0, 1), Row(0, 0, 7), Row(0, 6, 1)]
         singles += [Row(0, c, 1) for c in shapes.pasts()[-2:]]
+        rows = [*([row] for row in singles), shapes.mixed(True, shapes.batch)]
+        candidates = [shapes.case(name, r, cache=True) for r in rows]
+    elif name == "score" and version > 1:
+        singles = [Row(0, 0, 2), Row(0, 0, 7), Row(0, 6, 5)]
         rows = [*([row] for row in singles), shapes.mixed(True, shapes.batch)]
         candidates = [shapes.case(name, r, cache=True) for r in rows]
     else:

@@ -156,7 +156,7 @@ def _errors(
         if common is not None:
             # Rows of the cache are of tokens fed, log-probabilities of those generated.
             fed = len(mine) - len(got["tokens"]) + common
-            keep = common if name == "logprobs" else max(fed, 0)
+            keep = common if name.endswith("logprobs") else max(fed, 0)
             mine, theirs = mine[:keep], theirs[:keep]
         if mine.size:
             errors[name] = _difference(name, mine, theirs)
@@ -166,7 +166,7 @@ def _errors(
 def _difference(name: str, got: np.ndarray, expected: np.ndarray) -> _Error:
     if got.shape != expected.shape:
         return _Error(float("inf"), float("inf"))
-    scale = max(_rms(expected), 1.0 if name == "logprobs" else 1e-6)
+    scale = max(_rms(expected), 1.0 if name.endswith("logprobs") else 1e-6)
     largest = total = 0.0
     for mine, theirs in zip(_blocks(got), _blocks(expected), strict=True):
         difference = np.abs(mine - theirs) / scale

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...runtime.contract import Manifest, tokens_per_call
+from ...runtime.contract import Manifest, signature, tokens_per_call
 from ...runtime.memory import release_freed_memory
 from .answers import Answer, answer_of, brief, check_shapes
 from .plan import TOKEN_SEQUENCES, Plan, TestCase
@@ -87,7 +87,7 @@ class ExportRunner:
         try:
             if name in ("describe", "tokenizer"):
                 return self._strings(case)
-            outputs = self._call(name, _inputs(plan, prefixes, case))
+            outputs = self._call(name, _inputs(plan, prefixes, case, self._manifest))
             check_shapes(case, self._manifest, outputs)
             if name == "prefill":
                 prefixes.keep(case, outputs["new_cache"])
@@ -118,7 +118,7 @@ class ExportRunner:
             return self._call(case.signature, inputs)
 
         try:
-            inputs = _inputs(plan, prefixes, case)
+            inputs = _inputs(plan, prefixes, case, self._manifest)
             self.problems.extend(sampling_problems(case, inputs, greedy, call))
         except Exception as error:
             self.problems.append(f"{case.signature} {case}: {brief(error)}")
@@ -147,7 +147,9 @@ class ExportRunner:
             )
 
 
-def _inputs(plan: Plan, prefixes: Prefixes, case: TestCase) -> dict[str, np.ndarray]:
+def _inputs(
+    plan: Plan, prefixes: Prefixes, case: TestCase, manifest: Manifest
+) -> dict[str, np.ndarray]:
     rows, S = case.rows, case.size
     ids = np.full((len(rows), S), plan.pad_token_id, np.int32)
     mask = np.zeros((len(rows), S), np.int32)
@@ -161,7 +163,9 @@ def _inputs(plan: Plan, prefixes: Prefixes, case: TestCase) -> dict[str, np.ndar
         inputs.update(prefixes.cache(case))
     if tokens_per_call(case.signature):
         inputs.update(greedy_inputs(case))
-    return inputs
+    version = manifest.contract_version
+    spec = signature(case.signature, manifest.cache_layout, version=version)
+    return {tensor.name: inputs[tensor.name] for tensor in spec.inputs}
 
 
 def interleaved(cases: Sequence[TestCase]) -> list[TestCase]:

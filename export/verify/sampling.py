@@ -6,12 +6,16 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ...runtime.contract import tokens_per_call
+from ...runtime.contract import TOP_LOGPROBS, tokens_per_call
+from ...runtime.sampling import Sampling
 from .plan import TestCase
 
 FEW_TOKENS = 4
 """Tokens that are enough to tell whether a signature samples as it should, or goes on
 from a cache of some length."""
+
+_SEED = 7 | 11 << 32
+_FAVOURED, _FAR = 3, 1e4  # a token, and what no logits are apart
 
 
 def greedy_limits(case: TestCase) -> np.ndarray:
@@ -31,16 +35,16 @@ def greedy_limits(case: TestCase) -> np.ndarray:
 def greedy_inputs(case: TestCase) -> dict[str, np.ndarray]:
     """The inputs of ``generate_{N}`` that say how tokens are chosen."""
     limits = greedy_limits(case)
+    greedy = Sampling(temperature=0.0, seed=_SEED).params(top_logprobs=TOP_LOGPROBS)
     rows = len(limits)
+    nothing = np.full((rows, 1), -1, np.int32)
     return {
         "max_new_tokens": limits,
-        "history": np.full((rows, 1), -1, np.int32),
-        "stop_ids": np.full((rows, 1), -1, np.int32),
-        "seed": np.tile(np.array([7, 11], np.int32), (rows, 1)),
-        "temperature": np.zeros(rows, np.float32),
-        "top_k": np.zeros(rows, np.int32),
-        "top_p": np.ones(rows, np.float32),
-        "repetition_penalty": np.ones(rows, np.float32),
+        "history": nothing,
+        "stop_ids": nothing,
+        "bias_ids": nothing,
+        "bias": np.zeros((rows, 1), np.float32),
+        **{name: x.repeat(rows, 0) for name, x in greedy._asdict().items()},
     }
 
 
@@ -52,7 +56,7 @@ def sampling_problems(
 ) -> Iterator[str]:
     """Where sampling breaks what holds for any model, a sentence each.
 
-    ``top_k`` 1 is greedy, a seed repeats, limits hold.
+    ``top_k`` 1 is greedy, a seed repeats, limits hold, modifiers modify.
 
     Args:
         case: a generation.
@@ -78,6 +82,32 @@ def sampling_problems(
             f"{name}: {first['count'].tolist()} tokens generated where "
             f"max_new_tokens is {warm['max_new_tokens'].tolist()}"
         )
+    if "min_p" in inputs:
+        yield from _modifier_problems(name, {**inputs, "max_new_tokens": few}, call)
+
+
+def _modifier_problems(
+    name: str,
+    inputs: dict[str, np.ndarray],
+    call: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]],
+) -> Iterator[str]:
+    """Where numbers far beyond any logit don't decide what is chosen."""
+    few = inputs["max_new_tokens"]
+    favoured, B = np.full((len(few), 1), _FAVOURED, np.int32), len(few)
+    biased = {"bias_ids": favoured, "bias": np.full((B, 1), 1.5 * _FAR, np.float32)}
+    counting = {"frequency_penalty": np.full(B, _FAR, np.float32)}
+    tokens = call({**inputs, **biased, **counting})["tokens"]
+    for row, count in zip(tokens, few, strict=True):
+        is_favoured = (row[:count] == _FAVOURED).tolist()
+        if is_favoured != [True, True, False, False][:count]:
+            yield f"{name}: bias and frequency_penalty gave {row[:count].tolist()}"
+    late = {"stop_ids": favoured, "min_new_tokens": np.ones(B, np.int32)}
+    for row, count in zip(
+        call({**inputs, **biased, **late})["tokens"], few, strict=True
+    ):
+        is_favoured = (row[:count] == _FAVOURED).tolist()
+        if is_favoured != [False, True, False, False][:count]:
+            yield f"{name}: min_new_tokens 1 gave {row[:count].tolist()}"
 
 
 def _equally_likely(

@@ -15,7 +15,7 @@ from ...models.checkpoints import open_weights
 from ...models.config import OPTConfig
 from ...models.layer_context import LayerContext
 from ...models.weights import check_weights, params_from_weights, weight_shapes
-from ...runtime.contract import tokens_per_call
+from ...runtime.contract import TOP_LOGPROBS, tokens_per_call
 from .answers import Answer
 from .packed_sequences import PackedSequences
 from .plan import Plan, Row
@@ -232,11 +232,16 @@ def _expected(name: str, row: Row, read: _Read) -> dict[str, np.ndarray]:
     tokens, logits = read.tokens, read.logits
     begin, end = row.past, row.past + row.new
     if name == "embed":
-        return {"last_hidden_state": read.hidden[begin:end]}
+        hidden = read.hidden[begin:end]
+        return {"last_hidden_state": hidden, "pooled": hidden.mean(0)}
     if name == "serving_default":
         return {"logits": logits}
     if name == "score":
-        return {"logprobs": chosen_logprobs(logits, tokens[begin + 1 : end])}
+        return {
+            "logprobs": chosen_logprobs(logits, tokens[begin + 1 : end]),
+            "top_logprobs": largest_logprobs(logits),
+            "new_cache": read.cache(begin, end),
+        }
     if tokens_per_call(name):
         generated = tokens[end:]
         chosen = np.take_along_axis(logits, generated[:, None], 1)[:, 0]
@@ -244,6 +249,7 @@ def _expected(name: str, row: Row, read: _Read) -> dict[str, np.ndarray]:
             "regret": logits.max(-1) - chosen,
             "logits": logits,
             "logprobs": chosen_logprobs(logits, generated),
+            "top_logprobs": largest_logprobs(logits),
             "new_cache": read.cache(begin, len(tokens) - 1),
         }
     return {"logits": logits[0], "new_cache": read.cache(begin, end)}
@@ -261,11 +267,25 @@ _BLOCK = 64  # tokens
 def chosen_logprobs(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """Log-probabilities ``[T]`` of tokens ``[T]`` under logits ``[T,V]``."""
     chosen = np.take_along_axis(logits, tokens[:, None], -1)[:, 0]
+    return (chosen - _normalizers(logits)).astype(np.float32)
+
+
+def largest_logprobs(logits: np.ndarray) -> np.ndarray:
+    """The largest log-probabilities ``[T,5]`` under logits ``[T,V]``, in order."""
+    largest = [np.empty((0, TOP_LOGPROBS))]
+    for at in range(0, len(logits), _BLOCK):
+        few = np.partition(-logits[at : at + _BLOCK], TOP_LOGPROBS - 1)
+        largest.append(-np.sort(few[:, :TOP_LOGPROBS]))
+    logprobs = np.concatenate(largest) - _normalizers(logits)[:, None]
+    return logprobs.astype(np.float32)
+
+
+def _normalizers(logits: np.ndarray) -> np.ndarray:
+    """Logarithms ``[T]`` of the sums of exponentials."""
     totals = []
     for at in range(0, len(logits), _BLOCK):  # doubles of all of them take gigabytes
         block = logits[at : at + _BLOCK]
         top = block.max(-1, keepdims=True)
         sums = np.exp(block - top, dtype=np.float64).sum(-1)
         totals.append(np.log(sums) + top[:, 0])
-    logprobs = chosen - np.concatenate([*totals, np.empty(0)])
-    return logprobs.astype(np.float32)
+    return np.concatenate([*totals, np.empty(0)])

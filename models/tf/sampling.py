@@ -9,11 +9,7 @@ sorted: thresholds come from a binary search over the bits of float32.
 
 from __future__ import annotations
 
-import functools
-import operator
-
 import tensorflow as tf
-from tensorflow.compiler.tf2xla.python import xla
 
 from ..generation.modifiers import Marks, min_p_threshold, modify
 from ..generation.sampling import (
@@ -24,27 +20,9 @@ from ..generation.sampling import (
     SamplingParams,
 )
 from .arrays import ARRAYS
+from .xla_workarounds import barrier, first_argmax, sum_rows
 
 _LOWEST = -(2**31)
-_PARTS = 8  # of a row, that are added to one another
-
-
-def total(measure, *of, compiled: bool):
-    """Sums [B] of ``measure`` of the numbers in ``of``, each [B,V].
-
-    XLA adds a row's numbers up one by one. Parts of a row it adds to one another in
-    vector code, in the same loop that measures them.
-    """
-    if not compiled:
-        return tf.reduce_sum(measure(*of), axis=1)
-    size = of[0].shape[1] // _PARTS
-
-    def measured(start, end=None):
-        return measure(*(x[:, start:end] for x in of))
-
-    parts = [measured(i * size, (i + 1) * size) for i in range(_PARTS)]
-    sums = functools.reduce(operator.add, parts)
-    return tf.reduce_sum(tf.concat([sums, measured(_PARTS * size)], axis=1), axis=1)
 
 
 def choose(
@@ -74,7 +52,7 @@ def choose(
     def mass(x):
         return tf.exp(x - top[:, None])
 
-    normalizer = top + tf.math.log(total(mass, logits, compiled=compiled))
+    normalizer = top + tf.math.log(sum_rows(mass, logits, compiled=compiled))
     asked = params.top_logprobs
     reported = tf.cond(
         tf.reduce_any(asked > 0),
@@ -100,17 +78,6 @@ def likeliest(logits, normalizer, asked):
 def nothing_reported(B):
     """:func:`likeliest` where none is asked for."""
     return tf.fill([B, TOP_LOGPROBS], -1), tf.zeros([B, TOP_LOGPROBS])
-
-
-def first_argmax(x):
-    """The largest value's index [B] int32; the lowest one among equals.
-
-    In two steps, which a compiler makes vector code of; of an argmax it doesn't.
-    """
-    V = tf.shape(x)[1]
-    largest = tf.reduce_max(x, axis=1, keepdims=True)
-    index = tf.reduce_min(tf.where(x == largest, tf.range(V), V), axis=1)
-    return tf.minimum(index, V - 1)  # of NaNs none is the largest
 
 
 def draw(x, params: SamplingParams, position, compiled: bool):
@@ -157,7 +124,7 @@ def top_k_threshold(keys, k, compiled: bool):
         def reaches(keys):
             return tf.cast(keys >= at[:, None], tf.int32)
 
-        return total(reaches, keys, compiled=compiled)
+        return sum_rows(reaches, keys, compiled=compiled)
 
     return _largest(reaching, k, lambda key: tf.ones_like(key, tf.float32))
 
@@ -171,12 +138,12 @@ def top_p_threshold(x, keys, least, p, compiled: bool):
         def counted(keys, weights):
             return tf.where(keys > at[:, None], weights, 0.0)
 
-        return total(counted, keys, weights, compiled=compiled)
+        return sum_rows(counted, keys, weights, compiled=compiled)
 
     def weight(key):
         return tf.exp(from_ordered_bits(key) - top)
 
-    limit = p * total(lambda weights: weights, weights, compiled=compiled)
+    limit = p * sum_rows(lambda weights: weights, weights, compiled=compiled)
     # The last number that still has p above it: what is above it is kept, the likeliest
     # in any case, even if p is so small that there is nothing left of the limit.
     threshold = tf.minimum(_largest(above, limit, weight), ordered_bits(top) - 1) + 1
@@ -237,7 +204,5 @@ def threefry2x32(k0, k1, x0, x1, compiled: bool):
             x1 = (left | right) ^ x0
         last = tf.constant(group + 1, tf.uint32)
         x0, x1 = x0 + keys[(group + 1) % 3], x1 + keys[(group + 2) % 3] + last
-        if compiled:
-            # XLA takes minutes to compile the rounds in one piece.
-            x0, x1 = xla.optimization_barrier(x0, x1)
+        x0, x1 = barrier(x0, x1, compiled=compiled)
     return x0

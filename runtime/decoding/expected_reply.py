@@ -91,7 +91,7 @@ class ExpectedReply:
         if self.signature == "score":
             inside = np.arange(outputs["logprobs"].shape[1]) < fed[:, None]
             inside[:, 0] = False  # nothing comes before the first token
-            _check_logprobs(outputs["logprobs"][: len(fed)][inside])
+            _check_logprobs("logprobs", outputs["logprobs"][: len(fed)][inside])
             if any(self.top):
                 self._check_top(outputs, inside)
         if self.signature == "embed":
@@ -149,7 +149,7 @@ class ExpectedReply:
     ) -> None:
         inside = np.arange(tokens.shape[1]) < count[:, None]
         self._check_ids("tokens", tokens[: len(count)][inside])
-        _check_logprobs(logprobs[: len(count)][inside])
+        _check_logprobs("logprobs", logprobs[: len(count)][inside])
 
     def _check_top(self, outputs: Mapping[str, np.ndarray], inside: np.ndarray) -> None:
         """The likeliest tokens that were asked for, where ``inside`` [R,T]."""
@@ -157,7 +157,7 @@ class ExpectedReply:
         asked = np.arange(ids.shape[2]) < np.array(self.top)[:, None, None]
         asked = inside[:, :, None] & asked
         self._check_ids("top_ids", ids[: len(inside)][asked])
-        _check_logprobs(logprobs[: len(inside)][asked])
+        _check_logprobs("top_logprobs", logprobs[: len(inside)][asked])
 
     def _check_ids(self, name: str, ids: np.ndarray) -> None:
         vocabulary = self.model.manifest.vocab_size
@@ -212,11 +212,11 @@ def _check_finite(name: str, values: np.ndarray) -> None:
         raise MalformedReply(f"output {name!r} holds NaN or infinite numbers")
 
 
-def _check_logprobs(values: np.ndarray) -> None:
-    _check_finite("logprobs", values)
+def _check_logprobs(name: str, values: np.ndarray) -> None:
+    _check_finite(name, values)
     if values.size and values.max() > _ROUNDING:
         raise MalformedReply(
-            f"output 'logprobs' must be 0 or less, got {float(values.max()):g}"
+            f"output {name!r} must be 0 or less, got {float(values.max()):g}"
         )
 
 
