@@ -186,18 +186,26 @@ class AsyncClient:
             await _cancel(tasks | done)
 
     async def score(
-        self, texts: Iterable[Prompt], *, timeout: float | None = None
+        self,
+        texts: Iterable[Prompt],
+        *,
+        top_logprobs: int = 0,
+        timeout: float | None = None,
     ) -> list[Score]:
-        """How likely the model finds each text (``Score.perplexity``)."""
+        """``Client.score`` for asyncio."""
         engine = await self.connect()
-        return await self._run("score", engine.score(texts, timeout))
+        return await self._run("score", engine.score(texts, top_logprobs, timeout))
 
     async def embed(
-        self, texts: Iterable[Prompt], *, timeout: float | None = None
+        self,
+        texts: Iterable[Prompt],
+        *,
+        pooled: bool = False,
+        timeout: float | None = None,
     ) -> list[np.ndarray]:
-        """The last hidden states of each text, ``[tokens, E]`` float32."""
+        """``Client.embed`` for asyncio."""
         engine = await self.connect()
-        return await self._run("embed", engine.embed(texts, timeout))
+        return await self._run("embed", engine.embed(texts, pooled, timeout))
 
     async def conversation(self) -> AsyncConversation:
         """A conversation, which keeps its cache between turns."""

@@ -176,16 +176,31 @@ class Client:
                     yield result
 
     def score(
-        self, texts: Iterable[Prompt], *, timeout: float | None = None
+        self,
+        texts: Iterable[Prompt],
+        *,
+        top_logprobs: int = 0,
+        timeout: float | None = None,
     ) -> list[Score]:
-        """How likely the model finds each text (``Score.perplexity``)."""
-        return self._run("score", self._engine.score(texts, timeout))
+        """How likely the model finds each text (``Score.perplexity``).
+
+        With ``top_logprobs`` 1 to 5 each result also has the likeliest tokens of each
+        step, and where greedy decoding would have said the same. What several texts
+        begin with is computed once, and long texts in pieces.
+        """
+        task = self._engine.score(texts, top_logprobs, timeout)
+        return self._run("score", task)
 
     def embed(
-        self, texts: Iterable[Prompt], *, timeout: float | None = None
+        self,
+        texts: Iterable[Prompt],
+        *,
+        pooled: bool = False,
+        timeout: float | None = None,
     ) -> list[np.ndarray]:
-        """The last hidden states of each text, ``[tokens, E]`` float32."""
-        return self._run("embed", self._engine.embed(texts, timeout))
+        """The last hidden states of each text, ``[tokens, E]`` float32; ``pooled``
+        their mean, ``[E]``."""
+        return self._run("embed", self._engine.embed(texts, pooled, timeout))
 
     def conversation(self) -> Conversation:
         """A conversation, which keeps its cache between turns."""

@@ -171,11 +171,28 @@ class Score:
     """How likely a model finds a text.
 
     ``logprobs`` has one entry for each of ``tokens``; the first, which nothing comes
-    before, is NaN.
+    before, is NaN. So has ``top_logprobs``, where asked for: the likeliest tokens of
+    the distribution that each token was drawn from, none for the first.
     """
 
     tokens: list[int]
     logprobs: list[float]
+    top_logprobs: list[TopLogprobs] = field(default_factory=list)
+
+    @property
+    def greedy(self) -> list[bool]:
+        """Whether greedy decoding would have chosen each token, the first left out.
+
+        Of equally likely tokens it takes the lowest id. Empty where ``top_logprobs``
+        weren't asked for.
+        """
+        steps = zip(self.tokens, self.top_logprobs, strict=False)
+        return [step[0][0] == token for token, step in steps if step]
+
+    @property
+    def greedy_agreement(self) -> float:
+        """Share of tokens that are greedy; NaN where nothing is known of any."""
+        return sum(self.greedy) / len(self.greedy) if self.greedy else math.nan
 
     @property
     def total(self) -> float:

@@ -159,7 +159,8 @@ def modify(
         modified=np.array([True]),
     )
     params = sampling.params(min_new_tokens=1)  # what is forbidden is so now
-    return modify_rows(NUMPY, np.float32(logits)[None], params, marks, 0)[0]
+    with np.errstate(over="ignore"):  # of a large penalty: −inf is right
+        return modify_rows(NUMPY, np.float32(logits)[None], params, marks, 0)[0]
 
 
 def _row(

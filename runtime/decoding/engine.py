@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from ...models.tokenizer import Detokenizer, Tokenizer, TokenizerError
-from ..contract import tokens_per_call
+from ..contract import TOP_LOGPROBS, tokens_per_call
 from ..errors import InvalidRequest, PromptTooLong
 from ..option_checks import check_seconds, check_whole
 from ..options import GenerationOptions, Prompt
@@ -138,9 +138,8 @@ class Engine:
         echoed: list[Score] = []
         if options.echo:
             deadline = samples[0][0].deadline if samples else None
-            echoed = yield from scoring.score(
-                encoded, self.versions, self.capacity, deadline
-            )
+            limits = scoring.Limits(self.versions, self.capacity, deadline)
+            echoed = yield from scoring.score(encoded, limits)
         if options.beams:
             results = yield from self._search([one for (one,) in samples])
         elif options.samples > 1:
@@ -209,35 +208,38 @@ class Engine:
         return generate_sequences(iter([sequence]), self.versions, 1), sequence
 
     def score(
-        self, texts: Iterable[Prompt], timeout: float | None
+        self, texts: Iterable[Prompt], top_logprobs: int, timeout: float | None
     ) -> Task[list[Score]]:
         """A task that gives each text's log-probabilities."""
-        return scoring.score(self._whole(texts), *self._limits(timeout))
+        check_whole("top_logprobs", top_logprobs, 0, TOP_LOGPROBS)
+        limits = self._limits(timeout)
+        return scoring.score(self._whole(texts), limits, top=top_logprobs)
 
     def embed(
-        self, texts: Iterable[Prompt], timeout: float | None
+        self, texts: Iterable[Prompt], pooled: bool, timeout: float | None
     ) -> Task[list[np.ndarray]]:
-        """A task that gives each text's last hidden states."""
-        return scoring.embed(self._whole(texts), *self._limits(timeout))
+        """A task that gives each text's last hidden states, or their mean."""
+        limits = self._limits(timeout)
+        return scoring.embed(self._whole(texts), limits, pooled=pooled)
 
     def most_rows(self, call: Call) -> int:
         """Most rows of a call that is joined of calls like this one."""
         model = self.versions.of(call.version)
         new = call.inputs["input_ids"].shape[1]
-        if call.signature in ("score", "embed"):
-            return scoring.most_rows(model, new, self.capacity)
-        new += tokens_per_call(call.signature) or 0
         cached = call.inputs["cache"].shape[1] if "cache" in call.inputs else 0
+        if call.signature in ("score", "embed"):
+            return scoring.most_rows(model, new, self.capacity, cached)
+        new += tokens_per_call(call.signature) or 0
         return min(self.capacity, model.rows_that_fit(new, cached))
 
     def padded_rows(self, call: Call, rows: int) -> int:
         """B for ``rows`` joined rows of calls like this one."""
         return self.versions.of(call.version).padded_rows(rows)
 
-    def _limits(self, timeout: float | None) -> tuple[ModelVersions, int, float | None]:
+    def _limits(self, timeout: float | None) -> scoring.Limits:
         if timeout is not None:
             check_seconds("timeout", timeout)
-        return self.versions, self.capacity, deadline_in(timeout)
+        return scoring.Limits(self.versions, self.capacity, deadline_in(timeout))
 
     def _whole(self, texts: Iterable[Prompt]) -> list[list[int]]:
         limit = self.versions.current.manifest.max_positions

@@ -94,11 +94,12 @@ class ExpectedReply:
             _check_logprobs("logprobs", outputs["logprobs"][: len(fed)][inside])
             if any(self.top):
                 self._check_top(outputs, inside)
-        if self.signature == "embed":
-            for states, tokens in zip(
-                outputs["last_hidden_state"], self.fed, strict=False
-            ):
-                _check_finite("last_hidden_state", states[:tokens])
+        if "last_hidden_state" in self._specs:
+            states = outputs["last_hidden_state"]
+            for row, tokens in zip(states, self.fed, strict=False):
+                _check_finite("last_hidden_state", row[:tokens])
+        if "pooled" in self._specs:
+            _check_finite("pooled", outputs["pooled"][: len(fed)])
 
     @cached_property
     def _specs(self) -> dict[str, TensorSpec]:

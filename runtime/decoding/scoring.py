@@ -3,94 +3,210 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..codec import RowBlocks, Tensor
-from ..contract import MESSAGE_LIMIT
-from ..errors import InvalidRequest
+from ..contract import MESSAGE_LIMIT, TOP_LOGPROBS
+from ..errors import IncompatibleModel, InvalidRequest, VersionGone
 from ..results import Score
-from ..transports.base import Call, Reply
+from ..transports.base import Call
 from .expected_reply import ExpectedReply
-from .loop import CallRequest, Task, answering_model
+from .kv_cache import KVCache
+from .loop import CallRequest, Task, answering_model, with_deadline
 from .model_versions import ModelVersions
+from .scored_text import ScoredText, shared_prefixes
 from .served_model import ServedModel
 
 _LOGITS_LIMIT = 1 << 29
 """Bytes of logits that one call may make a server compute: ``score`` needs those of
 every token, and 32 texts of 2048 tokens would be 13 GB."""
+_MOST_RESTARTS = 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the calls of one request keep to: ``capacity`` rows, and a deadline."""
+
+    versions: ModelVersions
+    capacity: int
+    deadline: float | None
 
 
 def score(
-    prompts: Sequence[Sequence[int]],
-    versions: ModelVersions,
-    capacity: int,
-    deadline: float | None,
+    prompts: Sequence[Sequence[int]], limits: Limits, *, top: int = 0
 ) -> Task[list[Score]]:
-    """Each token's log-probability given those before it; NaN for the first."""
-    rows = yield from _run("score", "logprobs", prompts, versions, capacity, deadline)
-    scores = []
-    for ids, values in zip(prompts, rows, strict=True):
-        logprobs = values.astype(np.float64)
-        logprobs[0] = np.nan
-        scores.append(Score(list(ids), [float(x) for x in logprobs]))
-    return scores
+    """Each token's log-probability given those before it; NaN for the first.
+
+    Beginnings that texts have in common are computed once, and long texts in pieces,
+    where the export's contract version has a cache for it. With ``top`` the likeliest
+    tokens of each step are reported, too.
+    """
+    model = limits.versions.current
+    model.require("score", "score()")
+    if model.manifest.contract_version < 2:
+        if top:
+            raise IncompatibleModel(
+                "this export is of contract version 1, whose scores have no likeliest "
+                "tokens: export the model again, or ask for none (top_logprobs=0)"
+            )
+        return (yield from _whole_scores(prompts, limits))
+    scored: dict[int, ScoredText] = {}
+    for length, members in shared_prefixes(prompts):
+        texts = [ScoredText(prompts[i]) for i in members]
+        if length:
+            prefix = ScoredText(prompts[members[0]][:length])
+            yield from _score_texts([prefix], limits, top=top, keep=True)
+            texts = [prefix.continued(prompts[i]) for i in members]
+        yield from _score_texts(texts, limits, top=top)
+        for i, text in zip(members, texts, strict=True):
+            text.cache = None  # which may be large
+            scored[i] = text
+    return [scored[i].score(top) for i in range(len(prompts))]
 
 
 def embed(
-    prompts: Sequence[Sequence[int]],
-    versions: ModelVersions,
-    capacity: int,
-    deadline: float | None,
+    prompts: Sequence[Sequence[int]], limits: Limits, *, pooled: bool = False
 ) -> Task[list[np.ndarray]]:
-    """The last hidden states ``[tokens, E]`` of each prompt, float32."""
-    output = "last_hidden_state"
-    return (yield from _run("embed", output, prompts, versions, capacity, deadline))
+    """The last hidden states ``[tokens, E]`` of each prompt, float32, or their means
+    ``[E]``."""
+    if pooled and limits.versions.current.manifest.contract_version > 1:
+        return (yield from _run("embed", "pooled", prompts, limits))
+    states = yield from _run("embed", "last_hidden_state", prompts, limits)
+    return [x.mean(0) for x in states] if pooled else states
+
+
+# --- in pieces behind a cache ---------------------------------------------------------
+
+
+def _score_texts(
+    texts: Sequence[ScoredText], limits: Limits, *, top: int, keep: bool = False
+) -> Task[None]:
+    """Score all texts to their ends; ``keep`` their caches, for others to go on from.
+
+    Some of them at a time, so that few caches are held.
+    """
+    model, restarts = limits.versions.current, 0
+    while waiting := [text for text in texts if text.pending]:
+        chosen = next(_groups([text.pending for text in waiting], model, limits))
+        group = [waiting[i] for i in chosen]
+        while going := [text for text in group if text.pending]:
+            try:
+                yield from _score_pieces(going, limits, top=top, keep=keep)
+            except VersionGone:
+                restarts += 1
+                if restarts > _MOST_RESTARTS:
+                    raise
+                for text in going:
+                    text.restart()
+                learning = limits.versions.learn()
+                yield from with_deadline(learning, limits.deadline)
+
+
+def _score_pieces(
+    texts: Sequence[ScoredText], limits: Limits, *, top: int, keep: bool
+) -> Task[None]:
+    """One call with the next piece of each text that can go with the first one's."""
+    version, model_id = texts[0].version, texts[0].model_id
+    model = limits.versions.of(version)
+    texts = [t for t in texts if (t.version, t.model_id) == (version, model_id)]
+    most = model.whole_size(max(model.largest_prompt_chunk, 2))
+    size = model.whole_size(min(max(t.pending for t in texts), most))
+    cached = model.cache_size(max(t.cached for t in texts))
+    texts = texts[: min(most_rows(model, size, limits.capacity, cached), len(texts))]
+    pieces = [text.piece(size) for text in texts]
+    goes_on = [keep or text.cached + size < len(text.tokens) for text in texts]
+    outputs = ("logprobs",)
+    outputs += ("top_ids", "top_logprobs") if top else ()
+    outputs += ("new_cache",) if any(goes_on) else ()
+    inputs = _fed(model, pieces, size)
+    inputs |= _caches([text.cache for text in texts], model, len(inputs["input_ids"]))
+    call = _call(model, "score", inputs, outputs, pieces, version, model_id)
+    reply = yield CallRequest(call, limits.deadline)
+    model = yield from answering_model(call, reply, limits.versions, limits.deadline)
+    for b, (text, piece) in enumerate(zip(texts, pieces, strict=True)):
+        row = {name: array[b] for name, array in reply.outputs.items()}
+        cache = text.cache or KVCache(model.layout)
+        text.take(row, len(piece), cache if goes_on[b] else None)
+        text.version, text.model_id = reply.version, reply.model_id
+
+
+def _caches(
+    caches: Sequence[KVCache | None], model: ServedModel, rows: int
+) -> dict[str, Tensor]:
+    empty = (np.zeros((0, *model.layout.row_shape), np.float32),)
+    lengths = np.zeros(rows, np.int32)
+    lengths[: len(caches)] = [0 if c is None else len(c) for c in caches]
+    blocks = [empty if c is None else c.blocks() for c in caches]
+    blocks += [empty] * (rows - len(caches))
+    slots = model.cache_size(int(lengths.max()))
+    return {"cache": RowBlocks(tuple(blocks), slots), "cache_length": lengths}
+
+
+# --- whole texts ----------------------------------------------------------------------
+
+
+def _whole_scores(
+    prompts: Sequence[Sequence[int]], limits: Limits
+) -> Task[list[Score]]:
+    rows = yield from _run("score", "logprobs", prompts, limits)
+    texts = [ScoredText(ids) for ids in prompts]
+    for text, logprobs in zip(texts, rows, strict=True):
+        text.take({"logprobs": logprobs}, len(logprobs), None)
+    return [text.score(0) for text in texts]
 
 
 def _run(
-    signature: str,
-    output: str,
-    prompts: Sequence[Sequence[int]],
-    versions: ModelVersions,
-    capacity: int,
-    deadline: float | None,
+    signature: str, output: str, prompts: Sequence[Sequence[int]], limits: Limits
 ) -> Task[list[np.ndarray]]:
-    model = versions.current
+    model = limits.versions.current
     model.require(signature, f"{signature}()")
     results: dict[int, np.ndarray] = {}
-    for chosen in _groups(prompts, model, capacity):
+    for chosen in _groups([len(prompt) for prompt in prompts], model, limits):
         rows = [prompts[i] for i in chosen]
         size = model.whole_size(max(map(len, rows)))
-        count = model.batch_size(len(rows))
-        ids = np.full((count, size), model.manifest.pad_token_id, np.int32)
-        lengths = np.ones(count, np.int32)
-        for b, row in enumerate(rows):
-            ids[b, : len(row)] = row
-            lengths[b] = len(row)
-        inputs: dict[str, Tensor] = {"input_ids": ids, "input_length": lengths}
-        if any(s.name == "cache" for s in model.signature(signature).inputs):
-            inputs |= _no_cache(model, count)
-        fed = tuple(map(len, rows))
-        expected = ExpectedReply(model, signature, (output,), count, fed, size)
-        call = Call(signature, inputs, (output,), expected=expected)
-        reply: Reply = yield CallRequest(call, deadline)
-        yield from answering_model(call, reply, versions, deadline)
+        inputs = _fed(model, rows, size)
+        call = _call(model, signature, inputs, (output,), rows)
+        reply = yield CallRequest(call, limits.deadline)
+        yield from answering_model(call, reply, limits.versions, limits.deadline)
         for b, i in enumerate(chosen):
-            results[i] = np.array(reply.outputs[output][b, : len(prompts[i])])
+            row = reply.outputs[output][b]
+            results[i] = np.array(row if output == "pooled" else row[: len(prompts[i])])
     return [results[i] for i in range(len(prompts))]
 
 
-def _no_cache(model: ServedModel, rows: int) -> dict[str, Tensor]:
-    empty = (np.zeros((0, *model.layout.row_shape), np.float32),)
-    return {
-        "cache": RowBlocks((empty,) * rows, model.cache_size(0)),
-        "cache_length": np.zeros(rows, np.int32),
-    }
+def _fed(
+    model: ServedModel, rows: Sequence[Sequence[int]], size: int
+) -> dict[str, Tensor]:
+    """The inputs that feed rows of tokens."""
+    count = model.batch_size(len(rows))
+    ids = np.full((count, size), model.manifest.pad_token_id, np.int32)
+    lengths = np.ones(count, np.int32)
+    for b, row in enumerate(rows):
+        ids[b, : len(row)] = row
+        lengths[b] = len(row)
+    return {"input_ids": ids, "input_length": lengths}
 
 
-def most_rows(model: ServedModel, size: int, capacity: int) -> int:
-    """Most rows of ``size`` tokens that one call should have.
+def _call(
+    model: ServedModel,
+    signature: str,
+    inputs: dict[str, Tensor],
+    outputs: tuple[str, ...],
+    rows: Sequence[Sequence[int]],
+    version: int | None = None,
+    model_id: str = "",
+) -> Call:
+    B, S = inputs["input_ids"].shape
+    fed = tuple(map(len, rows))
+    top = (TOP_LOGPROBS,) * len(rows) if "top_ids" in outputs else ()
+    expected = ExpectedReply(model, signature, outputs, B, fed, S, top=top)
+    return Call(signature, inputs, outputs, version, model_id, expected)
+
+
+def most_rows(model: ServedModel, size: int, capacity: int, cached: int = 0) -> int:
+    """Most rows of ``size`` tokens after ``cached`` ones that one call should have.
 
     Raises:
         InvalidRequest: the reply for one row could pass the 2 GiB limit.
@@ -103,20 +219,22 @@ def most_rows(model: ServedModel, size: int, capacity: int) -> int:
         )
     logits_bytes = 4 * size * model.manifest.vocab_size
     fits = min(MESSAGE_LIMIT // row_bytes, _LOGITS_LIMIT // logits_bytes)
+    if cached:
+        fits = min(fits, model.rows_that_fit(size, cached))
     return max(1, min(capacity, fits))
 
 
 def _groups(
-    prompts: Sequence[Sequence[int]], model: ServedModel, capacity: int
+    lengths: Sequence[int], model: ServedModel, limits: Limits
 ) -> Iterator[list[int]]:
-    """Indices of prompts of like length, so that padding wastes little."""
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    """Indices of texts of like length, so that padding wastes little."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     group: list[int] = []
     for i in order:
-        size = model.whole_size(len(prompts[i]))
-        fits = most_rows(model, size, capacity)
+        size = model.whole_size(lengths[i])
+        fits = most_rows(model, size, limits.capacity)
         if group and (
-            len(group) >= fits or model.whole_size(len(prompts[group[0]])) != size
+            len(group) >= fits or model.whole_size(lengths[group[0]]) != size
         ):
             yield group
             group = []

@@ -49,8 +49,8 @@ WRONG: dict[str, list[Change]] = {
     "count": [put(0), put(-1), put(3), put(2**31 - 1), put(-(2**31)), put(0, 1)],
     "tokens": [put(-1), put(128), put(2**31 - 1), put(-(2**31)), put(-5, 1, 0)],
     "logprobs": [put(np.nan), put(np.inf), put(-np.inf), put(0.1), put(np.nan, 1, 0)],
-    "top_ids": [put(-1), put(128), put(-1, 1, 1, 1), put(2**31 - 1, 0, 1, 0)],
-    "top_logprobs": [put(np.nan), put(np.inf), put(0.1, 1, 1, 1), put(-np.inf, 1)],
+    "top_ids": [put(128, 0, 1), put(-1, 1, 1, 1), put(2**31 - 1, 0, 1, 0)],
+    "top_logprobs": [put(np.nan, 0, 1), put(0.1, 1, 1, 1), put(-np.inf, 1)],
     "logits": [put(np.nan), put(np.inf), put(-np.inf), put(np.nan, 1, 127)],
     "new_cache": [put(np.nan), put(np.inf), put(np.nan, 1, 1, 2, 1, 3, 7)],
 }
@@ -134,6 +134,24 @@ def test_embeddings(change):
         pytest.raises(MalformedReply, match="makes no sense"),
     ):
         client.embed(PROMPTS)
+
+
+@pytest.mark.parametrize("change", [*WRONG["any"], put(np.nan), put(np.inf, 1, 3)])
+def test_means_of_embeddings(change):
+    with (
+        Client(transport=lying("pooled", change)) as client,
+        pytest.raises(MalformedReply, match="makes no sense"),
+    ):
+        client.embed(PROMPTS, pooled=True)
+
+
+@pytest.mark.parametrize(("output", "change"), cases("top_ids", "top_logprobs"))
+def test_the_likeliest_of_scores(output, change):
+    with (
+        Client(transport=lying(output, change)) as client,
+        pytest.raises(MalformedReply, match=f"makes no sense .*'{output}'"),
+    ):
+        client.score(PROMPTS, top_logprobs=5)
 
 
 def test_the_first_tokens_score_and_padding_may_be_anything():

@@ -181,31 +181,6 @@ def test_logprobs_top_logprobs_echo_and_score_agree():
         assert [token for token, _ in step] == np.argsort(-row)[:3].tolist()
 
 
-def test_texts_beyond_the_largest_prompt_size_are_scored_whole():
-    texts = [[2, *range(4, 4 + n)] for n in (3, 8, 9, 30, 39)]
-    with Client(transport=NumpyTransport()) as client:
-        scores, states = client.score(texts), client.embed(texts)
-    transport = NumpyTransport(prompt_buckets=[4, 8])
-    with Client(transport=transport) as client:
-        for actual, expected in zip(client.score(texts), scores, strict=True):
-            np.testing.assert_allclose(actual.logprobs, expected.logprobs, atol=1e-5)
-        for actual, expected in zip(client.embed(texts), states, strict=True):
-            np.testing.assert_allclose(actual, expected, atol=1e-5)
-    assert {s for _, s in transport.shapes("input_ids")} == {4, 16, 32, 40}
-
-
-def test_long_texts_are_scored_by_few_rows_a_call(monkeypatch):
-    limit = "optserve.runtime.decoding.scoring._LOGITS_LIMIT"
-    monkeypatch.setattr(limit, 4 * 128 * 50)
-    texts = [[2, *range(4, 4 + n)] for n in (7, 7, 7, 7, 7, 7, 7, 39, 39, 60)]
-    transport = NumpyTransport()
-    with Client(transport=transport) as client:
-        actual = client.score(texts)
-    assert [len(score.logprobs) for score in actual] == [len(text) for text in texts]
-    shapes = [(6, 8), (1, 8), (1, 40), (1, 40), (1, 64)]
-    assert transport.shapes("input_ids") == shapes
-
-
 def test_constraints_hold():
     with Client(transport=NumpyTransport(tokenizer=SMALL_TOKENIZER)) as client:
 

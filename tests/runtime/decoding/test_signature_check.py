@@ -64,8 +64,8 @@ def test_other_inputs_or_outputs():
     del transport.listed["decode"].inputs["cache_length"]
     refused(transport, "'decode' has the inputs cache, input_ids, input_length, exp")
     transport = Listing()
-    transport.listed["score"].outputs["x"] = TensorInfo("float32", None)
-    refused(transport, "'score' has the outputs logprobs, x")
+    transport.listed["prefill"].outputs["x"] = TensorInfo("float32", None)
+    refused(transport, "'prefill' has the outputs logits, new_cache, x")
 
 
 @pytest.mark.parametrize(
