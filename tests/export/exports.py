@@ -15,6 +15,7 @@ import numpy as np
 from optserve.export.options import ExportOptions
 from optserve.export.pipeline import export_checkpoint
 from optserve.runtime.model_dir import read_manifest
+from optserve.runtime.sampling import Sampling
 
 from tests.conftest import SHARED_FOLDER
 
@@ -104,6 +105,25 @@ def export_to(
 def expected(case: str) -> dict[str, np.ndarray]:
     """Inputs and outputs of the Transformers package."""
     return dict(np.load(GOLDEN / case / "expected.npz"))
+
+
+def choosing(rows: int, **changes: Any) -> dict[str, np.ndarray]:
+    """Inputs of ``generate_{N}`` that say how tokens are chosen: greedily, and nothing
+    ends a row, but for ``changes``."""
+    nothing = np.full((rows, 1), -1, np.int32)
+    usual = {
+        "history": nothing,
+        "stop_ids": nothing,
+        "bias_ids": nothing,
+        "bias": np.zeros((rows, 1), np.float32),
+        **Sampling(temperature=0, seed=7 + (9 << 32)).params()._asdict(),
+    }
+    usual = {
+        name: np.broadcast_to(x, (rows, *x.shape[1:])) for name, x in usual.items()
+    }
+    return usual | {
+        name: np.asarray(value, usual[name].dtype) for name, value in changes.items()
+    }
 
 
 def int32(*values: int) -> np.ndarray:

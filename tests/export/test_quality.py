@@ -13,7 +13,7 @@ import pytest
 from optserve.export.options import ExportOptions
 from optserve.models.tokenizer import Tokenizer
 
-from tests.export.exports import Served, export_to
+from tests.export.exports import Served, choosing, export_to
 
 pytestmark = pytest.mark.slow
 
@@ -84,7 +84,13 @@ def read(tmp_path_factory):
             )
         )
         lengths = np.full(ROWS, WINDOW, np.int32)
-        scored = model("score", input_ids=ids, input_length=lengths)["logprobs"]
+        scored = model(
+            "score",
+            input_ids=ids,
+            input_length=lengths,
+            cache=np.zeros((ROWS, 0, *model.row_shape), np.float32),
+            cache_length=np.zeros(ROWS, np.int32),
+        )["logprobs"]
         loss, best = decode(model, ids)
         return Reading(-float(scored[:, 1:].mean()), loss, best, free(model, ids))
 
@@ -130,13 +136,7 @@ def free(model: Served, ids: np.ndarray) -> np.ndarray:
             cache=cache,
             cache_length=ones * length,
             max_new_tokens=ones * 8,
-            history=np.full((ROWS, 1), -1, np.int32),
-            stop_ids=np.full((ROWS, 1), -1, np.int32),
-            seed=np.zeros((ROWS, 2), np.int32),
-            temperature=np.zeros(ROWS, np.float32),
-            top_k=np.zeros(ROWS, np.int32),
-            top_p=np.ones(ROWS, np.float32),
-            repetition_penalty=np.ones(ROWS, np.float32),
+            **choosing(ROWS),
         )
         more = fresh.shape[1] + 7
         cache[:, length : length + more] = outputs["new_cache"][:, :more]

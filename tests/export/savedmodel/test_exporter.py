@@ -51,12 +51,59 @@ def test_logits_equal_the_reference(case, framework):
     np.testing.assert_allclose(
         hidden["last_hidden_state"], golden["last_hidden_state"], atol=atol
     )
-    score = model("score", input_ids=ids, input_length=int32(*[S] * B))["logprobs"]
-    shifted = golden["logits"][:, :-1].astype(np.float64)
-    logprobs = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    lengths = int32(S, 3, 1)
+    means = [golden["last_hidden_state"][b, :n].mean(0) for b, n in enumerate(lengths)]
+    pooled = model("embed", input_ids=ids, input_length=lengths)["pooled"]
+    np.testing.assert_allclose(pooled, means, atol=atol)
+
+
+@pytest.mark.parametrize("framework", ROUTES)
+@pytest.mark.parametrize("case", CASES)
+def test_scores_equal_the_reference_at_once_and_behind_a_cache(case, framework):
+    model, golden = served(case, framework=framework), expected(case)
+    ids = golden["input_ids"].astype(np.int32)
+    B, S = ids.shape
+    atol = 2 * tolerance(case)
+    before = golden["logits"][:, :-1].astype(np.float64)
+    logprobs = before - np.log(np.exp(before).sum(-1, keepdims=True))
     reference = np.take_along_axis(logprobs, ids[:, 1:, None], -1)[..., 0]
-    np.testing.assert_allclose(score[:, 1:], reference, atol=2 * atol)
-    assert not score[:, 0].any()
+    likeliest = -np.sort(-logprobs)[..., :5]
+    none = np.zeros((B, 0, *model.row_shape), np.float32)
+
+    def check(scores, begin: int, end: int) -> None:
+        """Of the tokens from ``begin`` on; nothing is said of the first of a call."""
+        new = slice(begin, end - 1)
+        for name, right in (("logprobs", reference), ("top_logprobs", likeliest)):
+            np.testing.assert_allclose(scores[name][:, 1:], right[:, new], atol=atol)
+            assert not scores[name][:, 0].any()
+        assert (scores["top_ids"][:, 0] == -1).all()
+        chosen = np.take_along_axis(logprobs[:, new], scores["top_ids"][:, 1:], -1)
+        np.testing.assert_allclose(chosen, likeliest[:, new], atol=atol)
+
+    whole = model(
+        "score",
+        input_ids=ids,
+        input_length=int32(*[S] * B),
+        cache=none,
+        cache_length=int32(0, 0, 0),
+    )
+    check(whole, 0, S)
+    cached = S // 2
+    rest = model(
+        "score",
+        input_ids=ids[:, cached:],
+        input_length=int32(*[S - cached] * B),
+        cache=np.where(
+            (np.arange(S) < cached)[:, None, None, None, None],
+            whole["new_cache"],
+            np.nan,
+        ).astype(np.float32),
+        cache_length=int32(*[cached] * B),
+    )
+    check(rest, cached, S)
+    np.testing.assert_allclose(
+        rest["new_cache"], whole["new_cache"][:, cached:], atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("framework", ROUTES)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from optserve.runtime.sampling import Sampling, choose
+from optserve.models.generation.sampling import log_softmax
+from optserve.runtime.sampling import Sampling, choose, likeliest
 
-from tests.export.exports import expected, int32, served
+from tests.export.exports import choosing, expected, int32, served
 
 ROUTES = [("tf", "none"), ("tf", "xla"), ("jax", "xla")]
 CASE = "pre_ln"
@@ -44,35 +45,14 @@ def generate(model, n: int, fed, *, cache=None, cached=None, **options):
     if cache is None:
         cache = np.zeros((B, 0, 3, 2, 4, model.width), np.float32)
         cached = np.zeros(B, np.int32)
-    rest = {
-        "max_new_tokens": [n] * B,
-        "history": [[-1]] * B,
-        "stop_ids": [[-1]] * B,
-        "seed": [[7, 9]] * B,
-        "temperature": [0.0] * B,
-        "top_k": [0] * B,
-        "top_p": [1.0] * B,
-        "repetition_penalty": [1.0] * B,
-        "min_p": [0.0] * B,
-        "presence_penalty": [0.0] * B,
-        "frequency_penalty": [0.0] * B,
-        "min_new_tokens": [0] * B,
-        "bias_ids": [[-1]] * B,
-        "bias": [[0.0]] * B,
-        "top_logprobs": [0] * B,
-    } | options
-    real = {"temperature", "top_p", "repetition_penalty", "min_p", "bias"}
-    real |= {"presence_penalty", "frequency_penalty"}
     return model(
         f"generate_{n}",
         input_ids=ragged(fed, 1),
         input_length=int32(*map(len, fed)),
         cache=cache,
         cache_length=cached,
-        **{
-            k: np.array(v, np.float32 if k in real else np.int32)
-            for k, v in rest.items()
-        },
+        max_new_tokens=int32(*(options.pop("max_new_tokens", None) or [n] * B)),
+        **choosing(B, **options),
     )
 
 
@@ -126,21 +106,82 @@ def test_tokens_do_not_depend_on_calls_or_neighbours(model, prompts):
         np.testing.assert_array_equal(alone["tokens"][0], whole[b])
 
 
+def logits_of(model, sequence: list[int]) -> np.ndarray:
+    """Logits [T,V] after each token, of the whole sequence at once."""
+    ids = ragged([sequence + [1] * (40 - len(sequence))])
+    mask = (np.arange(40) < len(sequence)).astype(np.int32)[None]
+    logits = model("serving_default", input_ids=ids, attention_mask=mask)["logits"]
+    return logits[0, : len(sequence)]
+
+
 def test_sampling_equals_numpy(model, prompts):
     reply = generate(model, 24, prompts, history=ragged(prompts), **MIXED)
     for b, prompt in enumerate(prompts):
         sampling = Sampling(seed=SEED, **{key: MIXED[key][b] for key in MIXED})
         row = prompt + reply["tokens"][b].tolist()
-        ids = ragged([row + [1] * (40 - len(row))])
-        mask = (np.arange(40) < len(row)).astype(np.int32)[None]
-        logits = model("serving_default", input_ids=ids, attention_mask=mask)["logits"]
+        logits = logits_of(model, row)
         for i in range(24):
             n = len(prompt) + i
             token, logprob = choose(
-                logits[0, n - 1], sampling, position=n, history=row[:n]
+                logits[n - 1], sampling, position=n, history=row[:n]
             )
             assert token == reply["tokens"][b, i]
             assert logprob == pytest.approx(float(reply["logprobs"][b, i]), abs=1e-4)
+    assert (reply["top_ids"] == -1).all() and not reply["top_logprobs"].any()
+
+
+MODIFIED = {  # one row of each kind, the last with nothing
+    "temperature": [0.9, 0.0, 1.1, 0.0],
+    "min_p": [0.02, 0.0, 0.3, 0.0],
+    "top_k": [0, 0, 20, 0],
+    "repetition_penalty": [1.3, 1.0, 1.0, 1.0],
+    "presence_penalty": [0.5, 1.5, -1.0, 0.0],
+    "frequency_penalty": [0.2, 0.4, 1.0, 0.0],
+}
+BIAS = [{5: 3.0, 9: -np.inf}, {}, {77: 2.5, 2: 30.0}, {}]
+STOPS, LEAST, TOP = [[], [9], [2, 3], []], [0, 3, 6, 0], [5, 0, 2, 0]
+
+
+def test_modifiers_and_likeliest_tokens_equal_numpy(model, prompts):
+    prompts = [*prompts, prompts[0]]
+    history = [[-2 - i for i in p] + [7, 7, 9][:b] for b, p in enumerate(prompts)]
+    reply = generate(
+        model,
+        24,
+        prompts,
+        history=ragged(history),
+        stop_ids=ragged([[-1, *stops] for stops in STOPS]),
+        min_new_tokens=LEAST,
+        bias_ids=ragged([[-1, *bias] for bias in BIAS]),
+        bias=[[*[0.0, *bias.values()], 0.0, 0.0][:3] for bias in BIAS],
+        top_logprobs=TOP,
+        **MODIFIED,
+    )
+    for b, prompt in enumerate(prompts):
+        sampling = Sampling(seed=SEED, **{key: MODIFIED[key][b] for key in MODIFIED})
+        count = int(reply["count"][b])
+        made = reply["tokens"][b, :count].tolist()
+        logits = logits_of(model, prompt + made)
+        for i in range(count):
+            n = len(prompt) + i
+            token, logprob = choose(
+                logits[n - 1],
+                sampling,
+                position=n,
+                history=history[b] + made[:i],
+                bias=BIAS[b],
+                forbidden=STOPS[b] if i < LEAST[b] else (),
+            )
+            assert token == made[i]
+            assert logprob == pytest.approx(float(reply["logprobs"][b, i]), abs=1e-4)
+            ids, logprobs = likeliest(log_softmax(logits[n - 1]), TOP[b])
+            assert reply["top_ids"][b, i, : TOP[b]].tolist() == ids.tolist()
+            found = reply["top_logprobs"][b, i, : TOP[b]]
+            np.testing.assert_allclose(found, logprobs, atol=1e-4)
+        assert made[-1] in STOPS[b] or count == 24
+        assert (reply["top_ids"][b, count:] == -1).all()
+        assert (reply["top_ids"][b, :, TOP[b] :] == -1).all()
+        assert not reply["top_logprobs"][b, :, TOP[b] :].any()
 
 
 def test_rows_end_by_themselves(model, prompts):
@@ -174,11 +215,12 @@ def test_a_smaller_cache_gives_the_same_tokens_in_any_split(prompts, dtype):
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "limit"), [("history", 65, 64), ("stop_ids", 129, 128)]
+    ("name", "size", "limit"),
+    [("history", 65, 64), ("stop_ids", 129, 128), ("bias_ids", 129, 128)],
 )
 def test_long_lists_of_ids_are_refused(model, name, size, limit):
     import tensorflow as tf
 
     message = f"{name} should have at most {limit} a row"
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-        generate(model, 8, [[5]], **{name: [[-1] * size]})
+        generate(model, 8, [[5]], **{name: [[-1] * size], "bias": [[0.0] * 129]})

@@ -16,7 +16,16 @@ from optserve.export.savedmodel.int8_matmul import accumulators, joined, split_i
 from optserve.export.savedmodel.matmul_tf import KeptInt8Matrix, Kernels, Matrix
 from safetensors.numpy import load_file, save_file
 
-from tests.export.exports import CASES, GOLDEN, Served, export_to, exported, served
+from tests.export.exports import (
+    CASES,
+    GOLDEN,
+    Served,
+    choosing,
+    export_to,
+    exported,
+    int32,
+    served,
+)
 
 
 def test_two_int8_numbers_hold_sixteen_bits() -> None:
@@ -161,17 +170,12 @@ def test_versions_in_one_process_keep_their_own_weights(tmp_path) -> None:
 
 
 def _logprobs(model: Served) -> np.ndarray:
-    prompts = {"input_ids": [[5, 9], [7, 8], [3, 4]], "input_length": [2, 2, 1]}
-    cache = {"cache": np.zeros((3, 0, *model.row_shape)), "cache_length": [0] * 3}
-    ends = {"max_new_tokens": [8] * 3, "stop_ids": [[-1]] * 3, "history": [[-1]] * 3}
-    ways = {"temperature": [0.0], "top_k": [0], "top_p": [1.0]}
-    ways |= {"repetition_penalty": [1.0], "seed": [[0, 0]]}
-    inputs = prompts | cache | ends | {name: value * 3 for name, value in ways.items()}
-    real = {"cache", "temperature", "top_p", "repetition_penalty"}
     return model(
         "generate_8",
-        **{
-            name: np.asarray(value, np.float32 if name in real else np.int32)
-            for name, value in inputs.items()
-        },
+        input_ids=np.int32([[5, 9], [7, 8], [3, 4]]),
+        input_length=int32(2, 2, 1),
+        cache=np.zeros((3, 0, *model.row_shape), np.float32),
+        cache_length=int32(0, 0, 0),
+        max_new_tokens=int32(8, 8, 8),
+        **choosing(3),
     )["logprobs"]
