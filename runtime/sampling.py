@@ -203,13 +203,12 @@ def choose(
     return token, float(log_softmax(logits)[token])
 
 
-def likeliest(logprobs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ``count`` likeliest ids of log-probabilities ``[V]`` and those, likeliest
-    first, the lowest id among equals."""
-    count = min(count, logprobs.size)
-    ids = np.argpartition(-logprobs, count - 1)[:count]
-    if count:  # of equals at the edge any may be among them
-        edge = logprobs >= logprobs[ids].min()
-        ids = np.flatnonzero(edge)
-        ids = ids[np.lexsort((ids, -logprobs[ids]))][:count]
-    return ids, logprobs[ids]
+def likeliest(logits: np.ndarray, count: int) -> np.ndarray:
+    """Ids of the ``count`` largest of logits ``[V]``, likeliest first; of equals the
+    lowest id."""
+    count = min(count, logits.size)
+    if not count:
+        return np.zeros(0, np.int64)
+    edge = np.partition(logits, logits.size - count)[logits.size - count]
+    ids = np.flatnonzero(logits >= edge)  # of equals at the edge more than count
+    return ids[np.argsort(-logits[ids], kind="stable")][:count]

@@ -184,7 +184,8 @@ class Sequence:
         token = draw(self.processed(logits), self.sampling, len(self.tokens))
         logprobs = log_softmax(logits)
         if count := self.options.top_logprobs:
-            self.report(*likeliest(logprobs, count))
+            ids = likeliest(logits, count)
+            self.report(ids, logprobs[ids])
         self.accept(token, float(logprobs[token]))
 
     def report(self, ids: np.ndarray, logprobs: np.ndarray) -> None:

@@ -248,17 +248,18 @@ class NumpyTransport(Transport):
             logits = model.logits(hidden)
             out["logits"][b] = logits[-1]
             if name == "score":
-                for i, found in enumerate(log_softmax(logits[:-1]), start=1):
-                    out["logprobs"][b, i] = found[ids[b, i]]
-                    self._report(out, b, i, found, TOP_LOGPROBS)
+                for i, row in enumerate(logits[:-1], start=1):
+                    out["logprobs"][b, i] = log_softmax(row)[ids[b, i]]
+                    self._report(out, b, i, row, TOP_LOGPROBS)
             if steps:
                 new = self._generate(model, inputs, b, cache, new, logits[-1], out)
             out["new_cache"][b, : len(new)] = new
         return {spec.name: out[spec.name] for spec in self._spec(name).outputs}
 
-    def _report(self, out, b: int, i: int, logprobs: np.ndarray, count: int) -> None:
-        ids, values = likeliest(logprobs, count)
-        out["top_ids"][b, i, :count], out["top_logprobs"][b, i, :count] = ids, values
+    def _report(self, out, b: int, i: int, logits: np.ndarray, count: int) -> None:
+        ids = likeliest(logits, count)
+        out["top_ids"][b, i, :count] = ids
+        out["top_logprobs"][b, i, :count] = log_softmax(logits)[ids]
 
     def _generate(self, model, inputs, b, cache, new, logits, out):
         low, high = inputs["seed"][b].view(np.uint32)
@@ -290,7 +291,7 @@ class NumpyTransport(Transport):
             history.append(token)
             out["tokens"][b, step], out["logprobs"][b, step] = token, logprob
             out["count"][b] = step + 1
-            self._report(out, b, step, log_softmax(logits), int(top))
+            self._report(out, b, step, logits, int(top))
             if token in stops or step + 1 == most:
                 break
             hidden, row = model.hidden(np.array([token]), np.concatenate([cache, new]))
