@@ -107,6 +107,37 @@ def test_scores_equal_the_reference_at_once_and_behind_a_cache(case, framework):
 
 
 @pytest.mark.parametrize("framework", ROUTES)
+def test_likeliest_tokens_that_nobody_fetches_are_not_computed(framework):
+    """As a server runs the graph: operations of one call, by what it fetches."""
+    import tensorflow as tf
+    from optserve.runtime.server.servable import Servable
+    from optserve.runtime.server.settings import SessionOptions
+
+    model = served("pre_ln", framework=framework)
+    servable = Servable(str(model.path), SessionOptions(), exported=True)
+    spec = servable.signatures["score"]
+    given = {
+        "input_ids": np.int32([[5, 6, 7]]),
+        "input_length": int32(3),
+        "cache": np.zeros((1, 0, *model.row_shape), np.float32),
+        "cache_length": int32(0),
+    }
+    feed = {spec.inputs[name][0]: value for name, value in given.items()}
+
+    def operations(*outputs: str) -> str:
+        told = tf.compat.v1.RunMetadata()
+        level = tf.compat.v1.RunOptions(trace_level=3)
+        fetches = [spec.outputs[name] for name in outputs]
+        servable._session.run(fetches, feed, options=level, run_metadata=told)
+        devices = told.step_stats.dev_stats
+        return " ".join(n.timeline_label for d in devices for n in d.node_stats)
+
+    assert "TopKV2" in operations("logprobs", "top_logprobs")
+    assert "TopKV2" not in operations("logprobs")
+    servable.close()
+
+
+@pytest.mark.parametrize("framework", ROUTES)
 @pytest.mark.parametrize("case", CASES)
 def test_cached_calls_equal_whole_rows(case, framework):
     """Rows of unlike lengths, caches larger than used and full of NaN there."""
