@@ -162,7 +162,7 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
         type=number(0, 1),
         default=0.0,
         metavar="P",
-        help="leave out tokens less than P times as likely as the likeliest (default 0)",
+        help="leave out what is less than P times the likeliest's (default 0)",
     )
     add(
         "--repetition-penalty",
