@@ -106,7 +106,7 @@ def test_official_stub_makes_the_same_tokens(server, expected):
                 cache_length=np.array([cache.shape[1]], np.int32),
             )
             cache = np.concatenate([cache, reply["new_cache"]], axis=1)
-    assert manifest.contract_version == 1
+    assert manifest.contract_version == 2
     assert tokens == expected
 
 

@@ -70,6 +70,21 @@ def test_a_folder_of_prefixes_serves_the_next_run(transport, capsys, tmp_path):
     assert "chmod 700" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_what_the_graph_chooses_by_reaches_it(transport, monkeypatch, command):
+    flags = "--min-p 0.25 --presence-penalty -1 --frequency-penalty 0.5 --seed 4"
+    flags += " --min-new-tokens 3 --logit-bias 9=-2.5 --logit-bias 11=4"
+    flags += " --max-new-tokens 8"
+    monkeypatch.setattr(sys, "stdin", standard_input(b"to be\n"))
+    prompt = ["-"] if command == "generate" else []
+    assert cli.main([command, *TARGET, *prompt, *flags.split()]) == 0
+    inputs = next(c.inputs for c in transport.calls if "min_p" in c.inputs)
+    single = ("min_p", "presence_penalty", "frequency_penalty", "min_new_tokens")
+    assert [inputs[name].tolist() for name in single] == [[0.25], [-1.0], [0.5], [3]]
+    assert inputs["bias_ids"].tolist() == [[-1, 9, 11, -1]]
+    assert inputs["bias"].tolist() == [[0.0, -2.5, 4.0, 0.0]]
+
+
 def test_prompts_from_files_and_standard_input(
     transport, capsys, tmp_path, monkeypatch
 ):
@@ -209,6 +224,7 @@ def test_mistakes_get_one_sentence(transport, capsys, arguments, sentence):
     [
         *("--temperature -1", "--temperature nan", "--temperature inf"),
         *("--temperature 1e-50", "--temperature 1e300"),
+        *("--min-p 1.5", "--presence-penalty 2.5", "--frequency-penalty nan"),
         *("--repetition-penalty 1e-50", "--repetition-penalty 1e300"),
         *("--max-new-tokens 0", "--max-new-tokens 99999999999", "--top-k -1"),
         *("--top-k 99999999999", "--top-k 1.5", "--top-p nan", "--top-p 2"),
@@ -251,7 +267,7 @@ def test_describe(transport, capsys):
     assert "3 layers, 4 heads of 8, vocabulary 128" in out
     assert "generate_8(" in out
     assert cli.main(["describe", *TARGET, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["contract_version"] == 1
+    assert json.loads(capsys.readouterr().out)["contract_version"] == 2
 
 
 HOSTILE = "\x1b]0;owned\x07\u202e\x9b2J"

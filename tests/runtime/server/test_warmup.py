@@ -109,7 +109,9 @@ def test_no_call_that_a_client_makes_waits_for_a_program(export):
         with Client(export.target) as client:
             client.generate([[2, 5], list(range(4, 40))], max_new_tokens=9)
             client.generate([[2, 5]], max_new_tokens=3, top_logprobs=2)
+            client.generate([[2, 5]], max_new_tokens=3, top_logprobs=6)
             client.score([[2, 5, 6]])
+            client.score([[2, 5, 6]], top_logprobs=2)
             client.embed([[2, 5, 6]])
         assert servable._callables == programs and len(programs) >= 7
 

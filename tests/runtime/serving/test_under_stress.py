@@ -188,7 +188,7 @@ def test_a_new_version_under_load_fails_nothing_and_mixes_no_cache(
     (server,) = replicas(1, out, "--poll-seconds", "0.2")
     asked = prompts(8)
     options = {"max_new_tokens": 30, "stop_token_ids": [], "sampling": WARM}
-    options["top_logprobs"] = int(calls == "one for each token")
+    options["top_logprobs"] = 6 * (calls == "one for each token")
     old = undisturbed(server.target, asked, **options)
 
     async def go():
