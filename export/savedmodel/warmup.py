@@ -9,7 +9,7 @@ Serving reads: a TFRecord of ``PredictionLog`` messages
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ...runtime.codec.wire import block
@@ -21,12 +21,6 @@ from .buckets import Sizes
 _MOST_TOKENS = 4096  # of a prefill
 _MOST_BYTES = 1 << 30  # of a cache
 _SLOTS = 8  # of a cache: nothing is compiled for their number
-_FETCHED: Mapping[str, Sequence[Sequence[str]]] = {
-    "score": (("logprobs",), ("logprobs", "top_ids", "top_logprobs")),
-    "embed": (("last_hidden_state",),),
-}
-"""Outputs that clients usually ask for, where they don't ask for all: a server makes a
-program for each choice."""
 
 Dims = Mapping[str, int]
 
@@ -54,8 +48,7 @@ def write_warmup(folder: Path, manifest: Manifest, fed: Sizes, loop: Sizes) -> i
     path.parent.mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
         for name, dims in calls:
-            for outputs in _FETCHED.get(name, ((),)):
-                writer.write(_prediction_log(manifest, name, dims, outputs))
+            writer.write(_prediction_log(manifest, name, dims))
     return len(calls)
 
 
@@ -87,9 +80,7 @@ def warmup_calls(
         yield name, {"B": 1, "S": prompts[:2][-1], "C": 1}
 
 
-def _prediction_log(
-    manifest: Manifest, name: str, dims: Dims, outputs: Sequence[str]
-) -> bytes:
+def _prediction_log(manifest: Manifest, name: str, dims: Dims) -> bytes:
     import tensorflow as tf
 
     model = block(1, b"opt") + block(3, name.encode())
@@ -104,6 +95,4 @@ def _prediction_log(
         value = tensor.SerializeToString(deterministic=True)
         entry = block(1, spec.name.encode()) + block(2, value)
         request += block(2, entry)
-    for name in outputs:
-        request += block(3, name.encode())
     return block(6, block(1, request))

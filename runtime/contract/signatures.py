@@ -251,7 +251,7 @@ _TABLE: dict[str, tuple[_Tensors, _Tensors]] = {
     "prefill": (_NEW_TOKENS, _NEXT),
     "decode": (_CONTINUED, _NEXT),
     "score": (
-        (*_NEW_TOKENS, *_cache(since=2)),
+        (*_NEW_TOKENS, *_cache(since=2), _int32("top_logprobs", "B", since=2)),
         (
             _float32("logprobs", "B", "S"),
             *_top("S"),

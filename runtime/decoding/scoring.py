@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..codec import RowBlocks, Tensor
-from ..contract import MESSAGE_LIMIT, TOP_LOGPROBS
+from ..contract import MESSAGE_LIMIT
 from ..errors import IncompatibleModel, InvalidRequest, VersionGone
 from ..results import Score
 from ..transports.base import Call
@@ -121,7 +121,9 @@ def _score_pieces(
     outputs += ("top_ids", "top_logprobs") if top else ()
     outputs += ("new_cache",) if any(goes_on) else ()
     inputs = _fed(model, pieces, size)
-    inputs |= _caches([text.cache for text in texts], model, len(inputs["input_ids"]))
+    rows = len(inputs["input_ids"])
+    inputs |= _caches([text.cache for text in texts], model, rows)
+    inputs["top_logprobs"] = np.full(rows, top, np.int32)
     call = _call(model, "score", inputs, outputs, pieces, version, model_id)
     reply = yield CallRequest(call, limits.deadline)
     model = yield from answering_model(call, reply, limits.versions, limits.deadline)
@@ -200,7 +202,8 @@ def _call(
 ) -> Call:
     B, S = inputs["input_ids"].shape
     fed = tuple(map(len, rows))
-    top = (TOP_LOGPROBS,) * len(rows) if "top_ids" in outputs else ()
+    asked = inputs.get("top_logprobs") if "top_ids" in outputs else None
+    top = () if asked is None else tuple(np.asarray(asked)[: len(rows)].tolist())
     expected = ExpectedReply(model, signature, outputs, B, fed, S, top=top)
     return Call(signature, inputs, outputs, version, model_id, expected)
 

@@ -22,8 +22,6 @@ from .serving_error import ServingError, from_tensorflow, internal, invalid_argu
 from .settings import SessionOptions
 from .xla_signatures import xla_signatures
 
-_COSTLY = {"score": ("top_ids", "top_logprobs")}
-"""Outputs of an export that are computed for those alone who ask for them."""
 _TYPE_NAMES = {"float32": "float", "float64": "double", "float16": "half"}
 
 
@@ -83,9 +81,8 @@ class Servable:
             exported: it is ours. Its weights are variables, so that looking for
                 constants to fold finds nothing, and looking a second time for anything
                 else. Both take half of the time that a large graph needs to load. And
-                all outputs but a few are always fetched: they cost little beside a
-                second program of the same signature, which its first caller would wait
-                for.
+                all outputs are always fetched: they cost little beside a second program
+                of the same signature, which its first caller would wait for.
             limits: what its requests may be, for ``predict.predict`` to check.
 
         Raises:
@@ -136,7 +133,7 @@ class Servable:
         """
         if signature.name in self._refused:
             raise internal("XLA compilation disabled")
-        fetched = self._fetched(signature, outputs)
+        fetched = tuple(signature.outputs) if self._one_program else tuple(outputs)
         run = self._callable(signature, fetched)
         try:
             results = run(*(BUFFERS.aligned(inputs[a]) for a in signature.inputs))
@@ -145,15 +142,6 @@ class Servable:
         except (TypeError, ValueError) as error:
             raise invalid_argument(str(error)) from None
         return [results[fetched.index(alias)] for alias in outputs]
-
-    def _fetched(self, signature: Signature, outputs: Sequence[str]) -> tuple[str, ...]:
-        """What is computed for a request that names these outputs."""
-        if not self._one_program:
-            return tuple(outputs)
-        costly = _COSTLY.get(signature.name, ())
-        if set(outputs).isdisjoint(costly):
-            return tuple(name for name in signature.outputs if name not in costly)
-        return tuple(signature.outputs)
 
     def close(self) -> None:
         """Free the model's memory; no ``run`` may be under way."""
