@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 
 import numpy as np
@@ -11,6 +12,7 @@ from optserve.runtime import (
     AsyncClient,
     Beams,
     Client,
+    Constraints,
     DeadlineExceeded,
     IncompatibleModel,
     OptserveError,
@@ -71,7 +73,14 @@ def test_the_manifest_describes_what_is_served(client):
     assert client.model_version >= 0
 
 
-@pytest.mark.parametrize("sampling", [None, WARM], ids=["greedy", "sampled"])
+PENALIZED = Sampling(temperature=0, presence_penalty=1.0, frequency_penalty=0.3)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [None, WARM, Sampling(min_p=0.02, repetition_penalty=1.2, seed=5), PENALIZED],
+    ids=["greedy", "sampled", "min_p", "penalized"],
+)
 def test_tokens_do_not_depend_on_neighbours_or_on_who_chooses(
     client, prompts, exact, sampling
 ):
@@ -119,6 +128,40 @@ def test_logprobs_agree_with_score(client, prompts, exact):
         assert score.perplexity >= 1
 
 
+def test_biases_and_likeliest_tokens(client, prompts, exact):
+    """In the graph as where the client chooses; nothing is said of equal numbers."""
+    rules = Constraints(logit_bias={9: 2.0, 11: -math.inf}, min_new_tokens=3)
+    options = {"max_new_tokens": NEW, "constraints": rules, "top_logprobs": 4}
+    results = client.generate(prompts, **options)
+    stepwise = client.generate(prompts, processors=[same_logits], **options)
+    for g, other in zip(results, stepwise, strict=True):
+        assert len(g.tokens) >= 3 and 11 not in g.tokens
+        assert [len(step) for step in g.top_logprobs] == [4] * len(g.tokens)
+        if exact:
+            assert g.tokens == other.tokens
+            for step, likeliest in zip(g.top_logprobs, other.top_logprobs, strict=True):
+                found, expected = dict(step), dict(likeliest)
+                np.testing.assert_allclose(
+                    sorted(found.values()), sorted(expected.values()), atol=1e-3
+                )
+
+
+def test_scores_of_texts_that_begin_alike(client, prompts, exact):
+    opening = (prompts[1] * 40)[:40]
+    texts = [[*opening, *p[1:]] for p in prompts]
+    together = client.score(texts, top_logprobs=3)
+    for text, score in zip(texts, together, strict=True):
+        (alone,) = client.score([text], top_logprobs=3)
+        tolerance = 1e-3 if exact else 0.5
+        np.testing.assert_allclose(
+            score.logprobs[1:], alone.logprobs[1:], atol=tolerance
+        )
+        likeliest = [[x for _, x in step] for step in score.top_logprobs[1:]]
+        others = [[x for _, x in step] for step in alone.top_logprobs[1:]]
+        np.testing.assert_allclose(likeliest, others, atol=tolerance)
+        assert 0 <= score.greedy_agreement <= 1
+
+
 def test_serving_default_takes_padding_on_either_side(client, prompts, exact):
     manifest = client.describe()
     prompt = prompts[3]
@@ -141,7 +184,10 @@ def test_serving_default_takes_padding_on_either_side(client, prompts, exact):
 
 
 def test_embeddings_have_the_prompts_lengths(client, prompts):
-    shapes = [hidden.shape for hidden in client.embed(prompts)]
+    states = client.embed(prompts)
+    for mean, hidden in zip(client.embed(prompts, pooled=True), states, strict=True):
+        np.testing.assert_allclose(mean, hidden.mean(0), atol=1e-3)
+    shapes = [hidden.shape for hidden in states]
     assert [rows for rows, _ in shapes] == [len(p) for p in prompts]
     assert len({width for _, width in shapes}) == 1
 
