@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as GenericSequence
@@ -275,6 +276,11 @@ class Engine:
                 raise InvalidRequest(
                     f"{name} must hold ids from 0 to {vocabulary - 1}, got {wrong[0]}"
                 )
+        bias = constraints.logit_bias if constraints else {}
+        if sum(x == -math.inf for x in bias.values()) >= vocabulary:
+            raise InvalidRequest(
+                "constraints.logit_bias forbids every token: leave one out"
+            )
 
     def _need_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -81,6 +82,7 @@ def test_what_was_asked_is_checked_before_anything_is_sent():
     transport = NumpyTransport()
     with Client(transport=transport) as client:
         count = len(transport.calls)
+        nothing = dict.fromkeys(range(128), -math.inf)
         for prompts, options, sentence in (
             ([[]], {}, "at least one"),
             ([[2, 128]], {}, "0 to 127"),
@@ -93,6 +95,7 @@ def test_what_was_asked_is_checked_before_anything_is_sent():
             ([[2]], {"stop_token_ids": [400]}, "stop_token_ids"),
             ([[2]], {"constraints": Constraints(logit_bias={400: 1.0})}, "logit_bias"),
             ([[2]], {"constraints": Constraints(forced={0: -4})}, "forced"),
+            ([[2]], {"constraints": Constraints(logit_bias=nothing)}, "every token"),
             ([[2]], {"samples": 2}, "temperature"),
             ([[2]], {"beams": Beams(), "sampling": WARM}, "one of the two"),
             ([[2]], {"timeout": 0}, "timeout"),
