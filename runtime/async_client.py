@@ -37,6 +37,7 @@ from .decoding.prefix_cache import PrefixCache, as_prefix_cache
 from .decoding.prompts import as_list
 from .decoding.sequence import Sequence
 from .decoding.served_model import ServedModel
+from .decoding.session_pool import Sessions, check_sessions, open_pool
 from .decoding.signature_check import check_signatures
 from .decoding.task import Task
 from .errors import (
@@ -77,7 +78,7 @@ class AsyncClient:
 
     Args:
         target, model, label, tokenizer, connect_timeout, wait, telemetry, prefix_cache,
-            transport, options: as of ``Client``.
+            sessions, transport, options: as of ``Client``.
         max_rows: most rows of a joined call; by default what the export was made for.
         max_active: most generations under way.
         in_flight: joined calls under way at a time; 2 for each address by default.
@@ -99,6 +100,7 @@ class AsyncClient:
         wait: float | None = None,
         telemetry: bool | None = None,
         prefix_cache: int | PrefixCache | None = None,
+        sessions: Sessions = "auto",
         transport: AsyncTransport | None = None,
         **options: Unpack[TransportKeywords],
     ) -> None:
@@ -107,6 +109,7 @@ class AsyncClient:
         if in_flight is not None:
             check_whole("in_flight", in_flight, 1)
         self._tokenizer = open_tokenizer(tokenizer)
+        self._sessions: Sessions = sessions
         self._prefixes = as_prefix_cache(prefix_cache)
         self._telemetry = open_telemetry(telemetry, model)
         self._max_rows = max_rows
@@ -232,10 +235,15 @@ class AsyncClient:
                 await transport.wait_until_ready(self._wait)
             deadline = deadline_in(self._connect_timeout)
             task = open_engine(
-                self._tokenizer, self._max_rows, deadline, self._prefixes
+                self._tokenizer,
+                self._max_rows,
+                deadline,
+                self._prefixes,
+                open_pool(self._sessions, transport.targets),
             )
             engine = await run_async(task, transport)
             model = engine.versions.current
+            check_sessions(self._sessions, model)
             await _check_signatures(model, transport, time_left(deadline))
         except BaseException:
             await transport.close()

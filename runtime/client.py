@@ -26,6 +26,7 @@ from .decoding.model_versions import IDENTITY
 from .decoding.opening import open_engine
 from .decoding.prefix_cache import PrefixCache, as_prefix_cache
 from .decoding.sequence import Sequence
+from .decoding.session_pool import Sessions, check_sessions, open_pool
 from .decoding.signature_check import check_signatures
 from .decoding.task import Task
 from .errors import Cancelled, IncompatibleModel, OptserveError, ServerError
@@ -66,13 +67,15 @@ class Client:
         prefix_cache: reuse of what prompts have in common: bytes of cache rows to keep
             in memory, or a ``PrefixCache``, which several clients may share and which
             may keep them in a folder. Needs an export that names its checkpoint.
+        sessions: whether the server keeps the caches, where the export has sessions:
+            "auto" uses them if it has, True insists on it, False sends caches along.
         transport: a transport of your own instead of what ``target`` means.
         options: the transport's options: the fields of ``connection.Connection`` for
             servers (TLS, metadata, retries …), ``threads`` for a model in this process.
 
     Raises:
         IncompatibleModel: the served model was not exported by this project, or by
-            another version of it.
+            another version of it, or has no sessions where they are insisted on.
         Unavailable, DeadlineExceeded: no server answered in time.
     """
 
@@ -88,6 +91,7 @@ class Client:
         wait: float | None = None,
         telemetry: bool | None = None,
         prefix_cache: int | PrefixCache | None = None,
+        sessions: Sessions = "auto",
         transport: Transport | None = None,
         **options: Unpack[TransportKeywords],
     ) -> None:
@@ -103,8 +107,10 @@ class Client:
             if wait is not None:
                 self._transport.wait_until_ready(wait)
             deadline = deadline_in(connect_timeout)
-            task = open_engine(own_tokenizer, max_rows, deadline, own_prefixes)
+            pool = open_pool(sessions, self._transport.targets)
+            task = open_engine(own_tokenizer, max_rows, deadline, own_prefixes, pool)
             self._engine = run(task, self._transport)
+            check_sessions(sessions, self._engine.versions.current)
             self._check_signatures(time_left(deadline))
         except BaseException:
             self._transport.close()

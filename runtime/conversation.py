@@ -47,7 +47,9 @@ class _Turns:
     @property
     def cached_tokens(self) -> int:
         """How many of them the next turn needn't feed."""
-        return 0 if self._cache is None else len(self._cache)
+        if self._cache is None:
+            return self._engine.kept_in_sessions(self._tokens)
+        return len(self._cache)
 
     @property
     def generation(self) -> Generation:
@@ -95,7 +97,10 @@ class _Turns:
         finally:
             self._speaking = False
             self._tokens = sequence.tokens
-            self._cache, self._version = sequence.cache, sequence.version
+            # A slot was given back, and is found again by its tokens.
+            kept = sequence.cache
+            self._cache = kept if isinstance(kept, KVCache) else None
+            self._version = sequence.version
             self._model_id = sequence.model_id
 
 

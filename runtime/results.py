@@ -25,6 +25,13 @@ class Counters:
     """Tokens of the prompt that were not fed, since their cache rows were known."""
     cached_bytes: int = 0
     """Bytes of the rows that came from the prefix cache."""
+    session_calls: int = 0
+    """Calls on a cache that the server kept."""
+    session_losses: int = 0
+    """How often such a cache was lost, to another client or with its server; the tokens
+    were fed again."""
+    session_fallbacks: int = 0
+    """1 where it went on with explicit caches, though the model has sessions."""
     first_token_seconds: float = 0.0
     """From the request to the first new token, waiting included."""
     first_tokens: int = 0

@@ -91,6 +91,12 @@ class OpenTelemetry(Telemetry):
         self.received = meter.create_counter("optserve.client.received", "By")
         self.retries = meter.create_counter("optserve.client.retries", "{retry}")
         self.rebuilds = meter.create_counter("optserve.client.rebuilds", "{rebuild}")
+        self.session_losses = meter.create_counter(
+            "optserve.client.session_losses", "{slot}"
+        )
+        self.session_fallbacks = meter.create_counter(
+            "optserve.client.session_fallbacks", "{generation}"
+        )
         self.cached = meter.create_counter("optserve.client.cached_tokens", "{token}")
         self.cached_bytes = meter.create_counter("optserve.client.cached", "By")
 
@@ -157,6 +163,10 @@ class _Spans(Operation):
             telemetry.per_token.record(result.token_seconds, common)
         if result.rebuilds:
             telemetry.rebuilds.add(result.rebuilds, common)
+        if result.counters.session_losses:
+            telemetry.session_losses.add(result.counters.session_losses, common)
+        if result.counters.session_fallbacks:
+            telemetry.session_fallbacks.add(result.counters.session_fallbacks, common)
         if result.cached_prompt_tokens:
             telemetry.cached.add(result.cached_prompt_tokens, common)
             telemetry.cached_bytes.add(result.counters.cached_bytes, common)

@@ -47,30 +47,47 @@ def beam_search(sequence: Sequence, versions: ModelVersions) -> Task[Generation]
     assert beams is not None
     running, totals = [sequence], [0.0]
     finished: list[tuple[float, Sequence]] = []
-    while running:
-        logits = yield from feed(running, versions)
-        sequence.tick()
-        going: list[_Candidate] = []
-        for rank, candidate in enumerate(_candidates(running, totals, logits, beams)):
-            if not candidate.ends():
-                going.append(candidate)
-            elif rank < beams.width:
-                ended = candidate.parent.replay(candidate.token, candidate.logprob)
-                score = rules.sequence_score(
-                    candidate.total, ended.generated, beams.length_penalty
-                )
-                finished.append((score, ended))
-        finished = sorted(finished, key=lambda pair: -pair[0])[: beams.width]
-        going = going[: beams.width]
-        if going and _settled(beams, [score for score, _ in finished], going[0]):
-            going = []
-        running = _continued(going)
-        totals = [candidate.total for candidate in going]
+    try:
+        while running:
+            logits = yield from feed(running, versions)
+            sequence.tick()
+            candidates = _candidates(running, totals, logits, beams)
+            going, ended = _sorted_out(candidates, beams)
+            finished = sorted([*finished, *ended], key=lambda pair: -pair[0])
+            finished = finished[: beams.width]
+            if going and _settled(beams, [score for score, _ in finished], going[0]):
+                going = []
+            before, running = running, _continued(going)
+            totals = [candidate.total for candidate in going]
+            for left_behind in before:
+                if left_behind not in running:
+                    left_behind.leave_slot()
+    finally:
+        for one in running:
+            one.leave_slot()
     results = [
         replace(ended.generation(), score=score, counters=sequence.counters)
         for score, ended in finished[: beams.returned]
     ]
     return replace(results[0], alternatives=results[1:])
+
+
+def _sorted_out(
+    candidates: GenericSequence[_Candidate], beams: Beams
+) -> tuple[list[_Candidate], list[tuple[float, Sequence]]]:
+    """The ``width`` best that go on, and those among the best that end, with scores."""
+    going: list[_Candidate] = []
+    finished: list[tuple[float, Sequence]] = []
+    for rank, candidate in enumerate(candidates):
+        if not candidate.ends():
+            going.append(candidate)
+        elif rank < beams.width:
+            ended = candidate.parent.replay(candidate.token, candidate.logprob)
+            score = rules.sequence_score(
+                candidate.total, ended.generated, beams.length_penalty
+            )
+            finished.append((score, ended))
+    return going[: beams.width], finished
 
 
 def _candidates(

@@ -128,11 +128,9 @@ def _waited(item: Wait) -> Any:
 
 async def _waited_async(item: Wait) -> Any:
     """``_waited`` for asyncio."""
-    try:
-        future = asyncio.wrap_future(item.future)
-        return await asyncio.wait_for(future, _until(item.deadline))
-    except asyncio.TimeoutError:
-        return None
+    future = asyncio.wrap_future(item.future)
+    done, _ = await asyncio.wait([future], timeout=_until(item.deadline))
+    return future.result() if done else None
 
 
 def _until(deadline: float | None) -> float | None:

@@ -203,10 +203,16 @@ class Engine:
                 "beam search, several samples and echo can't be streamed: use generate"
             )
         sequence = self.sequence(tokens, options, streaming=True)
-        sequence.cache, sequence.version = cache, version
-        sequence.model_id = model_id
+        if cache is not None:
+            sequence.cache, sequence.version = cache, version
+            sequence.model_id = model_id
         sequence.counters.cached_prompt_tokens = sequence.cached
         return generate_sequences(iter([sequence]), self.versions, 1), sequence
+
+    def kept_in_sessions(self, tokens: GenericSequence[int]) -> int:
+        """How many of the first tokens some server's slot holds the cache of."""
+        pool = self.versions.sessions
+        return 0 if pool is None else pool.held(tokens)
 
     def score(
         self, texts: Iterable[Prompt], top_logprobs: int, timeout: float | None
@@ -227,6 +233,8 @@ class Engine:
         """Most rows of a call that is joined of calls like this one."""
         model = self.versions.of(call.version)
         new = call.inputs["input_ids"].shape[1]
+        if call.signature.startswith("session_"):
+            return min(self.capacity, model.rows_that_fit(0, 0))
         cached = call.inputs["cache"].shape[1] if "cache" in call.inputs else 0
         if call.signature in ("score", "embed"):
             return scoring.most_rows(model, new, self.capacity, cached)

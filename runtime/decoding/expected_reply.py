@@ -19,13 +19,18 @@ from ..contract import (
     MESSAGE_LIMIT,
     CacheLayout,
     TensorSpec,
+    session_tokens_per_call,
     tokens_per_call,
 )
 from ..errors import MalformedReply
 from .served_model import ServedModel
 
 _OVERHEAD = 1 << 16  # bytes of names, shapes and the model's spec in a message
-_MOST_BYTES = {"float32": 4, "int32": 10}  # of a value; a negative varint takes ten
+_MOST_BYTES = {
+    "float32": 4,
+    "int32": 10,
+    "int64": 10,
+}  # of a value; a negative varint takes ten
 _ROUNDING = 1e-3  # above 0 that a log-probability may be
 _TOKENIZER_LIMIT = 64 << 20
 _BFLOAT16_EXPONENT = np.uint16(0x7F80)  # all of it set: NaN or infinite
@@ -33,8 +38,7 @@ _BFLOAT16_EXPONENT = np.uint16(0x7F80)  # all of it set: NaN or infinite
 
 @dataclass(frozen=True)
 class ExpectedReply:
-    """The reply to a call of ``prefill``, ``decode``, ``generate_{N}``, ``score`` or
-    ``embed``.
+    """The reply to a call of a signature that takes tokens, or of a session.
 
     Args:
         model: what is served.
@@ -42,8 +46,8 @@ class ExpectedReply:
         outputs: names of the outputs to fetch, empty for all.
         rows: B of the call.
         fed: tokens of each real row, ``[real rows]``; rows after them are padding.
-        size: S of the call. A server that pads inputs, to join calls of unequal sizes,
-            answers with more.
+        size: S of the call, for ``session_read`` the rows asked for. A server that pads
+            inputs, to join calls of unequal sizes, answers with more.
         most_tokens: most new tokens of each real row of ``generate_{N}``.
         top: how many likeliest tokens each real row asked for, if any did.
     """
@@ -76,9 +80,12 @@ class ExpectedReply:
         for name, spec in self._specs.items():
             self._check_tensor(spec, outputs.get(name))
         fed = np.array(self.fed)
+        alive = np.ones(len(fed), bool)
+        if "alive" in self._specs:  # the other rows have computed nothing
+            alive = _checked_alive(outputs["alive"])[: len(fed)]
         cached = fed
         if self.most_tokens:
-            count = self._checked_counts(outputs["count"])
+            count = self._checked_counts(outputs["count"], alive)
             self._check_tokens(outputs["tokens"], outputs["logprobs"], count)
             cached = fed + count - 1
             if any(self.top):
@@ -86,6 +93,10 @@ class ExpectedReply:
                 self._check_top(outputs, inside)
         if "new_cache" in self._specs:
             _check_cache(outputs["new_cache"], cached, self.model.layout)
+        if "cache" in self._specs:
+            _check_cache(outputs["cache"], fed * alive, self.model.layout)
+        if "slot" in self._specs:
+            self._check_slots(outputs["slot"])
         if "logits" in self._specs:
             _check_finite("logits", outputs["logits"][: len(fed)])
         if self.signature == "score":
@@ -112,10 +123,13 @@ class ExpectedReply:
 
     def _shape(self, spec: TensorSpec) -> tuple[list[int], list[int]]:
         """The smallest and the largest sizes that the tensor may have."""
-        N = tokens_per_call(self.signature) or 0
+        name = self.signature
+        N = tokens_per_call(name) or session_tokens_per_call(name) or 0
+        positions = self.model.manifest.max_positions
         largest = max(self.size, self.model.largest_size(self.signature))
         low = {"B": self.rows, "S": self.size, "S+N-1": self.size + N - 1}
         high = {"B": self.rows, "S": largest, "S+N-1": largest + N - 1}
+        low["C"], high["C"] = self.size, max(self.size, positions)
         return (
             [low[dim] if isinstance(dim, str) else dim for dim in spec.shape],
             [high[dim] if isinstance(dim, str) else dim for dim in spec.shape],
@@ -135,13 +149,21 @@ class ExpectedReply:
                 f"expected {spec.dtype} {low}"
             )
 
-    def _checked_counts(self, count: np.ndarray) -> np.ndarray:
+    def _check_slots(self, slots: np.ndarray) -> None:
+        count = self.model.manifest.sessions["slots"]
+        if slots.min() < 0 or slots.max() >= count:
+            raise MalformedReply(
+                f"output 'slot' must be 0 to {count - 1}, got {slots.tolist()}"
+            )
+
+    def _checked_counts(self, count: np.ndarray, alive: np.ndarray) -> np.ndarray:
         real, most = count[: len(self.fed)], np.array(self.most_tokens)
-        wrong = (real < 1) | (real > most)
+        wrong = np.where(alive, (real < 1) | (real > most), real != 0)
         if wrong.any():
             b = int(np.argmax(wrong))
+            allowed = f"1 to {most[b]}" if alive[b] else "0"
             raise MalformedReply(
-                f"output 'count' must be 1 to {most[b]} new tokens, got {real[b]}"
+                f"output 'count' must be {allowed} new tokens, got {real[b]}"
             )
         return real.astype(np.int64)
 
@@ -202,6 +224,12 @@ class ExpectedText:
 
 EXPECTED_MANIFEST = ExpectedText("manifest", MANIFEST_LIMIT)
 EXPECTED_TOKENIZER = ExpectedText("tokenizer", _TOKENIZER_LIMIT)
+
+
+def _checked_alive(alive: np.ndarray) -> np.ndarray:
+    if ((alive != 0) & (alive != 1)).any():
+        raise MalformedReply(f"output 'alive' must be 0 or 1, got {alive.tolist()}")
+    return alive == 1
 
 
 def _check_finite(name: str, values: np.ndarray) -> None:

@@ -72,6 +72,9 @@ class KVCache:
         self._shared = tuple(block for block in kept if len(block))
         self._used = min(self._used, length)
 
+    def discard(self) -> None:
+        """Nothing that others could use is held."""
+
     def fork(self) -> KVCache:
         """Another cache with the same rows."""
         if self._used >= _FIRST_SLOTS or not self._shared:

@@ -12,8 +12,9 @@ from itertools import islice
 
 import numpy as np
 
-from ..errors import IncompatibleModel, MalformedReply, VersionGone
+from ..errors import IncompatibleModel, MalformedReply, Unavailable, VersionGone
 from ..transports.base import Call, Reply
+from . import sessions
 from .expected_reply import ExpectedReply
 from .model_versions import ModelVersions
 from .prefix_reuse import remember, reuse
@@ -34,34 +35,53 @@ def generate_sequences(
     One that ends makes room for the next, so the source is read lazily.
     """
     active: list[Sequence] = []
-    while True:
-        active += islice(source, capacity - len(active))
-        if not active:
-            return
-        cancelled = [sequence for sequence in active if sequence.end_if_cancelled()]
-        if not cancelled:
-            step = yield from next_step(active, versions)
-            outcome = yield from run_step(step, versions)
-            for sequence, logits in outcome:
-                if logits is not None:
-                    sequence.choose(logits)
-                if sequence.generated and not step.partial:
-                    yield sequence.chunk()
-        for sequence in cancelled:
-            yield sequence.chunk()
-        active = [sequence for sequence in active if sequence.finish_reason is None]
+    try:
+        while True:
+            active += islice(source, capacity - len(active))
+            if not active:
+                return
+            cancelled = [sequence for sequence in active if sequence.end_if_cancelled()]
+            if not cancelled:
+                ready = yield from prepare(active, versions, together=False)
+                step = yield from next_step(ready, versions)
+                outcome = yield from run_step(step, versions)
+                for sequence, logits in outcome:
+                    if logits is not None:
+                        sequence.choose(logits)
+                    if sequence.generated and not step.partial:
+                        yield sequence.chunk()
+            for sequence in cancelled:
+                yield sequence.chunk()
+            for sequence in [s for s in active if s.finish_reason is not None]:
+                yield from sessions.read_back(sequence, versions)
+                sequence.leave_slot()
+                active.remove(sequence)
+    finally:
+        for sequence in active:
+            sequence.leave_slot()
+
+
+def prepare(
+    active: GenericSequence[Sequence], versions: ModelVersions, *, together: bool
+) -> Task[list[Sequence]]:
+    """Give new sequences known prefixes, and servers' slots where there are some.
+
+    Returns those that can go on; with ``together`` all can.
+    """
+    for sequence in active:
+        yield from reuse(sequence, versions.current, versions.prefixes)
+    return (yield from sessions.seat(active, versions, together=together))
 
 
 def next_step(
-    active: GenericSequence[Sequence], versions: ModelVersions, *, keep: int = 0
+    ready: GenericSequence[Sequence], versions: ModelVersions, *, keep: int = 0
 ) -> Task[Step]:
-    """The next step of unfinished sequences; new ones begin behind known prefixes."""
+    """The next step of sequences that can go on."""
     current = versions.current
-    for sequence in active:
+    for sequence in ready:  # another version may have been noticed meanwhile
         yield from reuse(sequence, current, versions.prefixes)
-    version = lead_version(active)
-    model = current if version is None else versions.of(version)
-    return plan(active, model, keep=keep)
+    version = lead_version(ready)
+    return plan(ready, current if version is None else versions.of(version), keep=keep)
 
 
 def run_step(
@@ -74,15 +94,20 @@ def run_step(
     one lacks the signature, the next steps are planned for it.
     """
     planned_for = versions.current.version
+    if not sessions.begin(step.sequences):
+        return []
     try:
         reply = yield CallRequest(step.call, step.deadline)
         model = yield from answering_model(step.call, reply, versions, step.deadline)
     except VersionGone:
         yield from _start_again(step, versions)
         return []
-    except (IncompatibleModel, MalformedReply):
+    except (IncompatibleModel, MalformedReply, Unavailable) as error:
+        if step.in_session:
+            sessions.fail(step.sequences)
+            return []
         # A newer version may lack the signature, or have another cache.
-        if step.call.version is not None:
+        if step.call.version is not None or isinstance(error, Unavailable):
             raise
         if versions.current.version == planned_for:
             yield from with_deadline(versions.learn(), step.deadline)
@@ -92,6 +117,7 @@ def run_step(
     if _fed_foreign_rows(step, reply, model):
         yield from _start_again(step, versions)
         return []
+    sessions.end(step.sequences, doubtful=reply.retries > 0)
     outcome = apply(step, reply, model)
     for sequence in step.sequences:
         remember(sequence, model, versions.prefixes)
@@ -161,17 +187,19 @@ def feed(
         The raw logits ``[V]`` for each one's next token, in order; none with ``keep``.
     """
     logits: dict[int, np.ndarray] = {}
-    for sequence in sequences:
-        yield from reuse(sequence, versions.current, versions.prefixes)
-    while waiting := [
-        sequence
-        for sequence in sequences
-        if sequence.pending > keep or (not keep and id(sequence) not in logits)
-    ]:
+    while True:
+        together = len(sequences) > 1
+        yield from prepare(sequences, versions, together=together)
+        waiting = [
+            sequence
+            for sequence in sequences
+            if sequence.pending > keep or (not keep and id(sequence) not in logits)
+        ]
+        if not waiting:
+            return [] if keep else [logits[id(sequence)] for sequence in sequences]
         step = yield from next_step(waiting, versions, keep=keep)
         outcome = yield from run_step(step, versions)
         logits |= {id(sequence): own for sequence, own in outcome if own is not None}
-    return [] if keep else [logits[id(sequence)] for sequence in sequences]
 
 
 def generate_samples(

@@ -13,6 +13,7 @@ from ..transports.base import Call, Identity, Reply
 from .expected_reply import EXPECTED_MANIFEST
 from .prefix_cache import PrefixCache
 from .served_model import ServedModel
+from .session_pool import SessionPool
 
 Calls = Generator[Call, Reply, ServedModel]
 """Calls to be answered with replies, and the model that they tell of."""
@@ -28,6 +29,7 @@ class ModelVersions:
     current: ServedModel
     known: dict[int, ServedModel] = field(default_factory=dict)
     prefixes: PrefixCache | None = None
+    sessions: SessionPool | None = None
 
     def __post_init__(self) -> None:
         self.known[self.current.version] = self.current

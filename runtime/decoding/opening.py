@@ -15,6 +15,7 @@ from .expected_reply import EXPECTED_TOKENIZER, ExpectedReply
 from .model_versions import ModelVersions, ask_for_description
 from .prefix_cache import PrefixCache
 from .served_model import ServedModel
+from .session_pool import SessionPool
 from .task import CallRequest, Task, with_deadline
 
 _PROBE_SECONDS = 5.0
@@ -26,6 +27,7 @@ def open_engine(
     max_rows: int | None,
     deadline: float | None,
     prefixes: PrefixCache | None = None,
+    sessions: SessionPool | None = None,
 ) -> Task[Engine]:
     """Learn what is served and fetch its tokenizer, where it travels along.
 
@@ -33,8 +35,8 @@ def open_engine(
     """
     for _ in range(_TRIES - 1):
         with suppress(VersionGone):
-            return (yield from _open(tokenizer, max_rows, deadline, prefixes))
-    return (yield from _open(tokenizer, max_rows, deadline, prefixes))
+            return (yield from _open(tokenizer, max_rows, deadline, prefixes, sessions))
+    return (yield from _open(tokenizer, max_rows, deadline, prefixes, sessions))
 
 
 def _open(
@@ -42,13 +44,15 @@ def _open(
     max_rows: int | None,
     deadline: float | None,
     prefixes: PrefixCache | None,
+    sessions: SessionPool | None,
 ) -> Task[Engine]:
     model = yield from with_deadline(ask_for_description(), deadline)
     if model.manifest.compiler == "xla":
         yield from _probe(model, deadline)
     if tokenizer is None and "tokenizer" in model.manifest.signatures:
         tokenizer = yield from _fetch_tokenizer(model, deadline)
-    return Engine(ModelVersions(model, prefixes=prefixes), tokenizer, max_rows)
+    versions = ModelVersions(model, prefixes=prefixes, sessions=sessions)
+    return Engine(versions, tokenizer, max_rows)
 
 
 def _fetch_tokenizer(model: ServedModel, deadline: float | None) -> Task[Tokenizer]:

@@ -40,13 +40,14 @@ def reuse(
 def remember(
     sequence: Sequence, model: ServedModel, prefixes: PrefixCache | None
 ) -> None:
-    """Keep the rows of a prompt once it is fed, and of the answer once it has ended."""
+    """Keep the rows of a prompt once it is fed, and of the answer once it has ended.
+
+    Those that a server keeps are fetched at the end (``sessions.read_back``).
+    """
     cache, finished = sequence.cache, sequence.finish_reason is not None
-    if (
-        prefixes is None
-        or cache is None
-        or sequence.model_id not in ("", model.model_id)
-    ):
+    if prefixes is None or not isinstance(cache, KVCache):
+        return
+    if sequence.model_id not in ("", model.model_id):
         return
     alone = sequence.options.samples == 1 and not sequence.options.beams
     most = len(cache) if finished and alone else sequence.prompt_tokens

@@ -11,6 +11,7 @@ from .kv_cache import KVCache
 from .scheduler import Step, distinct_counters
 from .sequence import Sequence
 from .served_model import ServedModel
+from .session_cache import SessionCache
 
 
 def apply(
@@ -25,16 +26,28 @@ def apply(
     _count(step, reply)
     outputs = reply.outputs
     chooses = not (step.tokens_per_call or step.partial)
+    alive = outputs.get("alive")
     for b, sequence in enumerate(step.sequences):
+        if alive is not None and not alive[b]:
+            sequence.lose_slot(evicted=True)
+            continue
         sequence.version, sequence.model_id = reply.version, reply.model_id
-        if sequence.cache is None:
-            sequence.cache = KVCache(model.layout)
         new = int(outputs["count"][b]) if step.tokens_per_call else 1
-        sequence.cache.append(outputs["new_cache"][b, : step.fed[b] + new - 1])
+        rows = step.fed[b] + new - 1
+        if isinstance(sequence.cache, SessionCache):
+            sequence.cache.grow(rows)
+        else:
+            if sequence.cache is None:
+                sequence.cache = KVCache(model.layout)
+            sequence.cache.append(outputs["new_cache"][b, :rows])
         if step.tokens_per_call:
             _take(sequence, {name: x[b] for name, x in outputs.items()}, new)
     logits = outputs["logits"] if chooses else [None] * len(step.sequences)
-    return list(zip(step.sequences, logits, strict=False))
+    return [
+        (sequence, own)
+        for b, (sequence, own) in enumerate(zip(step.sequences, logits, strict=False))
+        if alive is None or alive[b]
+    ]
 
 
 def _take(sequence: Sequence, row: Mapping[str, np.ndarray], new: int) -> None:
@@ -55,3 +68,4 @@ def _count(step: Step, reply: Reply) -> None:
     for counters in distinct_counters(step.sequences):
         counters.calls += 1
         counters.retries += reply.retries
+        counters.session_calls += step.in_session

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...models.generation.sampling import SamplingParams
 from ..codec import RowBlocks, Tensor
-from ..contract import generate_name
+from ..contract import generate_name, session_generate_name
 from ..results import Counters
 from ..sampling import GREEDY
 from ..transports.base import Call
@@ -26,7 +26,8 @@ class Step:
     """A call and the sequences that it is for, row by row.
 
     ``fed[i]`` tokens of ``sequences[i]`` go with it; ``tokens_per_call`` is N of
-    ``generate_{N}``, 0 for ``prefill`` and ``decode``. ``partial`` says that tokens
+    ``generate_{N}``, 0 for ``prefill`` and ``decode``, and of the same in sessions.
+    ``partial`` says that tokens
     stay pending, so that the reply's logits mean nothing. ``model`` is the one that it
     was planned for.
     """
@@ -37,6 +38,11 @@ class Step:
     fed: tuple[int, ...]
     tokens_per_call: int = 0
     partial: bool = False
+
+    @property
+    def in_session(self) -> bool:
+        """Whether it builds on caches that the server keeps."""
+        return self.call.signature.startswith("session_")
 
     @property
     def deadline(self) -> float | None:
@@ -66,6 +72,8 @@ def plan(
     partial = keep > 0 or lead.pending > model.largest_prompt_chunk
     generated = 0 if partial else _tokens_per_call(chosen, model)
     fits = model.rows_that_fit(model.prompt_size(fed) + generated, cached)
+    if lead.slot:  # neither the cache nor its new rows travel
+        fits = model.rows_that_fit(0, 0)
     return _step(chosen[:fits], model, partial=partial, keep=keep)
 
 
@@ -86,7 +94,8 @@ def _lead(sequences: GenericSequence[Sequence]) -> Sequence:
 def _kind(sequence: Sequence, model: ServedModel, keep: int) -> tuple[object, ...]:
     """Sequences of equal kind may share a call."""
     pending = sequence.pending - keep
-    origin = (sequence.version, sequence.model_id)
+    target = sequence.slot.target if sequence.slot else None
+    origin = (sequence.version, sequence.model_id, target)
     if pending > model.largest_prompt_chunk:
         return ("prompt chunk", *origin, sequence.cached > 0)
     in_graph = sequence.in_graph(model) and bool(model.generate_sizes)
@@ -100,29 +109,37 @@ def _step(
     fed = tuple(min(s.pending - keep, model.largest_prompt_chunk) for s in sequences)
     size = model.prompt_size(max(fed))
     n = 0 if partial else _tokens_per_call(sequences, model)
-    rows = model.batch_size(len(sequences))
-    padding = rows - len(sequences)
-    ids = np.full((rows, size), model.manifest.pad_token_id, np.int32)
-    lengths = np.ones(rows, np.int32)
+    rows, in_session = model.batch_size(len(sequences)), bool(sequences[0].slot)
+    # An idle row of a session writes what the row that it repeats writes.
+    padding = 0 if in_session else rows - len(sequences)
+    shape = (len(sequences) + padding, size)
+    ids = np.full(shape, model.manifest.pad_token_id, np.int32)
+    lengths = np.ones(len(ids), np.int32)
     for b, (sequence, new) in enumerate(zip(sequences, fed, strict=True)):
         ids[b, :new] = sequence.tokens[sequence.cached : sequence.cached + new]
         lengths[b] = new
     inputs: dict[str, Tensor] = {"input_ids": ids, "input_length": lengths}
-    signature = "prefill"
-    if n or any(s.cached for s in sequences):
+    signature, new_rows = "prefill", "new_cache"
+    if in_session:
+        signature, new_rows = "session_decode", "alive"
+        inputs |= _slot_inputs(sequences)
+    elif n or any(s.cached for s in sequences):
         signature = "decode"
         inputs |= _cache_inputs(sequences, padding, model)
     if n:
-        signature = generate_name(n)
+        signature = (session_generate_name if in_session else generate_name)(n)
         inputs |= _sampling_inputs(sequences, padding, n, model)
-    outputs = ("new_cache",) if partial else ()
+    inputs = {name: _repeated(tensor, rows) for name, tensor in inputs.items()}
+    outputs = (new_rows,) if partial else ()
     most_tokens = tuple(min(n, s.remaining) for s in sequences) if n else ()
     top = tuple(s.options.top_logprobs for s in sequences) if n else ()
     expected = ExpectedReply(
         model, signature, outputs, rows, fed, size, most_tokens, top
     )
     version, model_id = sequences[0].version, sequences[0].model_id
-    call = Call(signature, inputs, outputs, version, model_id, expected)
+    slot = sequences[0].slot
+    replicas = (slot.target,) if slot and slot.target else ()
+    call = Call(signature, inputs, outputs, version, model_id, expected, replicas)
     return Step(call, model, tuple(sequences), fed, n, partial)
 
 
@@ -151,6 +168,22 @@ def _cache_inputs(
     slots = model.cache_size(int(lengths.max()))
     blocks = RowBlocks((*rows, *[empty] * padding), slots)
     return {"cache": blocks, "cache_length": lengths}
+
+
+def _slot_inputs(sequences: GenericSequence[Sequence]) -> dict[str, Tensor]:
+    slots = [s.slot for s in sequences if s.slot]
+    return {
+        "slot": np.array([slot.number for slot in slots], np.int32),
+        "ticket": np.array([slot.ticket for slot in slots], np.int64),
+        "cache_length": np.array([s.cached for s in sequences], np.int32),
+    }
+
+
+def _repeated(tensor: Tensor, rows: int) -> Tensor:
+    """The tensor with its first row again after the others, up to so many rows."""
+    if isinstance(tensor, RowBlocks) or len(tensor) == rows:
+        return tensor
+    return np.concatenate([tensor, np.repeat(tensor[:1], rows - len(tensor), axis=0)])
 
 
 def _sampling_inputs(

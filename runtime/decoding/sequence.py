@@ -18,7 +18,11 @@ from ..sampling import Sampling, draw, likeliest, modify
 from .kv_cache import KVCache
 from .logits_processors import apply
 from .served_model import ServedModel
+from .session_cache import SessionCache
+from .session_pool import Slot
 from .stop_strings import IncrementalText, StopText
+
+_MOST_LOSSES = 2  # so that clients that take each other's slots both get on
 
 Clock = Callable[[], float]
 TextMaker = Callable[[], IncrementalText | None]
@@ -67,7 +71,9 @@ class Sequence:
         self.stop_ids = tuple(stop_ids)
         self.index = index
         self.streaming = streaming
-        self.cache: KVCache | None = None
+        self.cache: KVCache | SessionCache | None = None
+        self.explicit = False  # whether it goes on without sessions, where there are
+        self._losses = 0  # slots of servers that were taken from it
         self.version = version
         self.model_id = ""  # of the cache's model, as replies name it
         self.sought_prefix: str | None = None  # what identity it was looked for under
@@ -94,6 +100,11 @@ class Sequence:
     def cached(self) -> int:
         """Number of tokens in the cache."""
         return 0 if self.cache is None else len(self.cache)
+
+    @property
+    def slot(self) -> Slot | None:
+        """The server's slot that its cache is in."""
+        return self.cache.slot if isinstance(self.cache, SessionCache) else None
 
     @property
     def pending(self) -> int:
@@ -150,6 +161,8 @@ class Sequence:
 
     def forget(self) -> None:
         """Drop the cache: its model version is gone. All tokens become pending."""
+        if self.cache is not None:
+            self.cache.discard()
         self.cache, self.version, self.model_id = None, None, ""
         self.sought_prefix, self.remembered = None, 0
 
@@ -158,6 +171,38 @@ class Sequence:
         self.cache, self.remembered = prefix, len(prefix)
         self.counters.cached_prompt_tokens = min(len(prefix), self.prompt_tokens)
         self.counters.cached_bytes += sum(rows.nbytes for rows in prefix.blocks())
+
+    def take_slot(self, cache: SessionCache) -> None:
+        """Go on in a server's slot."""
+        assert cache.slot is not None
+        self.cache = cache
+        self.version, self.model_id = cache.slot.version, cache.slot.model_id
+        if not self.generated:
+            known = min(len(cache), self.prompt_tokens)
+            self.counters.cached_prompt_tokens = known
+
+    def lose_slot(self, *, evicted: bool = False) -> None:
+        """Its slot is not its own any more: all tokens become pending."""
+        if isinstance(self.cache, SessionCache):
+            self.cache.discard(evicted=evicted)
+        self.counters.session_losses += 1
+        self._losses += 1
+        self.forget()
+        if self._losses >= _MOST_LOSSES:
+            self.use_explicit_cache()
+
+    def use_explicit_cache(self) -> None:
+        """Go on without sessions, though the model has some."""
+        self.explicit = True
+        self.counters.session_fallbacks += 1
+        if isinstance(self.cache, SessionCache):
+            self.forget()
+
+    def leave_slot(self) -> None:
+        """Give its slot back, if it has one; nothing more is generated."""
+        if isinstance(self.cache, SessionCache):
+            self.cache.close(self.tokens)
+            self.cache = None
 
     def continue_from(self, sibling: Sequence) -> None:
         """Take what is cached of the same prompt."""

@@ -177,6 +177,13 @@ class ServedModel:
         sizes = [size for size in self.manifest.batch_sizes if size <= fits]
         return max(sizes) if sizes else fits
 
+    def rows_per_message(self, rows: int) -> int:
+        """Most cache rows that a message with so many rows of the batch may carry."""
+        fits = (MESSAGE_LIMIT - _SLACK) // (self.layout.row_bytes * rows)
+        buckets = [size for size in self.manifest.cache_buckets if size <= fits]
+        limit = buckets[-1] if buckets else fits // _CACHE_STEP * _CACHE_STEP or fits
+        return max(1, min(limit, self.positions))
+
     def require(self, name: str, why: str) -> None:
         """Raise ``IncompatibleModel`` unless the export has the signature."""
         if name not in self.manifest.signatures:

@@ -45,6 +45,8 @@ class Call:
     contiguous, and a cache may come as ``RowBlocks``. ``outputs`` names those to
     fetch, empty for all. ``version`` pins the model version, None takes the newest.
     ``model_id`` names the very model that a cache comes from (``Reply.model_id``).
+    ``replicas`` names the addresses that may answer (``Reply.target``), as the server
+    that holds a session; empty for any. If these fail, the call fails soon.
     ``expected`` says what a right reply is like, so that a transport can turn to
     another replica.
     """
@@ -55,6 +57,7 @@ class Call:
     version: int | None = None
     model_id: str = ""
     expected: Expectation | None = field(default=None, compare=False)
+    replicas: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -125,6 +128,11 @@ class Transport(ABC):
     def close(self) -> None:
         """Release connections; further calls are refused."""
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The addresses that calls go to; none where there is one model only."""
+        return ()
+
     def metadata(
         self, *, version: int | None = None, timeout: float | None = None
     ) -> ModelMetadata | None:
@@ -150,6 +158,11 @@ class AsyncTransport(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Release connections; further calls are refused."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """As ``Transport.targets``."""
+        return ()
 
     async def metadata(
         self, *, version: int | None = None, timeout: float | None = None

@@ -33,6 +33,7 @@ _NO_VERSION = -1
 def joined(calls: Sequence[Call], rows: int) -> Call:
     """One call with the rows of all, and idle ones after them up to ``rows``."""
     padding = rows - sum(call.rows for call in calls)
+    stateful = calls[0].signature.startswith("session_")
     inputs: dict[str, Tensor] = {}
     for name in calls[0].inputs:
         tensors = [call.inputs[name] for call in calls]
@@ -42,7 +43,8 @@ def joined(calls: Sequence[Call], rows: int) -> Call:
         arrays = [np.asarray(tensor) for tensor in tensors]
         if padding:
             idle = arrays[0][:1]
-            if name in ("cache_length", "max_new_tokens"):
+            # An idle row of a session writes what the row that it repeats writes.
+            if name in ("cache_length", "max_new_tokens") and not stateful:
                 idle = np.zeros_like(idle)
             arrays += [idle] * padding
         inputs[name] = _join(arrays, _FILL.get(name, 0))
@@ -192,6 +194,7 @@ class DynamicBatcher(AsyncTransport):
             call.signature,
             call.version,
             call.model_id,
+            call.replicas,
             call.outputs,
             call.inputs["input_ids"].shape[1],
         )
@@ -204,6 +207,11 @@ class DynamicBatcher(AsyncTransport):
                 f"the deadline passed, {timeout:.3f} s after the call was made: allow "
                 "more time or send fewer generations at once"
             ) from None
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The transport's."""
+        return self._transport.targets
 
     async def close(self) -> None:
         """Cancel what is under way and close the transport."""

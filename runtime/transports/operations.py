@@ -64,6 +64,7 @@ _CONTROL_LIMIT = 4 << 20  # bytes of a reply that carries no tensors
 _ASK_TIMEOUT = 1.0  # seconds for a replica to say what it serves
 _READY_PAUSE = 0.2  # seconds between questions whether the model is there
 _STATUS_TIMEOUT = 5.0
+_NAMED_PATIENCE = 0.5  # seconds to try where a call names the replicas for it
 _CLOCKS_APART = 0.005  # seconds between gRPC's clock and ours
 
 
@@ -111,6 +112,7 @@ class _Request:
     decode: Callable[[bytes], Any]
     most_bytes: int = _CONTROL_LIMIT
     model_id: str = ""  # the model whose cache it carries
+    replicas: tuple[str, ...] = ()  # the only ones that may answer; () for all
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,9 @@ class Operations:
                 _check_rows(response, call.rows)
             return response
 
-        return _Request(PREDICT, payload, model, decode, most_bytes, call.model_id)
+        return _Request(
+            PREDICT, payload, model, decode, most_bytes, call.model_id, call.replicas
+        )
 
     def metadata(
         self, version: int | None, timeout: float | None
@@ -248,15 +252,18 @@ class Operations:
     def _exchange(self, request: _Request, deadline: float) -> Operation[_Answer]:
         """One request and its reply, from whichever replica gives a good one."""
         started = self._clock()
+        retry, barred = self.connection.retry, self._barred(request)
+        if request.replicas:  # the caller has another way to go on
+            retry = replace(
+                retry,
+                connect=min(retry.connect, _NAMED_PATIENCE),
+                recover=min(retry.recover, _NAMED_PATIENCE),
+            )
         attempts = Attempts(
-            self.replicas,
-            request.model,
-            self.connection.retry,
-            self._clock,
-            self._jitter,
+            self.replicas, request.model, retry, self._clock, self._jitter
         )
         while True:
-            index = self.replicas.pick(attempts.tried)
+            index = self.replicas.pick({*attempts.tried, *barred})
             if index is None:
                 wait = attempts.end_round(self._time_left(deadline))
                 if wait > 0:
@@ -277,6 +284,16 @@ class Operations:
             if failure is Failure.DOWN:
                 self.connection_lost(index)
             attempts.note(index, failure, outcome)
+
+    def _barred(self, request: _Request) -> set[int]:
+        """The replicas that may not answer."""
+        if not request.replicas:
+            return set()
+        return {
+            index
+            for index, target in enumerate(self.targets)
+            if target not in request.replicas
+        }
 
     def _attempt(
         self, request: _Request, index: int, timeout: float | None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from optserve.runtime import codec
@@ -132,6 +134,19 @@ def test_other_replicas_are_tried_at_once() -> None:
     reply, tried, waits = play([DOWN, FULL, OK])
     assert (reply.retries, tried, waits) == (2, [0, 1, 2], [])
     assert reply.target == "r2:1"
+
+
+def test_a_call_goes_to_the_replicas_that_it_names_and_fails_soon() -> None:
+    named = replace(CALL, replicas=("r1:1",))
+    reply, tried, _ = play([FULL, DOWN, OK], call=named)
+    assert (tried, reply.target) == ([1, 1, 1], "r1:1")
+    error, tried, waits = play(lambda _: DOWN, call=named)
+    assert isinstance(error, Unavailable)
+    assert set(tried) == {1}
+    assert sum(waits) <= 0.5
+    error, tried, _ = play(lambda _: GONE, call=replace(PINNED, replicas=("r1:1",)))
+    assert isinstance(error, VersionGone)
+    assert tried == [1]
 
 
 def test_then_it_waits_longer_each_round() -> None:
