@@ -207,9 +207,12 @@ def generate_samples(
 ) -> Task[None]:
     """Generate several continuations of one prompt, whose cache is built once."""
     first = sequences[0]
-    if first.pending > 1:
-        yield from feed([first], versions, keep=1)
-    if first.cache is not None:
-        for sequence in sequences[1:]:
-            sequence.continue_from(first)
-    yield from generate_sequences(iter(sequences), versions, capacity)
+    try:
+        if first.pending > 1:
+            yield from feed([first], versions, keep=1)
+        if first.cache is not None:
+            for sequence in sequences[1:]:
+                sequence.continue_from(first)
+        yield from generate_sequences(iter(sequences), versions, capacity)
+    finally:
+        first.leave_slot()

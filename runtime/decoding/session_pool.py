@@ -24,6 +24,7 @@ from .served_model import ServedModel
 
 _DOWN = 2.0  # seconds that nothing is opened on a server that could not be reached
 _RAISE = 16
+_REST = 1.0  # seconds that a slot which nobody may use is counted among ours
 
 
 @dataclass(eq=False)
@@ -113,6 +114,7 @@ class SessionPool:
         self._clock = clock
         self._leased: set[Slot] = set()
         self._free: list[Slot] = []  # the one used longest ago first
+        self._resting: list[tuple[str, float]] = []
         self._queue: deque[_Waiting] = deque()
         self._fewer: dict[str, int] = dict.fromkeys(self._targets, 0)
         self._quiet: dict[str, int] = dict.fromkeys(self._targets, 0)
@@ -163,8 +165,9 @@ class SessionPool:
     def opened(self, slot: Slot, opened: Slot) -> None:
         """The server has given a slot: the lease gets its facts."""
         with self._lock:
-            slot.target, slot.version = opened.target, opened.version
-            slot.model_id = opened.model_id
+            if opened.target in self._targets:
+                slot.target = opened.target
+            slot.version, slot.model_id = opened.version, opened.model_id
             slot.number, slot.ticket = opened.number, opened.ticket
             slot.busy, slot.idle_since = False, self._clock()
 
@@ -186,7 +189,9 @@ class SessionPool:
             if slot not in self._leased:
                 return
             self._leased.discard(slot)
-            if not (slot.busy or slot.doubtful):
+            if slot.busy or slot.doubtful:
+                self._resting.append((slot.target, self._clock() + _REST))
+            else:
                 self._free.append(replace(slot, tokens=list(tokens)))
             self._quiet[slot.target] = self._quiet.get(slot.target, 0) + 1
             if self._quiet[slot.target] % _RAISE == 0:
@@ -267,10 +272,12 @@ class SessionPool:
         """
         now = self._clock()
         up = [t for t in self._targets if self._down_until.get(t, 0.0) <= now]
-        slots = [*self._leased, *self._free]
+        self._resting = [pair for pair in self._resting if pair[1] > now]
+        ours = [slot.target for slot in (*self._leased, *self._free)]
+        ours += [target for target, _ in self._resting]
         if not up and target is None:
-            return None if any(slot.target == "" for slot in slots) else ""
-        counts = {t: sum(slot.target == t for slot in slots) for t in up}
+            return None if "" in ours else ""
+        counts = {t: ours.count(t) for t in up}
         named = [t for t in up if target in (None, t)]
         emptiest = min(named, key=lambda t: counts[t], default=None)
         if emptiest is None:

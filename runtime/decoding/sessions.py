@@ -52,20 +52,18 @@ def seat(
     if pool is None:
         return list(sequences)
     yield from _notice_newer_version(sequences, pool, versions)
-    ready = [sequence for sequence in sequences if not _needs_slot(sequence, versions)]
-    holding = any(sequence.slot for sequence in sequences)
-    for sequence in sequences:
-        if sequence in ready:
-            continue
-        patient = not (together or ready or holding)
+    waiting = [sequence for sequence in sequences if _needs_slot(sequence, versions)]
+    left = list(waiting)
+    for sequence in waiting:
+        patient = not together and len(left) == len(sequences)
         if (yield from _seated(sequence, pool, versions, patient=patient)):
-            ready.append(sequence)
+            left.remove(sequence)
         elif together:
             sequence.use_explicit_cache()
-            ready.append(sequence)
+            left.remove(sequence)
         else:
-            break  # and the others after it, in order
-    return [sequence for sequence in sequences if sequence in ready]
+            break  # the others keep their order
+    return [sequence for sequence in sequences if sequence not in left]
 
 
 def begin(sequences: GenericSequence[Sequence]) -> bool:
@@ -113,10 +111,13 @@ def read_back(sequence: Sequence, versions: ModelVersions) -> Task[None]:
         "start": _column(first * BLOCK),
         "size": _column(size),
     }
-    pool = _pool_of(sequence)
+    pool, reply = _pool_of(sequence), None
     if not pool.begin(slot):
         return
-    reply = yield from _call("session_read", slot, inputs, model, sequence, rows=size)
+    with suppress(OptserveError):  # the sequence has ended well
+        reply = yield from _call(
+            "session_read", slot, inputs, model, sequence, rows=size
+        )
     if reply is not None:
         pool.end(slot, doubtful=False)
         rows = reply.outputs["cache"][0, :size].reshape(-1, BLOCK, *layout.row_shape)
@@ -141,6 +142,8 @@ def _needs_slot(sequence: Sequence, versions: ModelVersions) -> bool:
         return False
     sizes = versions.current.manifest.sessions
     if not sizes:
+        if isinstance(sequence.cache, SessionCache):
+            sequence.forget()
         return False
     if len(sequence.tokens) + sequence.remaining - 1 > sizes["positions"]:
         sequence.use_explicit_cache()
@@ -272,8 +275,7 @@ def _opened(
         yield from with_deadline(versions.learn(), sequence.deadline)
         return False
     number, ticket = (int(reply.outputs[name][0]) for name in ("slot", "ticket"))
-    target = slot.target or reply.target
-    pool.opened(slot, Slot(target, reply.version, reply.model_id, number, ticket))
+    pool.opened(slot, Slot(reply.target, reply.version, reply.model_id, number, ticket))
     return True
 
 

@@ -64,7 +64,6 @@ _CONTROL_LIMIT = 4 << 20  # bytes of a reply that carries no tensors
 _ASK_TIMEOUT = 1.0  # seconds for a replica to say what it serves
 _READY_PAUSE = 0.2  # seconds between questions whether the model is there
 _STATUS_TIMEOUT = 5.0
-_NAMED_PATIENCE = 0.5  # seconds to try where a call names the replicas for it
 _CLOCKS_APART = 0.005  # seconds between gRPC's clock and ours
 
 
@@ -252,15 +251,14 @@ class Operations:
     def _exchange(self, request: _Request, deadline: float) -> Operation[_Answer]:
         """One request and its reply, from whichever replica gives a good one."""
         started = self._clock()
-        retry, barred = self.connection.retry, self._barred(request)
-        if request.replicas:  # the caller has another way to go on
-            retry = replace(
-                retry,
-                connect=min(retry.connect, _NAMED_PATIENCE),
-                recover=min(retry.recover, _NAMED_PATIENCE),
-            )
+        barred = self._barred(request)
         attempts = Attempts(
-            self.replicas, request.model, retry, self._clock, self._jitter
+            self.replicas,
+            request.model,
+            self.connection.retry,
+            self._clock,
+            self._jitter,
+            named=bool(request.replicas),
         )
         while True:
             index = self.replicas.pick({*attempts.tried, *barred})

@@ -13,6 +13,7 @@ from .status_mapping import LEAVE_OUT, Failure, Outcome, error_for, one_line
 
 _log = logging.getLogger(__name__)
 
+_NAMED_PATIENCE = 0.5  # seconds for the replicas that a call names: it has other ways
 _MISSING_PATIENCE = 3.0  # seconds for replicas that are down to return with a version
 _HOPELESS = {  # waiting won't help
     Failure.MISSING,
@@ -32,7 +33,11 @@ _MOST_TELLING = (  # the failure to report where several kinds happened
 
 
 class Attempts:
-    """The failed attempts of one call, and what they mean for the next one."""
+    """The failed attempts of one call, and what they mean for the next one.
+
+    ``named`` says that the call may go to some replicas only, whose failure its caller
+    can do something about.
+    """
 
     def __init__(
         self,
@@ -41,6 +46,8 @@ class Attempts:
         retry: Retry,
         clock: Callable[[], float],
         jitter: Callable[[], float],
+        *,
+        named: bool = False,
     ) -> None:
         self.tried: dict[int, tuple[Failure, Outcome]] = {}
         """Replicas that have failed in this round."""
@@ -51,6 +58,7 @@ class Attempts:
         self._retry = retry
         self._clock = clock
         self._jitter = jitter
+        self._named = named
         self._rounds = 0
         self._started = clock()
 
@@ -90,6 +98,8 @@ class Attempts:
         patience = retry.recover if answered else retry.connect
         if Failure.MISSING in kinds:  # others may have it once they are back
             patience = min(patience, _MISSING_PATIENCE)
+        if self._named and not kinds <= {Failure.BUSY, Failure.EXHAUSTED}:
+            patience = min(patience, _NAMED_PATIENCE)
         doubled = retry.first_wait * 2 ** min(self._rounds - 1, 30)
         wait = min(doubled, retry.longest_wait) * (0.5 + self._jitter() / 2)
         if self._clock() + wait > self._started + patience:

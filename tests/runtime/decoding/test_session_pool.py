@@ -54,6 +54,15 @@ def test_no_more_than_the_servers_have_and_the_emptiest_first(clock):
     assert (again.ticket, again.target) == (slots[0].ticket, "a")
 
 
+def test_the_only_model_may_have_any_name(clock):
+    pool = SessionPool([], clock=clock)
+    for number in range(SLOTS):
+        slot = pool.take([2], MODEL)
+        assert slot is not None
+        pool.opened(slot, Slot("local", 1, "", number, 1 + number))
+    assert pool.take([2], MODEL) is None
+
+
 def test_those_who_wait_are_served_in_order_and_before_others(clock):
     pool = SessionPool([], clock=clock)
     slots = taken(pool, SLOTS)
@@ -95,8 +104,13 @@ def test_what_another_call_may_write_to_is_given_to_nobody(clock):
     pool.end(slots[2], doubtful=False)
     for slot in slots:
         pool.give_back(slot, TEXT)
-    tickets = [slot.ticket for slot in (pool.take(TEXT, MODEL) for _ in slots) if slot]
-    assert tickets == [slots[2].ticket, 0, 0]
+    again = pool.take(TEXT, MODEL)
+    assert again is not None
+    assert again.ticket == slots[2].ticket
+    assert pool.take(TEXT, MODEL) is None
+    clock.now += 2
+    others = [pool.take(TEXT, MODEL) for _ in range(2)]
+    assert [slot.ticket for slot in others if slot] == [0, 0]  # to be opened anew
 
 
 def test_only_an_idle_slot_is_taken_away_and_only_for_those_who_wait(clock):

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
@@ -19,8 +20,10 @@ from optserve.runtime import (
     InvalidRequest,
     PrefixCache,
     Sampling,
+    ServerError,
 )
 from optserve.runtime.decoding.prefix_cache import BLOCK
+from optserve.runtime.transports.base import Call
 
 from tests.runtime.decoding.session_servers import AsyncServers, Servers
 from tests.runtime.numpy_model import AsyncNumpy, NumpyTransport
@@ -427,3 +430,52 @@ def test_threads_and_eviction_for_a_while():
             thread.join()
     assert not wrong
     assert {"evict", "restart", "down"} <= set(servers.happened)
+
+
+def test_what_fails_midway_gives_its_slots_back():
+    servers = Servers(sessions={"slots": 2, "positions": 64})
+
+    def refuse(call: Call) -> None:
+        if call.signature == "session_decode":
+            raise ServerError("no", "INTERNAL")
+
+    with Client(transport=servers) as client:
+        for mode in MODES.values():
+            servers.servers[0].before = refuse
+            for _ in range(3):
+                with suppress(ServerError):
+                    client.generate(PROMPTS[:3], max_new_tokens=3, **mode)
+            servers.servers[0].before = None
+            client.generate(PROMPTS[:3], max_new_tokens=3, timeout=20, **mode)
+
+
+def test_reading_back_never_fails_what_has_ended_well():
+    servers = Servers(**DIGEST)
+
+    def refuse(call: Call) -> None:
+        if call.signature == "session_read":
+            raise ServerError("no", "INTERNAL")
+
+    servers.servers[0].before = refuse
+    with Client(transport=servers, prefix_cache=1 << 20) as client:
+        (result,) = client.generate([SHARED], max_new_tokens=3)
+    assert servers.count("session_read") == 1
+    assert same([result], explicit([SHARED], max_new_tokens=3))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_newer_version_need_not_have_sessions(mode):
+    options = {"max_new_tokens": 9, "stop_token_ids": [], **MODES[mode]}
+    servers = Servers(generate=(2,))
+    (server,) = servers.servers
+
+    def swap(call: Call) -> None:
+        if call.signature.startswith("session_") and len(servers.calls) > 5:
+            server.versions = {2: server.model}
+            server.manifest = NumpyTransport(generate=(2,)).manifest
+
+    server.before = swap
+    with Client(transport=servers) as client:
+        (result,) = client.generate([[2, 5, 6]], **options)
+    assert result.model_version == 2
+    assert same([result], explicit([[2, 5, 6]], **options))

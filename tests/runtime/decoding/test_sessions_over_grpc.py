@@ -67,7 +67,7 @@ def test_a_server_that_starts_anew_at_its_address(expected):
 
 def test_async_streams_are_joined_where_their_slots_are(expected):
     async def go(targets):
-        async with AsyncClient(targets, sessions=True) as client:
+        async with AsyncClient(targets, sessions=True, in_flight=1) as client:
             return await client.generate([PROMPT] * 12, **OPTIONS)
 
     servers = [server(), server()]

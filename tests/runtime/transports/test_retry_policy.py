@@ -144,6 +144,9 @@ def test_a_call_goes_to_the_replicas_that_it_names_and_fails_soon() -> None:
     assert isinstance(error, Unavailable)
     assert set(tried) == {1}
     assert sum(waits) <= 0.5
+    reply, tried, waits = play([FULL] * 6 + [OK], call=named)
+    assert reply.retries == 6
+    assert sum(waits) > 0.5
     error, tried, _ = play(lambda _: GONE, call=replace(PINNED, replicas=("r1:1",)))
     assert isinstance(error, VersionGone)
     assert tried == [1]
