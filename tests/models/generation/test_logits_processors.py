@@ -57,6 +57,26 @@ def forced(tokens, new, logits):
     return out
 
 
+def counted(tokens, new, logits):
+    """OpenAI's definition, of new tokens."""
+    out = logits.copy()
+    for token in set(tokens[len(tokens) - new :]):
+        out[token] -= 0.5 * tokens[len(tokens) - new :].count(token) + 0.25
+    return out
+
+
+BIASES = {(3,): 1.5, (1, 3): 2.0, (2, 0, 5): -4.0, (0,): -0.5}
+
+
+def biased(tokens, new, logits):
+    out = logits.copy()
+    for words, bias in BIASES.items():
+        before = list(words[:-1])
+        if not before or tokens[-len(before) :] == before:
+            out[words[-1]] += bias
+    return out
+
+
 CASES = {
     "bad words": (rules.bad_words(WORDS), forbidding(ends_of_words)),
     "n-grams": (rules.no_repeat_ngram(2), forbidding(ends_of_pairs)),
@@ -75,6 +95,8 @@ CASES = {
     ),
     "forced": (rules.forced_tokens({6: 5}), forced),
     "penalty": (rules.repetition_penalty(1.5), penalized),
+    "counts": (rules.count_penalties(0.5, 0.25), counted),
+    "biases": (rules.sequence_bias(tuple(BIASES.items())), biased),
 }
 
 
