@@ -1,8 +1,9 @@
 """Choosing tokens inside the JAX graph, for all rows at once.
 
-The order of the steps, and what they mean, is that of the numpy reference,
-``generation/sampling.py``. Reads side by side with ``tf/sampling.py``. Nothing is
-sorted: thresholds come from a binary search over the bits of float32.
+The order of the steps, and what they mean, is that of the numpy reference: what
+modifies logits is shared with it (``generation/modifiers.py``), what filters and draws
+equals ``generation/sampling.py``. Reads side by side with ``tf/sampling.py``.
+Nothing is sorted: thresholds come from a binary search over the bits of float32.
 
     B rows   V vocabulary
 """
