@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence as GenericSequence
-from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 
 from ..errors import IncompatibleModel, MalformedReply, Unavailable, VersionGone
-from ..transports.base import Call, Reply
+from ..transports.base import Reply
 from . import sessions
-from .expected_reply import ExpectedReply
-from .model_versions import ModelVersions
+from .model_versions import ModelVersions, answering_model
 from .prefix_reuse import remember, reuse
 from .replies import apply
 from .scheduler import Step, distinct_counters, lead_version, plan
@@ -152,30 +150,6 @@ def _fed_foreign_rows(step: Step, reply: Reply, model: ServedModel) -> bool:
         return False
     replaced = reply.model_id not in ("", model.model_id)
     return replaced or model.rows_identity != step.model.rows_identity
-
-
-def answering_model(
-    call: Call, reply: Reply, versions: ModelVersions, deadline: float | None
-) -> Task[ServedModel]:
-    """The model that sent a reply, which is compared with what it should be like.
-
-    Transports have compared it where the version was the expected one.
-
-    Raises:
-        MalformedReply: another reply; the message names who sent it.
-    """
-    if reply.version not in versions.known:
-        yield from with_deadline(versions.learn(reply.version), deadline)
-    model = versions.of(reply.version)
-    if not reply.checked and isinstance(call.expected, ExpectedReply):
-        try:
-            replace(call.expected, model=model).check(reply.outputs)
-        except MalformedReply as error:
-            sender = reply.target or "the model"
-            raise MalformedReply(
-                f"{sender} sent a reply that makes no sense ({error})"
-            ) from None
-    return model
 
 
 def feed(

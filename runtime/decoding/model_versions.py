@@ -10,10 +10,11 @@ import numpy as np
 from ..contract import SPOKEN_VERSIONS, Manifest
 from ..errors import IncompatibleModel, MalformedReply, ServerError
 from ..transports.base import Call, Identity, Reply
-from .expected_reply import EXPECTED_MANIFEST
+from .expected_reply import EXPECTED_MANIFEST, ExpectedReply
 from .prefix_cache import PrefixCache
 from .served_model import ServedModel
 from .session_pool import SessionPool
+from .task import Task, with_deadline
 
 Calls = Generator[Call, Reply, ServedModel]
 """Calls to be answered with replies, and the model that they tell of."""
@@ -49,6 +50,30 @@ class ModelVersions:
         model = replace(model, pads_rows=self.current.pads_rows)
         self.known[model.version] = self.current = model
         return model
+
+
+def answering_model(
+    call: Call, reply: Reply, versions: ModelVersions, deadline: float | None
+) -> Task[ServedModel]:
+    """The model that sent a reply, which is compared with what it should be like.
+
+    Transports have compared it where the version was the expected one.
+
+    Raises:
+        MalformedReply: another reply; the message names who sent it.
+    """
+    if reply.version not in versions.known:
+        yield from with_deadline(versions.learn(reply.version), deadline)
+    model = versions.of(reply.version)
+    if not reply.checked and isinstance(call.expected, ExpectedReply):
+        try:
+            replace(call.expected, model=model).check(reply.outputs)
+        except MalformedReply as error:
+            sender = reply.target or "the model"
+            raise MalformedReply(
+                f"{sender} sent a reply that makes no sense ({error})"
+            ) from None
+    return model
 
 
 def describe_call(version: int | None = None) -> Call:

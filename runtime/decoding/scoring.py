@@ -14,10 +14,10 @@ from ..results import Score
 from ..transports.base import Call
 from .expected_reply import ExpectedReply
 from .kv_cache import KVCache
-from .loop import CallRequest, Task, answering_model, with_deadline
-from .model_versions import ModelVersions
+from .model_versions import ModelVersions, answering_model
 from .scored_text import ScoredText, shared_prefixes
 from .served_model import ServedModel
+from .task import CallRequest, Task, with_deadline
 
 _LOGITS_LIMIT = 1 << 29
 """Bytes of logits that one call may make a server compute: ``score`` needs those of

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,8 @@ from ..errors import IncompatibleModel, InvalidRequest
 from .prefix_cache import BLOCK
 from .served_model import ServedModel
 
-_DOWN = 2.0  # seconds that nothing is opened on a server that could not be reached
+_DOWN = 2.0  # seconds that nothing is opened on a server that failed; then twice that
+_LONGEST_DOWN = 60.0
 _RAISE = 16
 _REST = 1.0  # seconds that a slot which nobody may use is counted among ours
 
@@ -116,9 +117,10 @@ class SessionPool:
         self._free: list[Slot] = []  # the one used longest ago first
         self._resting: list[tuple[str, float]] = []
         self._queue: deque[_Waiting] = deque()
-        self._fewer: dict[str, int] = dict.fromkeys(self._targets, 0)
-        self._quiet: dict[str, int] = dict.fromkeys(self._targets, 0)
+        self._fewer: Counter[str] = Counter()  # slots that are not asked for
+        self._quiet: Counter[str] = Counter()  # generations since one was lost
         self._down_until: dict[str, float] = {}
+        self._failures: Counter[str] = Counter()  # of each server, in a row
         self._asked = clock()
         self._lock = threading.Lock()
 
@@ -170,6 +172,7 @@ class SessionPool:
             slot.version, slot.model_id = opened.version, opened.model_id
             slot.number, slot.ticket = opened.number, opened.ticket
             slot.busy, slot.idle_since = False, self._clock()
+            self._failures[slot.target] = 0
 
     def begin(self, slot: Slot) -> bool:
         """A call on the slot begins, unless it has been taken away."""
@@ -193,16 +196,16 @@ class SessionPool:
                 self._resting.append((slot.target, self._clock() + _REST))
             else:
                 self._free.append(replace(slot, tokens=list(tokens)))
-            self._quiet[slot.target] = self._quiet.get(slot.target, 0) + 1
+            self._quiet[slot.target] += 1
             if self._quiet[slot.target] % _RAISE == 0:
-                self._fewer[slot.target] = max(self._fewer.get(slot.target, 0) - 1, 0)
+                self._fewer[slot.target] = max(self._fewer[slot.target] - 1, 0)
             self._serve()
 
     def drop(self, slot: Slot, *, evicted: bool = False) -> None:
         """Forget a slot: another client has it, or nobody knows what is in it."""
         with self._lock:
             if evicted and slot in self._leased:
-                self._fewer[slot.target] = self._fewer.get(slot.target, 0) + 1
+                self._fewer[slot.target] += 1
                 self._quiet[slot.target] = 0
             self._leased.discard(slot)
             self._serve()
@@ -210,7 +213,9 @@ class SessionPool:
     def failed(self, target: str) -> None:
         """A server could not be reached: another process may answer there next."""
         with self._lock:
-            self._down_until[target] = self._clock() + _DOWN
+            seconds = min(_DOWN * 2 ** min(self._failures[target], 9), _LONGEST_DOWN)
+            self._failures[target] += 1
+            self._down_until[target] = self._clock() + seconds
             self._free = [slot for slot in self._free if slot.target != target]
             self._serve()
 

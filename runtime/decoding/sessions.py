@@ -7,32 +7,20 @@ cache, which no other client can take away.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Sequence as GenericSequence
 from contextlib import suppress
 
-import numpy as np
-
-from ..codec import RowBlocks, Tensor
-from ..errors import (
-    DeadlineExceeded,
-    IncompatibleModel,
-    MalformedReply,
-    OptserveError,
-    Unavailable,
-    VersionGone,
-)
-from ..transports.base import Call, Reply
-from .expected_reply import ExpectedReply
+from ..errors import DeadlineExceeded, OptserveError
 from .kv_cache import KVCache
 from .model_versions import ModelVersions
 from .prefix_cache import BLOCK, block_hashes
 from .sequence import Sequence
 from .served_model import ServedModel
 from .session_cache import SessionCache
+from .session_calls import copy_slot, open_slot, read_slot, write_prefix
 from .session_pool import SessionPool, Slot
-from .task import CallRequest, Task, Wait, with_deadline
+from .task import Task, Wait, with_deadline
 
 _ASK_AGAIN = 5.0  # seconds after which new sequences ask what is served now
 _PATIENCE = 1.0  # seconds between two looks of who waits in line
@@ -105,23 +93,16 @@ def read_back(sequence: Sequence, versions: ModelVersions) -> Task[None]:
     hashes = hashes[: prefixes.holds(BLOCK * layout.row_bytes)]
     first = next((i for i, one in enumerate(hashes) if not prefixes.has(one)), None)
     size = (len(hashes) - (first or 0)) * BLOCK
-    if first is None or size > model.rows_per_message(model.batch_size(1)):
+    if first is None or size > model.rows_per_message(model.padded_rows(1)):
         return
-    inputs: dict[str, Tensor] = {
-        "start": _column(first * BLOCK),
-        "size": _column(size),
-    }
-    pool, reply = _pool_of(sequence), None
+    pool = _pool_of(sequence)
     if not pool.begin(slot):
         return
-    with suppress(OptserveError):  # the sequence has ended well
-        reply = yield from _call(
-            "session_read", slot, inputs, model, sequence, rows=size
-        )
-    if reply is not None:
+    rows = yield from read_slot(sequence, slot, first * BLOCK, size, versions)
+    if rows is not None:
         pool.end(slot, doubtful=False)
-        rows = reply.outputs["cache"][0, :size].reshape(-1, BLOCK, *layout.row_shape)
-        prefixes.keep(dict(zip(hashes[first:], np.array(rows), strict=True)))
+        blocks = rows.reshape(-1, BLOCK, *layout.row_shape)
+        prefixes.keep(dict(zip(hashes[first:], blocks, strict=True)))
 
 
 def _notice_newer_version(
@@ -167,15 +148,19 @@ def _seated(
             slot = yield from _turn(sequence, pool, model)
         if slot is None:
             return False
-        prepared = False
+        opened = prepared = False
         try:
-            prepared = yield from _prepared(sequence, slot, pool, versions)
+            opened = slot.ticket or (
+                yield from open_slot(sequence, slot, pool, versions)
+            )
+            prepared = opened and (yield from _prepared(sequence, slot, pool, versions))
         finally:
             if not prepared:
                 pool.drop(slot)
         if prepared:
             return True
-        sequence.lose_slot()
+        if opened:
+            sequence.lose_slot()
     return True
 
 
@@ -213,14 +198,12 @@ def _prepared(
     What it holds already counts first, then the rows of the sequence that this one was
     forked from, then those of the prefix cache.
     """
-    if not slot.ticket and not (yield from _opened(sequence, slot, pool, versions)):
-        return False
     model, known = versions.of(slot.version), sequence.cached
     length = min(slot.common(sequence.tokens), len(sequence.tokens) - 1)
     origin, prefix = _origin_of(sequence), sequence.cache
     pool.begin(slot)
     if length < known and origin is not None and origin.is_beside(slot):
-        if not (yield from _copied(sequence, origin, slot, pool, model)):
+        if not (yield from copy_slot(sequence, origin, slot, pool, versions)):
             return False
         length = known
     elif (
@@ -228,122 +211,12 @@ def _prepared(
         and isinstance(prefix, KVCache)
         and model.rows_identity == sequence.sought_prefix
     ):
-        if not (yield from _written(sequence, slot, model, prefix, length)):
+        if not (yield from write_prefix(sequence, slot, prefix, length, versions)):
             return False
         length = known
     pool.end(slot, doubtful=False)
     sequence.take_slot(SessionCache(pool, slot, length))
     return True
-
-
-def _copied(
-    sequence: Sequence, origin: Slot, slot: Slot, pool: SessionPool, model: ServedModel
-) -> Task[bool]:
-    """Copy the rows that the sequence has in common with another one's slot."""
-    inputs: dict[str, Tensor] = {
-        "to_slot": _column(slot.number),
-        "to_ticket": _column(slot.ticket, np.int64),
-        "cache_length": _column(sequence.cached),
-    }
-    if not pool.begin(origin):
-        return False
-    reply = yield from _call("session_copy", origin, inputs, model, sequence)
-    pool.end(origin, doubtful=False)
-    return reply is not None
-
-
-def _opened(
-    sequence: Sequence, slot: Slot, pool: SessionPool, versions: ModelVersions
-) -> Task[bool]:
-    model = versions.current
-    # Not 0 and the same in all rows: a batch of one session.
-    row = np.full(model.batch_size(1), 1 + secrets.randbelow(2**31 - 1), np.int32)
-    expected = ExpectedReply(model, "session_open", (), len(row), (1,), 1)
-    replicas = (slot.target,) if slot.target else ()
-    call = Call("session_open", {"row": row}, expected=expected, replicas=replicas)
-    try:
-        reply = yield CallRequest(call, sequence.deadline)
-        if reply.version not in versions.known:
-            learning = versions.learn(reply.version)
-            yield from with_deadline(learning, sequence.deadline)
-    except Unavailable:
-        if not slot.target:
-            raise
-        pool.failed(slot.target)
-        return False
-    except IncompatibleModel:  # a newer version without sessions, perhaps
-        yield from with_deadline(versions.learn(), sequence.deadline)
-        return False
-    number, ticket = (int(reply.outputs[name][0]) for name in ("slot", "ticket"))
-    pool.opened(slot, Slot(reply.target, reply.version, reply.model_id, number, ticket))
-    return True
-
-
-def _written(
-    sequence: Sequence, slot: Slot, model: ServedModel, prefix: KVCache, begin: int
-) -> Task[bool]:
-    """Send rows of the prefix cache to the slot, in as many calls as they need."""
-    most = model.rows_per_message(model.batch_size(1))
-    for start in range(begin, len(prefix), most):
-        end = min(start + most, len(prefix))
-        rows = (prefix.rows(start, end),)
-        blocks = RowBlocks((rows,) * model.batch_size(1), model.cache_size(end - start))
-        inputs: dict[str, Tensor] = {
-            "cache": blocks,
-            "start": _column(start),
-            "cache_length": _column(end - start),
-        }
-        reply = yield from _call("session_write", slot, inputs, model, sequence)
-        if reply is None:
-            return False
-    return True
-
-
-def _call(
-    signature: str,
-    slot: Slot,
-    inputs: dict[str, Tensor],
-    model: ServedModel,
-    sequence: Sequence,
-    *,
-    rows: int = 1,
-) -> Task[Reply | None]:
-    """One call about a slot; None if the slot is not to be used.
-
-    An attempt that failed may still run, and write what was true then.
-    """
-    count = model.batch_size(1)
-    given: dict[str, Tensor] = {
-        "slot": _column(slot.number),
-        "ticket": _column(slot.ticket, np.int64),
-        **inputs,
-    }
-    repeated = {
-        name: tensor if isinstance(tensor, RowBlocks) else np.repeat(tensor, count)
-        for name, tensor in given.items()
-    }
-    call = Call(
-        signature,
-        repeated,
-        (),
-        version=slot.version,
-        model_id=slot.model_id,
-        expected=ExpectedReply(model, signature, (), count, (rows,), rows),
-        replicas=(slot.target,) if slot.target else (),
-    )
-    try:
-        reply = yield CallRequest(call, sequence.deadline)
-    except (Unavailable, MalformedReply, IncompatibleModel, VersionGone):
-        return None
-    sequence.counters.bytes_sent += reply.bytes_sent
-    sequence.counters.bytes_received += reply.bytes_received
-    if reply.retries and signature != "session_read":
-        return None
-    return reply if reply.outputs["alive"][0] else None
-
-
-def _column(value: int, dtype: type = np.int32) -> np.ndarray:
-    return np.array([value], dtype)
 
 
 def _pool_of(sequence: Sequence) -> SessionPool:

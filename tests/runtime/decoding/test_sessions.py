@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -479,3 +480,29 @@ def test_a_newer_version_need_not_have_sessions(mode):
         (result,) = client.generate([[2, 5, 6]], **options)
     assert result.model_version == 2
     assert same([result], explicit([[2, 5, 6]], **options))
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"session_open": ("slot", 99)},
+        {"session_open": ("slot", -1)},
+        {"session_decode": ("alive", 2)},
+        {"session_decode": ("logits", np.nan)},
+        {"session_generate": ("count", 9)},
+        {"session_copy": ("alive", -1)},
+    ],
+)
+def test_a_replica_that_lies_is_left(lie):
+    (signature, (output, value)), *_ = lie.items()
+
+    def tell(call: Call, outputs: dict[str, np.ndarray]) -> None:
+        if call.signature.startswith(signature):
+            outputs[output][:] = value
+
+    servers = Servers(2, generate=() if "decode" in signature else (2,))
+    servers.servers[1].lie = tell
+    options = {"max_new_tokens": 4, "samples": 2, "sampling": WARM}
+    with Client(transport=servers) as client:
+        actual = client.generate(PROMPTS, **options)
+    assert same(actual, explicit(PROMPTS, **options))
