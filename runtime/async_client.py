@@ -136,7 +136,7 @@ class AsyncClient:
     ) -> list[Generation]:
         """Continue each prompt, all side by side; one ``Generation`` each, in order."""
         request = GenerationOptions(max_new_tokens=max_new_tokens, **options).seeded()
-        return await _all(
+        return await all_results(
             [self._one(p, request, i) for i, p in enumerate(as_list(prompts))]
         )
 
@@ -398,7 +398,9 @@ async def _check_signatures(
         check_signatures(model, listed)
 
 
-async def _all(coroutines: GenericSequence[Coroutine[Any, Any, T]]) -> list[T]:
+async def all_results(
+    coroutines: GenericSequence[Coroutine[Any, Any, T]],
+) -> list[T]:
     """The values in order; the first failure cancels the others and is raised."""
     tasks = [asyncio.ensure_future(one) for one in coroutines]
     try:

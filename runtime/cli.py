@@ -38,6 +38,15 @@ COMMANDS = {
         "compare an export with its checkpoint",
     ),
     "serve": ("optserve.runtime.commands.serve", "serve an export over gRPC"),
+    "gateway": (
+        "optserve.runtime.commands.gateway",
+        "answer OpenAI's protocol over HTTP",
+    ),
+    "api-key": ("optserve.runtime.commands.api_key", "make a key for the gateway"),
+    "evaluate": (
+        "optserve.runtime.commands.evaluate",
+        "measure how well a model predicts a text",
+    ),
     "generate": ("optserve.runtime.commands.generate", "generate text from prompts"),
     "bench": (
         "optserve.runtime.commands.bench",
@@ -47,6 +56,7 @@ COMMANDS = {
     "describe": ("optserve.runtime.commands.describe", "say what a server serves"),
 }
 
+_GATEWAY_PACKAGES = ("jinja2", "prometheus_client", "pydantic", "starlette", "uvicorn")
 _log = logging.getLogger("optserve.cli")
 _SUMMARY = "OPT language models as served graphs: export, serve, generate."
 
@@ -115,6 +125,7 @@ def _described(error: Exception) -> str:
             "flax": "export",
             "yaml": "export",
             "ai_edge_litert": "edge",
+            **dict.fromkeys(_GATEWAY_PACKAGES, "gateway"),
         }.get(error.name.split(".")[0], "serve")
         return f"{error.name} is not installed: pip install 'optserve[{extra}]'"
     if type(error).__module__.startswith("optserve."):

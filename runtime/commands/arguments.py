@@ -18,6 +18,7 @@ from ..options import Beams, Constraints, GenerationKeywords
 from ..printable import printable
 from ..sampling import Sampling
 from ..transports.connection import Connection, Tls, check_secrecy
+from ..transports.resolve import Target
 
 _INT32 = 2**31 - 1
 _SMALLEST, _LARGEST = 1e-37, 1e38  # that float32 holds with all its digits
@@ -242,7 +243,8 @@ def add_prefix_cache(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def _prefix_cache(args: argparse.Namespace) -> Iterator[PrefixCache | None]:
+def opened_prefix_cache(args: argparse.Namespace) -> Iterator[PrefixCache | None]:
+    """What was asked for; None where nothing was."""
     folder = getattr(args, "prefix_cache", None)
     limit = getattr(args, "prefix_cache_bytes", None)
     if folder is None and limit is None:
@@ -256,23 +258,23 @@ def _prefix_cache(args: argparse.Namespace) -> Iterator[PrefixCache | None]:
 @contextmanager
 def opened_client(args: argparse.Namespace) -> Iterator[Client]:
     """A client for the parsed options: of servers, or of a model in this process."""
+    target, options = client_options(args)
     with (
-        _prefix_cache(args) as prefixes,
-        _client(args, prefix_cache=prefixes) as client,
+        opened_prefix_cache(args) as prefixes,
+        Client(target, prefix_cache=prefixes, **options) as client,
     ):
         yield client
 
 
-def _client(args: argparse.Namespace, **options: Any) -> Client:
-    options |= {"tokenizer": args.tokenizer, "max_rows": args.max_rows}
+def client_options(args: argparse.Namespace) -> tuple[Target, dict[str, Any]]:
+    """What ``Client`` and ``AsyncClient`` take for the parsed options."""
+    options: dict[str, Any] = {"tokenizer": args.tokenizer, "max_rows": args.max_rows}
     if args.target:
         _refuse(args, ("threads",), "needs --model: a server has threads of its own")
         options |= {"model": args.name, "label": args.label, "wait": args.wait}
-        options |= _connection(args)
-    else:
-        _refuse(args, _SERVER_ONLY, "needs --target: --model runs in this process")
-        options["threads"] = args.threads
-    return Client(args.target or Path(args.model), **options)
+        return args.target, options | _connection(args)
+    _refuse(args, _SERVER_ONLY, "needs --target: --model runs in this process")
+    return Path(args.model), options | {"threads": args.threads}
 
 
 _SERVER_ONLY = (

@@ -1,0 +1,140 @@
+"""``optserve gateway``: OpenAI's protocol over HTTP, in front of a served model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...models.regular_files import read_regular_file
+from ..async_client import AsyncClient
+from ..decoding.prefix_cache import PrefixCache
+from ..errors import InvalidRequest
+from .arguments import (
+    add_connection,
+    add_prefix_cache,
+    client_options,
+    opened_prefix_cache,
+    seconds,
+    utf8,
+    whole,
+)
+
+if TYPE_CHECKING:
+    from ..gateway import GatewaySettings
+
+_MOST_TEMPLATE = 1 << 20
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    add_connection(parser)
+    add_prefix_cache(parser)
+    group = parser.add_argument_group("HTTP")
+    add = group.add_argument
+    add("--port", type=whole(0, 65535), default=8000, help="0 picks a free one (8000)")
+    add("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
+    add(
+        "--also",
+        action="append",
+        default=[],
+        metavar="NAME[:LABEL]",
+        help="a further model, or version label, behind the same addresses",
+    )
+    add("--tls-certificate", metavar="PEM", help="serve HTTPS with this certificate")
+    add("--tls-certificate-key", metavar="PEM", help="and its key")
+    add(
+        "--keys",
+        metavar="FILE",
+        help="let in only who has one of these (optserve api-key)",
+    )
+    add("--chat-template", metavar="FILE", help="Jinja template of conversations")
+    add(
+        "--max-active",
+        type=whole(1, 4096),
+        default=64,
+        metavar="N",
+        help="generations under way at a time (64)",
+    )
+    add(
+        "--max-queue",
+        type=whole(0, 1 << 20),
+        default=256,
+        metavar="N",
+        help="generations that may wait; more get 429 (256)",
+    )
+    add(
+        "--request-timeout",
+        type=seconds,
+        default=600.0,
+        metavar="S",
+        help="for one request, waiting included (600)",
+    )
+    add(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let web pages of this origin call (none may)",
+    )
+    parser.add_argument("--json-log", action="store_true", help="log lines as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGTERM or Ctrl-C."""
+    from ..gateway import create_app
+    from ..gateway.server import listen, run_app
+
+    if (args.tls_certificate is None) != (args.tls_certificate_key is None):
+        raise InvalidRequest("--tls-certificate and --tls-certificate-key go together")
+    with opened_prefix_cache(args) as prefixes:
+        app = create_app(_clients(args, prefixes or PrefixCache()), _settings(args))
+        listener = listen(args.host, args.port)
+        host, port = listener.getsockname()[:2]
+        scheme = "http" if args.tls_certificate is None else "https"
+        shown = f"[{host}]" if ":" in host else host
+        print(f"ready at {scheme}://{shown}:{port}/v1", flush=True)
+        run_app(
+            app,
+            listener,
+            certificate=args.tls_certificate,
+            key=args.tls_certificate_key,
+        )
+    return 0
+
+
+def _clients(args: argparse.Namespace, prefixes: PrefixCache) -> dict[str, AsyncClient]:
+    """A client for each name that requests may give; they share the prefix cache."""
+    target, options = client_options(args)
+    options |= {"max_active": args.max_active, "prefix_cache": prefixes}
+    if not args.target:
+        if args.also:
+            raise InvalidRequest("--also needs --target: --model is one model")
+        return {args.name: AsyncClient(target, **options)}
+    label = args.label
+    named = [f"{args.name}:{label}" if label else args.name, *args.also]
+    clients: dict[str, AsyncClient] = {}
+    for name in named:
+        model, _, label = name.partition(":")
+        if not model:
+            raise InvalidRequest(f"--also must be NAME or NAME:LABEL, got {name!r}")
+        own = {**options, "model": model, "label": label}
+        clients[name] = AsyncClient(target, **own)
+    return clients
+
+
+def _settings(args: argparse.Namespace) -> GatewaySettings:
+    from ..gateway import GatewaySettings
+
+    template = None
+    if args.chat_template:
+        data = read_regular_file(args.chat_template, limit=_MOST_TEMPLATE)
+        template = utf8(data, args.chat_template)
+    return GatewaySettings(
+        keys_file=Path(args.keys) if args.keys else None,
+        chat_template=template,
+        max_active=args.max_active,
+        max_queue=args.max_queue,
+        request_seconds=args.request_timeout,
+        allow_origins=tuple(args.allow_origin),
+    )

@@ -1,0 +1,112 @@
+"""Who goes next: a bounded queue that is fair by user.
+
+At most so many generations run at a time. The others wait; the lowest ``priority``
+number goes first (as in vLLM), among equals whoever's user has the fewest under way,
+and among those the one that waits longest. So a user with a thousand requests delays
+another user by one request at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from .api_errors import ApiError
+
+
+@dataclass(eq=False)
+class _Waiting:
+    user: str
+    priority: int
+    arrival: int
+    turn: asyncio.Future[None] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+class Admission:
+    """Places for generations under way, for one event loop.
+
+    Args:
+        most: generations under way at a time.
+        most_waiting: generations that wait; a further one is refused.
+    """
+
+    def __init__(self, *, most: int, most_waiting: int) -> None:
+        self._most, self._most_waiting = most, most_waiting
+        self._active: Counter[str] = Counter()
+        self._waiting: list[_Waiting] = []
+        self._arrivals = itertools.count()
+
+    @property
+    def running(self) -> int:
+        """Generations under way."""
+        return self._active.total()
+
+    @property
+    def waiting(self) -> int:
+        """Generations that wait for a place."""
+        return len(self._waiting)
+
+    @asynccontextmanager
+    async def place(
+        self, user: str, priority: int = 0, seconds: float | None = None
+    ) -> AsyncIterator[None]:
+        """Wait for a place, at most so long, and hold it within the block.
+
+        Raises:
+            ApiError: 429, as many wait as may; 504, none came free in time.
+        """
+        if self.running < self._most:
+            self._active[user] += 1
+        else:
+            try:
+                await asyncio.wait_for(self._wait(user, priority), seconds)
+            except asyncio.TimeoutError:
+                raise ApiError(
+                    504,
+                    f"no place came free within {seconds} s: send fewer requests at "
+                    "once, or allow more time",
+                    kind="server_error",
+                    code="timeout",
+                ) from None
+        try:
+            yield
+        finally:
+            self._leave(user)
+
+    async def _wait(self, user: str, priority: int) -> None:
+        if len(self._waiting) >= self._most_waiting:
+            raise ApiError(
+                429,
+                f"{len(self._waiting)} requests wait already: try again later",
+                kind="rate_limit_error",
+                code="queue_full",
+            )
+        waiting = _Waiting(user, priority, next(self._arrivals))
+        self._waiting.append(waiting)
+        try:
+            await waiting.turn
+        except asyncio.CancelledError:
+            if waiting.turn.done() and not waiting.turn.cancelled():
+                self._leave(user)  # its turn had just come
+            else:
+                self._waiting.remove(waiting)
+            raise
+
+    def _leave(self, user: str) -> None:
+        self._active[user] -= 1
+        if not self._active[user]:
+            del self._active[user]
+        if self._waiting:
+            chosen = min(self._waiting, key=self._rank)
+            self._waiting.remove(chosen)
+            self._active[chosen.user] += 1
+            chosen.turn.set_result(None)
+
+    def _rank(self, waiting: _Waiting) -> tuple[int, int, int]:
+        return waiting.priority, self._active[waiting.user], waiting.arrival

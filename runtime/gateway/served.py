@@ -1,0 +1,118 @@
+"""The models behind a gateway: a client and a tokenizer for each name."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+
+from ...models.tokenizer import Tokenizer
+from ..async_client import AsyncClient
+from ..contract import Manifest
+from ..decoding.engine import Engine
+from ..errors import OptserveError
+from ..options import Prompt
+from .api_errors import ApiError
+
+_READY_SECONDS = 2.0
+
+
+class Served:
+    """One model as requests name it: ``opt``, or ``opt:canary`` for a label."""
+
+    def __init__(self, name: str, client: AsyncClient, engine: Engine) -> None:
+        self.name, self.client, self._engine = name, client, engine
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the version that is served now."""
+        return self._engine.versions.current.manifest
+
+    @property
+    def positions(self) -> int:
+        """Most tokens of a prompt and its continuation."""
+        return self._engine.versions.current.positions
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """For text.
+
+        Raises:
+            ApiError: 400, this model has none.
+        """
+        if self._engine.tokenizer is None:
+            raise ApiError(
+                400, "this model is served without a tokenizer: send token ids"
+            )
+        return self._engine.tokenizer
+
+    def encode(self, prompt: Prompt, *, special: bool = True) -> list[int]:
+        """Token ids of text, or checked ids; raises ``InvalidRequest``."""
+        return self._engine.encode(prompt, special=special)
+
+    def piece(self, token: int) -> str:
+        """A token by itself as text.
+
+        A part of a character is ``bytes:\\xe2\\x82``, as in OpenAI's API, and an id
+        without a text ``token_id:7``, so that no two tokens look alike.
+        """
+        tokenizer = self._engine.tokenizer
+        data = tokenizer.token_bytes(token, False) if tokenizer else b""
+        try:
+            return data.decode() or f"token_id:{token}"
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+    def text(self, tokens: list[int]) -> str:
+        """Tokens as text, special ones included."""
+        return self.tokenizer.decode(tokens, skip_special_tokens=False)
+
+
+class Models:
+    """All models of a gateway; each connects when it is first asked for.
+
+    Args:
+        clients: by name; requests that name none get the first.
+    """
+
+    def __init__(self, clients: Mapping[str, AsyncClient]) -> None:
+        self._clients = dict(clients)
+        self.created = int(time.time())
+
+    @property
+    def names(self) -> list[str]:
+        """As requests give them."""
+        return list(self._clients)
+
+    async def get(self, name: str) -> Served:
+        """The model of this name, connected.
+
+        Raises:
+            ApiError: 404, no such model here.
+            OptserveError: it can't be reached.
+        """
+        name = name or self.names[0]
+        client = self._clients.get(name)
+        if client is None:
+            raise ApiError(
+                404,
+                f"the model {name[:80]!r} is not served here: use one of "
+                f"{', '.join(self.names)}",
+                param="model",
+                code="model_not_found",
+            )
+        return Served(name, client, await client.connect())
+
+    async def ready(self) -> bool:
+        """Whether every model can be reached now."""
+        try:
+            for name in self.names:
+                await asyncio.wait_for(self.get(name), _READY_SECONDS)
+        except (OptserveError, asyncio.TimeoutError):
+            return False
+        return True
+
+    async def close(self) -> None:
+        """End what is under way and release the connections."""
+        for client in self._clients.values():
+            await client.close()

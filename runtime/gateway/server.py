@@ -1,0 +1,71 @@
+"""Runs the application with uvicorn until a signal ends it."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+
+from ..errors import InvalidRequest
+
+_DRAIN_SECONDS = 30
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 picks a free one.
+
+    Raises:
+        InvalidRequest: the address can't be had.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise InvalidRequest(
+            f"can't listen at {host}:{port} ({error.strerror or error}): choose "
+            "another --port or --host"
+        ) from None
+    return listener
+
+
+def run_app(
+    app: Starlette,
+    listener: socket.socket,
+    *,
+    certificate: Path | None = None,
+    key: Path | None = None,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C; what is under way then may end.
+
+    Args:
+        app: of ``create_app``.
+        listener: of ``listen``.
+        certificate, key: PEM files; with them HTTPS.
+
+    Raises:
+        InvalidRequest: the certificate or the key can't be used.
+    """
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_DRAIN_SECONDS,
+        timeout_keep_alive=30,
+        h11_max_incomplete_event_size=64 << 10,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+    )
+    try:
+        config.load()
+    except OSError as error:  # ssl.SSLError is one
+        raise InvalidRequest(
+            f"the certificate or its key can't be used: {error}"
+        ) from None
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again at its end
+    uvicorn.Server(config).run(sockets=[listener])
