@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 OUT := demo-out
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test explore chaos fuzz docs test-slow test-reference test-upstream test-full-size lint format bench bench-edge clean
+.PHONY: demo test explore chaos fuzz docs test-slow test-browser test-reference test-upstream test-full-size lint format bench bench-edge clean
 
 # Rebuilt whenever the requirements change.
 $(VENV)/ready: pyproject.toml tests/constraints.txt
@@ -27,7 +27,7 @@ demo: $(VENV)/ready
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile \
-	    -m "not slow and not reference and not full_size and not fuzz"
+	    -m "not slow and not reference and not full_size and not fuzz and not browser"
 
 # The property tests on examples of their own each time, and many more of them.
 explore: $(VENV)/ready
@@ -49,6 +49,12 @@ docs: $(VENV)/ready
 
 test-slow: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow
+
+# Needs a browser and its driver (Debian: chromium, chromium-driver); pictures stay in
+# build/pictures.
+test-browser: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet 'selenium>=4.20'
+	$(BIN)/python -m pytest -m browser tests/runtime/gateway/test_page.py
 
 test-full-size: $(VENV)/ready
 	$(BIN)/python -m pytest -m full_size
