@@ -14,18 +14,17 @@ from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
-    Coroutine,
     Iterable,
 )
-from collections.abc import Sequence as GenericSequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from ..models.tokenizer import Tokenizer
+from .async_tasks import all_results, cancel_all, enumerate_any
 from .contract import Manifest
 from .conversation import AsyncConversation
 from .decoding.deadlines import check_waits, deadline_in, time_left
@@ -186,7 +185,7 @@ class AsyncClient:
                     for task in done:
                         yield task.result()
         finally:
-            await _cancel(tasks | done)
+            await cancel_all(tasks | done)
 
     async def score(
         self,
@@ -373,20 +372,6 @@ class AsyncStream:
         return self._started[0].generation()
 
 
-async def enumerate_any(
-    items: Iterable[T] | AsyncIterable[T],
-) -> AsyncIterator[tuple[int, T]]:
-    """``enumerate`` of either kind of iterable."""
-    if isinstance(items, AsyncIterable):
-        i = 0
-        async for item in items:
-            yield i, item
-            i += 1
-    else:
-        for pair in enumerate(items):
-            yield pair
-
-
 async def _check_signatures(
     model: ServedModel, transport: AsyncTransport, timeout: float | None
 ) -> None:
@@ -396,26 +381,3 @@ async def _check_signatures(
         listed = await transport.metadata(version=model.version, timeout=timeout)
     if listed is not None:
         check_signatures(model, listed)
-
-
-async def all_results(
-    coroutines: GenericSequence[Coroutine[Any, Any, T]],
-) -> list[T]:
-    """The values in order; the first failure cancels the others and is raised."""
-    tasks = [asyncio.ensure_future(one) for one in coroutines]
-    try:
-        if tasks:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-            for task in done:
-                task.result()
-        return [task.result() for task in tasks]
-    finally:
-        await _cancel(tasks)
-
-
-async def _cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
-    """End those that run; of all, take the failures that nobody else looks at."""
-    ended = list(tasks)
-    for task in ended:
-        task.cancel()
-    await asyncio.gather(*ended, return_exceptions=True)

@@ -41,7 +41,7 @@ def generate_sequences(
             cancelled = [sequence for sequence in active if sequence.end_if_cancelled()]
             if not cancelled:
                 ready = yield from prepare(active, versions, together=False)
-                step = yield from next_step(ready, versions)
+                step = plan(ready, versions.of(lead_version(ready)))
                 outcome = yield from run_step(step, versions)
                 for sequence, logits in outcome:
                     if logits is not None:
@@ -68,18 +68,10 @@ def prepare(
     """
     for sequence in active:
         yield from reuse(sequence, versions.current, versions.prefixes)
-    return (yield from sessions.seat(active, versions, together=together))
-
-
-def next_step(
-    ready: GenericSequence[Sequence], versions: ModelVersions, *, keep: int = 0
-) -> Task[Step]:
-    """The next step of sequences that can go on."""
-    current = versions.current
+    ready = yield from sessions.seat(active, versions, together=together)
     for sequence in ready:  # another version may have been noticed meanwhile
-        yield from reuse(sequence, current, versions.prefixes)
-    version = lead_version(ready)
-    return plan(ready, current if version is None else versions.of(version), keep=keep)
+        yield from reuse(sequence, versions.current, versions.prefixes)
+    return ready
 
 
 def run_step(
@@ -149,7 +141,9 @@ def _fed_foreign_rows(step: Step, reply: Reply, model: ServedModel) -> bool:
     if step.call.version is not None or not any(s.cached for s in step.sequences):
         return False
     replaced = reply.model_id not in ("", model.model_id)
-    return replaced or model.rows_identity != step.model.rows_identity
+    return replaced or any(
+        s.cached and s.sought_prefix != model.rows_identity for s in step.sequences
+    )
 
 
 def feed(
@@ -171,7 +165,7 @@ def feed(
         ]
         if not waiting:
             return [] if keep else [logits[id(sequence)] for sequence in sequences]
-        step = yield from next_step(waiting, versions, keep=keep)
+        step = plan(waiting, versions.of(lead_version(waiting)), keep=keep)
         outcome = yield from run_step(step, versions)
         logits |= {id(sequence): own for sequence, own in outcome if own is not None}
 

@@ -27,13 +27,10 @@ class Step:
 
     ``fed[i]`` tokens of ``sequences[i]`` go with it; ``tokens_per_call`` is N of
     ``generate_{N}``, 0 for ``prefill`` and ``decode``, and of the same in sessions.
-    ``partial`` says that tokens
-    stay pending, so that the reply's logits mean nothing. ``model`` is the one that it
-    was planned for.
+    ``partial`` says that tokens stay pending, so that the reply's logits mean nothing.
     """
 
     call: Call
-    model: ServedModel
     sequences: tuple[Sequence, ...]
     fed: tuple[int, ...]
     tokens_per_call: int = 0
@@ -140,7 +137,7 @@ def _step(
     slot = sequences[0].slot
     replicas = (slot.target,) if slot and slot.target else ()
     call = Call(signature, inputs, outputs, version, model_id, expected, replicas)
-    return Step(call, model, tuple(sequences), fed, n, partial)
+    return Step(call, tuple(sequences), fed, n, partial)
 
 
 def _tokens_per_call(sequences: GenericSequence[Sequence], model: ServedModel) -> int:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from ..async_client import all_results
+from ..async_tasks import all_results
 from ..options import Constraints, GenerationKeywords
 from ..results import Chunk, Generation
 from ..sampling import Sampling
