@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from hashlib import sha256
+from itertools import takewhile
 
 import numpy as np
 
@@ -29,6 +30,7 @@ Rows = np.ndarray
 """``[BLOCK, L, 2, H, D]`` as they travel (``CacheLayout``); never written to again."""
 
 _MOST_BYTES = 2**63 - 1
+_MOST_SIGHTED = 1 << 16  # hashes
 
 
 class PrefixCache:
@@ -62,6 +64,7 @@ class PrefixCache:
         self._files = None if folder is None else PrefixFiles(folder, folder_bytes)
         self._blocks: OrderedDict[bytes, Rows] = OrderedDict()
         self._bytes = 0
+        self._sighted: OrderedDict[bytes, None] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
@@ -113,6 +116,20 @@ class PrefixCache:
         """Whether memory has a block."""
         with self._lock:
             return block in self._blocks
+
+    def sighted(self, hashes: Sequence[bytes]) -> int:
+        """How many of the first blocks were named here before; all are from now on.
+
+        Rows that cost something to get are worth it where prompts have them in common.
+        """
+        with self._lock:
+            known = list(takewhile(self._sighted.__contains__, hashes))
+            for block in hashes:
+                self._sighted[block] = None
+                self._sighted.move_to_end(block)
+            while len(self._sighted) > _MOST_SIGHTED:
+                self._sighted.popitem(last=False)
+            return len(known)
 
     def holds(self, block_bytes: int) -> int:
         """Most blocks of so many bytes that fit in memory."""

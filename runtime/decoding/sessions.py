@@ -81,7 +81,10 @@ def fail(sequences: GenericSequence[Sequence]) -> None:
 
 
 def read_back(sequence: Sequence, versions: ModelVersions) -> Task[None]:
-    """Fetch the rows that the prefix cache lacks, before the slot goes to others."""
+    """Fetch rows that several prompts begin with, where the prefix cache lacks them.
+
+    The others stay in their slot, where they cost nothing.
+    """
     slot, prefixes = sequence.slot, versions.prefixes
     if slot is None or slot.revoked or prefixes is None:
         return
@@ -90,7 +93,8 @@ def read_back(sequence: Sequence, versions: ModelVersions) -> Task[None]:
     if not identity or slot.model_id not in ("", model.model_id):
         return
     hashes = block_hashes(identity, sequence.tokens[: sequence.cached])
-    hashes = hashes[: prefixes.holds(BLOCK * layout.row_bytes)]
+    most = min(prefixes.sighted(hashes), prefixes.holds(BLOCK * layout.row_bytes))
+    hashes = hashes[:most]
     first = next((i for i, one in enumerate(hashes) if not prefixes.has(one)), None)
     size = (len(hashes) - (first or 0)) * BLOCK
     if first is None or size > model.rows_per_message(model.padded_rows(1)):

@@ -74,6 +74,17 @@ def test_what_was_used_longest_ago_goes_first_and_a_chain_from_its_end():
     assert len(cache.find(list(new))) == 3
 
 
+def test_what_was_named_before_is_known_again(monkeypatch):
+    cache = PrefixCache()
+    chain = list(blocks(list(range(4 * BLOCK))))
+    assert cache.sighted(chain[:2]) == 0
+    assert cache.sighted(chain) == 2
+    assert cache.sighted(chain) == 4
+    monkeypatch.setattr("optserve.runtime.decoding.prefix_cache._MOST_SIGHTED", 2)
+    cache.sighted([b"another"])
+    assert cache.sighted(chain) == 0
+
+
 def test_threads_share_it():
     cache = PrefixCache(memory_bytes=20 * ROW)
     failures = []

@@ -245,7 +245,12 @@ def test_a_known_prefix_is_written_into_the_slot_and_read_back():
     prefixes = PrefixCache()
     with Client(transport=servers, prefix_cache=prefixes) as client:
         (first,) = client.generate([SHARED], max_new_tokens=3)
-        assert servers.count("session_read") == 1
+        assert servers.count("session_read") == 0  # one prompt's own
+        client.generate([[*SHARED[: BLOCK + 2], 7]], max_new_tokens=3)
+        assert servers.calls[-1].inputs["size"].tolist() == [BLOCK]
+        client.generate([[*SHARED, 7]], max_new_tokens=3)
+        assert servers.calls[-1].inputs["start"].tolist() == [BLOCK]
+        assert servers.count("session_read") == 2
         servers.servers[0].restart()
         client.generate([[9]], max_new_tokens=1)  # the pool forgets
     with Client(transport=servers, prefix_cache=prefixes) as client:
@@ -459,6 +464,7 @@ def test_reading_back_never_fails_what_has_ended_well():
 
     servers.servers[0].before = refuse
     with Client(transport=servers, prefix_cache=1 << 20) as client:
+        client.generate([SHARED], max_new_tokens=3)
         (result,) = client.generate([SHARED], max_new_tokens=3)
     assert servers.count("session_read") == 1
     assert same([result], explicit([SHARED], max_new_tokens=3))
