@@ -93,7 +93,8 @@ def estimate_savedmodel(config: OPTConfig, options: ExportOptions) -> Estimate:
     positions = config.max_position_embeddings
     fixed = TOOLS_BYTES + GRAPH_BYTES * config.num_hidden_layers
     # One long sequence's cache and the token table: in files, in graphs, as copies to
-    # compare and multiply. Measured at 1.3b, GiB to write and to verify (planned):
+    # compare and multiply. At 1.3b (`make test-full-size`), GiB to write and to verify,
+    # planned in brackets:
     # float32 5.97 and 7.44 (7.34 and 9.43), int8 2.61 and 5.20 (3.68 and 6.99), int8
     # that XLA compiles 3.68 and 5.85 (4.44 and 8.48), as a JAX graph 2.75 and 5.69
     # (4.44 and 7.26), in float32 6.23 and 9.56 (8.10 and 10.92).

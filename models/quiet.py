@@ -25,7 +25,8 @@ def import_tensorflow() -> None:
     """Import TensorFlow; set ``TF_CPP_MIN_LOG_LEVEL=0`` to see all that it says.
 
     oneDNN multiplies two to ten times as fast as what TensorFlow falls back to on
-    processors without AVX-512; ``TF_ENABLE_ONEDNN_OPTS=0`` does without.
+    processors without AVX-512; ``TF_ENABLE_ONEDNN_OPTS=0`` does without, also for
+    ``tests/benchmarks/claims.py packed-rows``, which shows it.
     """
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     if "tensorflow" in sys.modules or os.environ.get(LEVEL) == "0":

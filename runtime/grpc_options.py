@@ -9,5 +9,5 @@ LONG_MESSAGES: dict[str, int] = {
     "grpc.http2.lookahead_bytes": 16 << 20,
 }
 """A message is as long as its cache. The window holds a prompt's cache from the first
-request on; while gRPC probes for one of its own, a call of a few megabytes takes twice
-its time."""
+request on; while gRPC probes for one of its own, a call of a few megabytes takes much
+longer."""

@@ -29,7 +29,8 @@ MOST_TOKENS_AT_ONCE = 512
 """Tokens given in one call: attention's memory grows with it."""
 _ROWS_TOGETHER = 15
 """Rows of all matrix products for the usual batch: from 16 on oneDNN packs the weights
-for each, which takes three times as long as multiplying few rows by them."""
+for each, which takes three times as long as multiplying few rows by them
+(``tests/benchmarks/claims.py packed-rows``)."""
 
 
 @dataclass(frozen=True)

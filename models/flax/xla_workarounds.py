@@ -25,7 +25,8 @@ def barrier(x):
     """``x``, computed before what follows: XLA fuses nothing across it.
 
     A bias added to a product of one row becomes part of the product's loop, which then
-    is slower by a third (TensorFlow 2.21) up to eight times (an earlier one).
+    is slower by a third (TensorFlow 2.21) up to eight times (an earlier one):
+    ``tests/benchmarks/claims.py jax-bias``.
     """
     return lax.optimization_barrier(x)
 
@@ -54,7 +55,7 @@ def matmul_transposed(x, matrix):
 
 def _product(x, matrix):
     """Not ``x @ matrix.T``, for which XLA copies a float32 matrix if ``x`` is one row:
-    96 instead of 6 ms for 256 MB."""
+    96 instead of 6 ms for 256 MB (``tests/benchmarks/claims.py jax-row``)."""
     matrix = matrix.astype(jnp.float32)
     return lax.dot_general(x, matrix, (((1,), (1,)), ((), ())))
 

@@ -1,7 +1,7 @@
 """One loaded model version: a session, its signatures, and how to run them.
 
 A TensorFlow 1 session, as in TensorFlow Serving itself: any SavedModel with the
-``serve`` tag runs, error texts are the same, and a call costs some 30 µs. Inputs that
+``serve`` tag runs, error texts are the same, and a call costs microseconds. Inputs that
 lie at 64-byte boundaries are fed without a copy, and outputs are fetched without one.
 """
 
