@@ -72,8 +72,8 @@ def _row_answer(
     if tokens_per_call(case.signature):
         count = _checked_count(case, b, row)
         row = {name: value for name, value in row.items() if name != "count"}
-        made = ("tokens", "logprobs", "top_ids", "top_logprobs")
-        row |= {name: row[name][:count] for name in made if name in row}
+        generated = ("tokens", "logprobs", "top_ids", "top_logprobs")
+        row |= {name: row[name][:count] for name in generated if name in row}
         fed = new + count - 1
     elif case.signature == "score":
         given = ("logprobs", "top_ids", "top_logprobs")

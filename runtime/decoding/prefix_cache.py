@@ -75,16 +75,16 @@ class PrefixCache:
 
     def find(self, hashes: Sequence[bytes]) -> list[Rows]:
         """The rows of the first blocks, as far as memory has them one after another."""
-        found: list[Rows] = []
+        known: list[Rows] = []
         with self._lock:
             for block in hashes:
                 if (rows := self._blocks.get(block)) is None:
                     break
-                found.append(rows)
+                known.append(rows)
             # The first block last: without it, the others would not be found.
-            for block in reversed(hashes[: len(found)]):
+            for block in reversed(hashes[: len(known)]):
                 self._blocks.move_to_end(block)
-        return found
+        return known
 
     def load(
         self, hashes: Sequence[bytes], shape: tuple[int, ...]

@@ -103,16 +103,16 @@ class PrefixFiles:
             return self._workers
 
     def _load(self, keys: Sequence[bytes], shape: tuple[int, ...]) -> list[np.ndarray]:
-        found: list[np.ndarray] = []
+        known: list[np.ndarray] = []
         for key in keys:
             rows = self._read(key, shape)
             if rows is None:
                 break
-            found.append(rows)
-        for key in reversed(keys[: len(found)]):  # the first is to be found the longest
+            known.append(rows)
+        for key in reversed(keys[: len(known)]):  # the first is to be found the longest
             with suppress(OSError):
                 self._touch(f"{key.hex()}.rows")
-        return found
+        return known
 
     def _read(self, key: bytes, shape: tuple[int, ...]) -> np.ndarray | None:
         name, size = f"{key.hex()}.rows", _HEADER + 4 * prod(shape)

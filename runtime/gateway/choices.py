@@ -129,12 +129,14 @@ class Runner:
     ) -> None:
         self.admission, self._metrics, self._seconds = admission, metrics, seconds
 
-    async def whole(self, served: Served, made: Sequence[Choice]) -> list[Generation]:
+    async def whole(
+        self, served: Served, choices: Sequence[Choice]
+    ) -> list[Generation]:
         """Every choice's result, in order; the first failure ends the others."""
-        return await all_results([self._one(served, choice) for choice in made])
+        return await all_results([self._one(served, choice) for choice in choices])
 
     async def streamed(
-        self, served: Served, made: Sequence[Choice]
+        self, served: Served, choices: Sequence[Choice]
     ) -> AsyncIterator[Event]:
         """Chunks of all choices as they come.
 
@@ -162,7 +164,7 @@ class Runner:
             except Exception as error:
                 events.put_nowait(error)
 
-        tasks = [asyncio.create_task(produce(choice)) for choice in made]
+        tasks = [asyncio.create_task(produce(choice)) for choice in choices]
         running = len(tasks)
         try:
             while running:

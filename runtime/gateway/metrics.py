@@ -36,8 +36,8 @@ class Metrics:
         names = ["model_name"]
 
         def gauge(name: str, text: str, value: Callable[[], float]) -> None:
-            made = Gauge(f"vllm:{name}", text, names, registry=registry)
-            made.labels(model).set_function(value)
+            metric = Gauge(f"vllm:{name}", text, names, registry=registry)
+            metric.labels(model).set_function(value)
 
         def counter(name: str, text: str, more: tuple[str, ...] = ()) -> Counter:
             return Counter(f"vllm:{name}", text, [*names, *more], registry=registry)

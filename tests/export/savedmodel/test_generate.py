@@ -160,26 +160,26 @@ def test_modifiers_and_likeliest_tokens_equal_numpy(model, prompts):
     for b, prompt in enumerate(prompts):
         sampling = Sampling(seed=SEED, **{key: MODIFIED[key][b] for key in MODIFIED})
         count = int(reply["count"][b])
-        made = reply["tokens"][b, :count].tolist()
-        logits = logits_of(model, prompt + made)
+        generated = reply["tokens"][b, :count].tolist()
+        logits = logits_of(model, prompt + generated)
         for i in range(count):
             n = len(prompt) + i
             token, logprob = choose(
                 logits[n - 1],
                 sampling,
                 position=n,
-                history=history[b] + made[:i],
+                history=history[b] + generated[:i],
                 bias=BIAS[b],
                 forbidden=STOPS[b] if i < LEAST[b] else (),
             )
-            assert token == made[i]
+            assert token == generated[i]
             assert logprob == pytest.approx(float(reply["logprobs"][b, i]), abs=1e-4)
             ids = likeliest(logits[n - 1], TOP[b])
             logprobs = log_softmax(logits[n - 1])[ids]
             assert reply["top_ids"][b, i, : TOP[b]].tolist() == ids.tolist()
-            found = reply["top_logprobs"][b, i, : TOP[b]]
-            np.testing.assert_allclose(found, logprobs, atol=1e-4)
-        assert made[-1] in STOPS[b] or count == 24
+            actual = reply["top_logprobs"][b, i, : TOP[b]]
+            np.testing.assert_allclose(actual, logprobs, atol=1e-4)
+        assert generated[-1] in STOPS[b] or count == 24
         assert (reply["top_ids"][b, count:] == -1).all()
         assert (reply["top_ids"][b, :, TOP[b] :] == -1).all()
         assert not reply["top_logprobs"][b, :, TOP[b] :].any()

@@ -64,14 +64,14 @@ def test_bias_minimum_and_repetition(processors, seed, bias, penalty, least):
         processors.MinNewTokensLengthLogitsProcessor(PROMPT, least, stops),
         processors.RepetitionPenaltyLogitsProcessor(penalty),
     ]
-    found = modify(
+    actual = modify(
         logits,
         Sampling(repetition_penalty=penalty),
         history=[-2 - i for i in tokens[:PROMPT]] + tokens[PROMPT:].tolist(),
         bias=bias,
         forbidden=stops if least > NEW else (),
     )
-    np.testing.assert_allclose(found, theirs(chain, tokens, logits), rtol=1e-5)
+    np.testing.assert_allclose(actual, theirs(chain, tokens, logits), rtol=1e-5)
 
 
 @EXAMPLES
@@ -112,5 +112,5 @@ def test_biases_of_sequences(processors, seed, words, matching):
     chain = [processors.SequenceBiasLogitsProcessor(words)]
     history = History(tokens[None].astype(np.int32), len(tokens), NEW)
     rule = rules.sequence_bias(tuple(words.items()))
-    found = rule(NUMPY, history, logits[None])[0]
-    np.testing.assert_allclose(found, theirs(chain, tokens, logits), rtol=1e-5)
+    actual = rule(NUMPY, history, logits[None])[0]
+    np.testing.assert_allclose(actual, theirs(chain, tokens, logits), rtol=1e-5)

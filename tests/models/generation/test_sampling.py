@@ -111,8 +111,8 @@ def test_penalty_counts_an_id_once_and_moves_it_down():
     x = np.array([2.0, -2.0, 1.0], np.float32)
     penalty = Sampling(repetition_penalty=2.0)
     for history in ([0, 1, 0], [-2, -3, 0], [-2, -3, -1]):
-        found = modify(x, penalty, history=history)
-        np.testing.assert_allclose(found, [1.0, -4.0, 1.0])
+        actual = modify(x, penalty, history=history)
+        np.testing.assert_allclose(actual, [1.0, -4.0, 1.0])
     np.testing.assert_array_equal(x, np.array([2.0, -2.0, 1.0], np.float32))
 
 
@@ -138,15 +138,15 @@ def test_modifiers_against_openais_definition(
         expected.append(-math.inf if j in forbidden else mu)
     sampling = Sampling(frequency_penalty=frequency, presence_penalty=presence)
     history = [-2 - i for i in prompt] + new
-    found = modify(x, sampling, history=history, bias=bias, forbidden=forbidden)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    actual = modify(x, sampling, history=history, bias=bias, forbidden=forbidden)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_repetition_penalty_sees_the_bias_and_counts_do_not_see_the_penalty():
     x = np.array([1.0, 1.0, 0.0], np.float32)
     sampling = Sampling(repetition_penalty=2.0, frequency_penalty=0.5)
-    found = modify(x, sampling, history=[-2, 1, 1], bias={0: -3.0, 1: 3.0})
-    np.testing.assert_allclose(found, [-4.0, 2.0 - 2 * 0.5, 0.0])
+    actual = modify(x, sampling, history=[-2, 1, 1], bias={0: -3.0, 1: 3.0})
+    np.testing.assert_allclose(actual, [-4.0, 2.0 - 2 * 0.5, 0.0])
 
 
 @given(

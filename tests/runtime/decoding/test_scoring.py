@@ -189,5 +189,7 @@ def test_the_async_client_does_the_same():
     scores, means = asyncio.run(go())
     check(scores, LONG, 2)
     with Client(transport=NumpyTransport()) as client:
-        for found, expected in zip(means, client.embed(LONG, pooled=True), strict=True):
-            np.testing.assert_allclose(found, expected, atol=1e-5)
+        for actual, expected in zip(
+            means, client.embed(LONG, pooled=True), strict=True
+        ):
+            np.testing.assert_allclose(actual, expected, atol=1e-5)

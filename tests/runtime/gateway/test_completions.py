@@ -106,12 +106,12 @@ def test_best_of_gives_the_likeliest(client, direct):
     answer = client.completions.create(
         model="opt", prompt="ab", max_tokens=6, n=2, best_of=5, seed=4
     )
-    made = [
+    generated = [
         direct.generate(["ab"], max_new_tokens=6, sampling=Sampling(seed=4 + i))[0]
         for i in range(5)
     ]
-    made.sort(key=lambda g: -sum(g.logprobs) / len(g.logprobs))
-    assert [c.text for c in answer.choices] == [g.text for g in made[:2]]
+    generated.sort(key=lambda g: -sum(g.logprobs) / len(g.logprobs))
+    assert [c.text for c in answer.choices] == [g.text for g in generated[:2]]
 
 
 @pytest.mark.parametrize("n", [1, 3])

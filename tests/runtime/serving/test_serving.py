@@ -140,9 +140,9 @@ def test_biases_and_likeliest_tokens(client, prompts, exact):
         if exact:
             assert g.tokens == other.tokens
             for step, likeliest in zip(g.top_logprobs, other.top_logprobs, strict=True):
-                found, expected = dict(step), dict(likeliest)
+                collected, expected = dict(step), dict(likeliest)
                 np.testing.assert_allclose(
-                    sorted(found.values()), sorted(expected.values()), atol=1e-3
+                    sorted(collected.values()), sorted(expected.values()), atol=1e-3
                 )
 
 
