@@ -1,4 +1,4 @@
-"""Sequences and the prefix cache: what one begins with, and what it leaves behind."""
+"""Sequences and the prefix cache: what one begins with, and what it leaves there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .task import Task, Wait
 def reuse(
     sequence: Sequence, model: ServedModel, prefixes: PrefixCache | None
 ) -> Task[None]:
-    """Begin a sequence behind the longest prefix whose rows are known.
+    """Begin a sequence after the longest prefix whose rows are known.
 
     Looked for once for each model. At least one token stays pending: its logits are
     needed. The sequence is not pinned by it, so that it goes to the version served now;

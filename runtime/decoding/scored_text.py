@@ -1,4 +1,4 @@
-"""One text while it is scored, in pieces behind a cache."""
+"""One text while it is scored, in chunks that continue a cache."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class ScoredText:
 
 
 def shared_prefixes(texts: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
-    """Which texts are scored behind a common prefix: its length, and their indices.
+    """Which texts are scored after a common prefix: its length, and their indices.
 
     Texts without one are together, with a length of 0. One with less than half of what
     the others before it share begins a prefix of its own.

@@ -16,7 +16,7 @@ LENGTH = np.array([9, 3], np.int32)
 
 @pytest.fixture(scope="module")
 def wire() -> np.ndarray:
-    """Rows of the wire, NaN behind what is used."""
+    """Rows of the wire, NaN after what is used."""
     rows = np.random.default_rng(0).standard_normal((B, C, *LAYOUT.row_shape))
     for row, length in zip(rows, LENGTH, strict=True):
         row[length:] = np.nan
