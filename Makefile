@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 OUT := demo-out
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test explore chaos fuzz docs test-slow test-browser test-reference test-upstream test-full-size lint format bench bench-edge clean
+.PHONY: demo test explore chaos fuzz docs test-slow test-browser test-clients test-reference test-upstream test-full-size lint format bench bench-edge clean
 
 # Rebuilt whenever the requirements change.
 $(VENV)/ready: pyproject.toml tests/constraints.txt
@@ -27,7 +27,8 @@ demo: $(VENV)/ready
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile \
-	    -m "not slow and not reference and not full_size and not fuzz and not browser"
+	    -m "not slow and not reference and not full_size and not fuzz and not browser \
+        and not clients"
 
 # The property tests on examples of their own each time, and many more of them.
 explore: $(VENV)/ready
@@ -55,6 +56,14 @@ test-slow: $(VENV)/ready
 test-browser: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet 'selenium>=4.20'
 	$(BIN)/python -m pytest -m browser tests/runtime/gateway/test_page.py
+
+# lm-evaluation-harness and langchain, which need an environment of their own.
+test-clients: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-clients
+	$(VENV)-clients/bin/python -m pip install --quiet torch==2.13.0
+	$(VENV)-clients/bin/python -m pip install --quiet -e '.[gateway,export,dev]' \
+	    'transformers<5' 'lm_eval[api]' accelerate peft langchain-openai
+	$(VENV)-clients/bin/python -m pytest -m clients tests/runtime/gateway/test_clients.py
 
 test-full-size: $(VENV)/ready
 	$(BIN)/python -m pytest -m full_size

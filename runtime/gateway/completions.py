@@ -202,10 +202,12 @@ class TokenList:
                 self._logprobs.append(None)
                 self._top.append(None)
                 continue
-            likeliest = top[i] if i < len(top) else []
+            likeliest = dict(top[i] if i < len(top) else [])
+            # Of a token that is among them, programs compare the two numbers.
+            logprob = likeliest.setdefault(token, logprob) if likeliest else logprob
             self._logprobs.append(logprob)
-            named = {self._served.piece(other): x for other, x in likeliest}
-            self._top.append({piece: logprob, **named} if named else None)
+            named = {self._served.piece(other): x for other, x in likeliest.items()}
+            self._top.append(named or None)
 
     def as_json(self) -> Json:
         """``tokens``, ``token_logprobs``, ``top_logprobs`` and ``text_offset``."""

@@ -13,6 +13,7 @@ import uvicorn
 from optserve.runtime import AsyncClient, Client
 from optserve.runtime.gateway import GatewaySettings, create_app
 from optserve.runtime.gateway.server import listen
+from starlette.applications import Starlette
 
 from tests.runtime.numpy_model import AsyncNumpy, NumpyTransport
 from tests.runtime.small_tokenizer import SMALL_TOKENIZER
@@ -27,7 +28,13 @@ def running(
     """The address of a gateway, and the transport behind it."""
     transport = AsyncNumpy(delay, **MODEL)
     client = AsyncClient(transport=transport)
-    app = create_app({"opt": client}, settings)
+    with serving(create_app({"opt": client}, settings)) as address:
+        yield address, transport
+
+
+@contextmanager
+def serving(app: Starlette) -> Iterator[str]:
+    """The address of an application that runs in a thread."""
     listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -35,7 +42,7 @@ def running(
     while not server.started:
         time.sleep(0.01)
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}", transport
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()
