@@ -45,6 +45,11 @@ class ExportOptions:
             the runtime packs the weights in memory once for each.
         batch_sizes: sizes of B to compile for, where a compiler is at work.
         cache_size: ``tflite``: C, the tokens that the cache holds.
+        sessions: how many caches the server keeps in slots of its own, with a signature
+            ``session_…`` for all that is done with them; 0 for none. Not for
+            ``tflite``.
+        session_slots: how many tokens each of them holds, at most the model's
+            positions.
         portable: leave out the int8 kernels that TensorFlow has on x86-64 alone; only
             int8 exports of the TensorFlow route have any.
 
@@ -61,6 +66,8 @@ class ExportOptions:
     prompt_buckets: Sequence[int] | None = None
     batch_sizes: Sequence[int] | None = None
     cache_size: int | None = None
+    sessions: int = 0
+    session_slots: int = 1024
     portable: bool = False
 
     def __post_init__(self) -> None:
@@ -78,6 +85,11 @@ class ExportOptions:
             object.__setattr__(self, "compiler", "xla" if compiled else "none")
         self._check_compiler()
         self._check_effect()
+        if self.sessions < 0 or self.session_slots < 1:
+            raise ExportError(
+                "--sessions should be 0 or more and --session-slots 1 or more, got "
+                f"{self.sessions} and {self.session_slots}"
+            )
         for name in _SIZES:
             if (sizes := getattr(self, name)) is not None:
                 check_sizes(f"--{name.replace('_', '-')}", sizes)
@@ -111,9 +123,9 @@ class ExportOptions:
         return cls.from_dict(json.loads(text))
 
     def _check_tflite(self) -> None:
-        if self.compiler == "xla" or self.cache != "float32":
+        if self.compiler == "xla" or self.cache != "float32" or self.sessions:
             raise ExportError(
-                "--target tflite takes neither --compiler xla nor --cache: "
+                "--target tflite takes no --compiler xla, --cache or --sessions: "
                 "leave them out"
             )
 

@@ -122,6 +122,22 @@ def _configure_options(parser: argparse.ArgumentParser) -> None:
         help="tflite: tokens that the cache holds (default: 512)",
     )
     add(
+        "--sessions",
+        type=int,
+        metavar="SLOTS",
+        default=0,
+        help="caches that the server keeps by itself, so that they need not travel; "
+        "their memory is taken as they fill (default: none)",
+    )
+    add(
+        "--session-slots",
+        type=int,
+        metavar="C",
+        default=1024,
+        help="tokens that each of them holds, at most the model's positions "
+        "(default: 1024)",
+    )
+    add(
         "--portable",
         action="store_true",
         help="int8: leave out the kernels that TensorFlow has on x86-64 alone, with "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...models.config import OPTConfig
-from ...runtime.contract import CacheLayout, Manifest, generate_name
+from ...runtime.contract import CacheLayout, Manifest, generate_name, session_names
 from ..checkpoint import Checkpoint
 from ..errors import ExportError
 from ..options import ExportOptions
@@ -26,6 +27,14 @@ _MOST_FULL_ROWS = 32
 """Rows of a call that may have all positions; of shorter ones there may be more."""
 
 SIGNATURES = ("serving_default", "prefill", "decode", "score", "embed")
+
+
+def signature_names(options: ExportOptions) -> list[str]:
+    """Names of an export's signatures, but for the tokenizer's."""
+    names = [*SIGNATURES, *map(generate_name, options.generate)]
+    if options.sessions:
+        names += session_names(options.generate)
+    return [*names, "describe"]
 
 
 def write_savedmodel(
@@ -60,11 +69,12 @@ def write_savedmodel(
         }
     manifest = source.manifest(
         options,
-        [*SIGNATURES, *map(generate_name, options.generate), "describe"],
+        signature_names(options),
         digest.result(),
         generate=list(options.generate),
         batch_sizes=list(sizes.rows),
         compiled_prompts=list(sizes.prompt),
+        sessions=session_sizes(source.config, options),
     )
     texts = {} if source.tokenizer is None else {"tokenizer": source.tokenizer}
     texts["describe"] = manifest.to_json()
@@ -90,6 +100,14 @@ def _cache_layout(config: OPTConfig, dtype: str) -> CacheLayout:
         )
     except ValueError as error:
         raise ExportError(str(error)) from None
+
+
+def session_sizes(config: OPTConfig, options: ExportOptions) -> dict[str, int]:
+    """The manifest's ``sessions``: slots, and no more positions than the model has."""
+    if not options.sessions:
+        return {}
+    positions = min(options.session_slots, config.max_position_embeddings)
+    return {"slots": options.sessions, "positions": positions}
 
 
 def _sizes(config: OPTConfig, options: ExportOptions) -> Sizes:
@@ -137,6 +155,7 @@ def _write(
         texts,
         manifest.generate,
         most_tokens=_MOST_FULL_ROWS * config.max_position_embeddings,
+        slots=_session_slots(manifest),
     )
     progress("tracing the signatures")
     with without_locations() if manifest.framework == "jax" else nullcontext():
@@ -150,6 +169,20 @@ def _write(
     )
     write_warmup(folder, manifest, backend.compiled, backend.compiled_loop)
     settle_fingerprint(folder)
+
+
+def _session_slots(manifest: Manifest) -> Any:
+    """Where the server keeps caches; None if there are no sessions."""
+    if not manifest.sessions:
+        return None
+    from .session_slots import SessionSlots
+
+    digest = hashlib.sha256(manifest.to_json().encode()).hexdigest()
+    return SessionSlots(
+        **manifest.sessions,
+        layout=manifest.cache_layout,
+        name=f"optserve_sessions_{digest[:16]}",
+    )
 
 
 def _variable(name: str, array: np.ndarray) -> Any:

@@ -18,6 +18,8 @@ from ...models.tf.sampling import likeliest, nothing_reported
 from ...runtime.contract import CacheLayout, generate_name, signature
 from .backends import Backend
 from .requests import GenerateRequest
+from .session_slots import SessionSlots
+from .sessions import Sessions
 
 MOST_ROWS = 1024
 """Of one call: a text for each of them is still a small reply."""
@@ -34,6 +36,7 @@ class Signatures(tf.Module):
         texts: what ``describe`` and ``tokenizer`` reply.
         generate: the N of ``generate_{N}``.
         most_tokens: that a call may bring, in prompts and in caches.
+        slots: where the server keeps caches; None for no signatures of sessions.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Signatures(tf.Module):
         generate: Sequence[int],
         *,
         most_tokens: int,
+        slots: SessionSlots | None = None,
     ) -> None:
         super().__init__(name="optserve")
         self._config, self._backend, self._layout = config, backend, layout
@@ -53,6 +57,8 @@ class Signatures(tf.Module):
         self._texts = tuple(texts.items())
         self._tokens_per_call = tuple(generate)
         self._most_tokens = most_tokens
+        self.slots = slots
+        self._sessions = slots and Sessions(slots, self._decode, self._generate)
 
     def concrete(self) -> dict[str, Any]:
         """Signature names and traced functions, ready for ``tf.saved_model.save``.
@@ -69,6 +75,8 @@ class Signatures(tf.Module):
         }
         for n in self._tokens_per_call:
             bodies[generate_name(n)] = partial(self._generate, n)
+        if self._sessions is not None:
+            bodies.update(self._sessions.bodies(self._tokens_per_call))
         for name, text in self._texts:
             bodies[name] = _constant(name, text)
         return {
@@ -90,7 +98,7 @@ class Signatures(tf.Module):
         outputs = [tensor.name for tensor in spec.outputs]
 
         def run(*tensors):
-            given = self._checked(dict(zip(names, tensors, strict=True)))
+            given = self._checked(name, dict(zip(names, tensors, strict=True)))
             results = body(**given)
             return {key: tf.identity(results[key], name=key) for key in outputs}
 
@@ -99,13 +107,16 @@ class Signatures(tf.Module):
 
     # --- checks ---------------------------------------------------------------------
 
-    def _checked(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def _checked(self, name: str, inputs: dict[str, Any]) -> dict[str, Any]:
         """Sizes, ids and lengths beyond the model are an error, never a wrong answer.
 
         Sizes come first: nothing is computed for a request that is too large.
         """
         first = next(iter(inputs))
-        for rules in (self._sizes, self._values):
+        stages = [self._sizes, self._values]
+        if self._sessions is not None and name.startswith("session_"):
+            stages.append(partial(self._sessions.rules, name))
+        for rules in stages:
             checks = [
                 tf.debugging.Assert(tf.reduce_all(holds), [rule])
                 for rule, holds in rules(inputs)
@@ -146,15 +157,16 @@ class Signatures(tf.Module):
         if "input_length" not in inputs:
             return
         length, cached = inputs["input_length"], inputs.get("cache_length", 0)
-        slots = tf.shape(inputs["cache"])[1] if "cache" in inputs else 0
         yield (
             "input_length should be from 0 to input_ids' size",
             (length >= 0) & (length <= tf.shape(ids)[1]),
         )
-        yield (
-            "cache_length should be from 0 to the cache's size",
-            (cached >= 0) & (cached <= slots),
-        )
+        if "cache" in inputs:
+            slots = tf.shape(inputs["cache"])[1]
+            yield (
+                "cache_length should be from 0 to the cache's size",
+                (cached >= 0) & (cached <= slots),
+            )
         yield (
             f"cache_length + input_length should be at most {most} positions",
             cached + length <= most,

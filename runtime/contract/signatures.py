@@ -28,7 +28,8 @@ its other outputs are zeros (tokens −1), and nothing was written.
   ``cache`` at ``start`` and after; ``session_read`` gives ``size`` rows from ``start``
   on; ``session_copy`` copies the first ``cache_length`` rows.
 - Callers draw ``row`` of ``session_open`` at random: rows with equal numbers are one
-  row, repeated by a batcher to fill a batch up, and get the same slot.
+  row, repeated by a batcher to fill a batch up, and get the same slot. Only 0 stands
+  for no number, and gets a slot wherever it stands.
 """
 
 from __future__ import annotations

@@ -50,7 +50,8 @@ class NumpySessions:
     # --- signatures -----------------------------------------------------------------
 
     def _open(self, row: np.ndarray) -> Tensors:
-        numbers, index = np.unique(row, return_inverse=True)
+        keys = [number or f"row {b}" for b, number in enumerate(row.tolist())]
+        numbers, index = np.unique([str(key) for key in keys], return_inverse=True)
         oldest = np.argsort(self.used, kind="stable")
         given = oldest[np.arange(len(numbers)) % len(oldest)]
         tickets = [secrets.randbits(62) + 1 for _ in given]

@@ -1,0 +1,148 @@
+"""The signatures of sessions: a cache in the server instead of one in each call.
+
+They compute what the explicit signatures do, by the same functions: rows of a slot are
+gathered to a cache, and new rows are scattered to the slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import tensorflow as tf
+
+from ...runtime.contract import (
+    MESSAGE_LIMIT,
+    session_generate_name,
+    session_tokens_per_call,
+)
+from .session_slots import SessionSlots
+
+Body = Callable[..., dict[str, Any]]
+
+
+class Sessions:
+    """Bodies of the signatures, over the explicit ones.
+
+    Args:
+        slots: where the caches are.
+        decode: the body of ``decode``.
+        generate: the body of ``generate_{N}``, which takes N first.
+    """
+
+    def __init__(self, slots: SessionSlots, decode: Body, generate: Body) -> None:
+        self._slots, self._explicit = slots, (decode, generate)
+
+    def bodies(self, tokens_per_call: Sequence[int]) -> dict[str, Body]:
+        """By the contract's names."""
+        return {
+            "session_open": self._open,
+            "session_decode": self._decode,
+            "session_write": self._write,
+            "session_read": self._read,
+            "session_copy": self._copy,
+            **{
+                session_generate_name(n): partial(self._generate, n)
+                for n in tokens_per_call
+            },
+        }
+
+    def rules(self, name: str, inputs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        """What must hold of a call's values, so that all of it is inside a slot."""
+        most = self._slots.positions
+        none = tf.constant(0)
+        start, size = inputs.get("start", none), inputs.get("size", none)
+        cached, fed = inputs.get("cache_length", none), inputs.get("input_length", none)
+        for key, length in (("start", start), ("size", size), ("cache_length", cached)):
+            yield (
+                f"{key} should be from 0 to the {most} positions of a slot",
+                (length >= 0) & (length <= most),
+            )
+        N = session_tokens_per_call(name)
+        # The last token that is made isn't fed.
+        more = 0 if N is None else tf.clip_by_value(inputs["max_new_tokens"], 1, N) - 1
+        yield (
+            f"a call should stay within the {most} positions of a slot",
+            start + size + cached + fed + more <= most,
+        )
+        if "cache" in inputs:
+            yield (
+                "cache_length should be at most the cache's size",
+                cached <= tf.shape(inputs["cache"])[1],
+            )
+        if "size" in inputs:
+            rows = tf.size(size, tf.int64) * tf.cast(tf.reduce_max(size), tf.int64)
+            yield (
+                f"the rows read should be at most {MESSAGE_LIMIT} bytes in all",
+                rows * self._slots.layout.row_bytes <= MESSAGE_LIMIT,
+            )
+
+    def _open(self, row):
+        slot, ticket = self._slots.open(row)
+        return {"slot": slot, "ticket": ticket}
+
+    def _generate(
+        self, N: int, *, slot, ticket, cache_length, max_new_tokens, input_length, **rest
+    ):
+        held = self._slots.held(slot, ticket, cache_length)
+        made = self._explicit[1](
+            N,
+            input_length=input_length,
+            max_new_tokens=tf.where(held, max_new_tokens, 0),
+            **self._cache(held, slot, cache_length),
+            **rest,
+        )
+        rows, fed = made.pop("new_cache"), input_length + made["count"] - 1
+        held = self._put(held, slot, ticket, rows, cache_length, fed)
+        made["tokens"] = tf.where(held[:, None], made["tokens"], -1)
+        made["count"] = tf.where(held, made["count"], 0)
+        return {**made, **_alive(held)}
+
+    def _decode(self, *, slot, ticket, cache_length, input_ids, input_length):
+        held = self._slots.held(slot, ticket, cache_length)
+        cache = self._cache(held, slot, cache_length)
+        made = self._explicit[0](input_ids, input_length, **cache)
+        rows = made["new_cache"]
+        held = self._put(held, slot, ticket, rows, cache_length, input_length)
+        return {"logits": tf.where(held[:, None], made["logits"], 0.0), **_alive(held)}
+
+    def _write(self, slot, ticket, cache, start, cache_length):
+        held = self._slots.held(slot, ticket, start)
+        return _alive(self._put(held, slot, ticket, cache, start, cache_length))
+
+    def _read(self, slot, ticket, start, size):
+        held = self._slots.held(slot, ticket, start + size)
+        rows = self._slots.read(slot, start, tf.where(held, size, 0))
+        with tf.control_dependencies([rows]):  # whose were they when they were read?
+            held &= self._slots.is_held(slot, ticket)
+        mine = held[:, None] & (tf.range(tf.shape(rows)[1]) < size[:, None])
+        rows = tf.where(mine[:, :, None, None, None, None], rows, 0.0)
+        return {"cache": rows, **_alive(held)}
+
+    def _copy(self, slot, ticket, to_slot, to_ticket, cache_length):
+        held = self._slots.held(slot, ticket, cache_length)
+        held &= self._slots.held(to_slot, to_ticket, tf.zeros_like(to_slot))
+        rows = self._cache(held, slot, cache_length)["cache"]
+        claims = (to_slot, _void_unless(held, to_ticket)), (slot, ticket)
+        start = tf.zeros_like(cache_length)
+        return _alive(self._slots.write(claims, rows, start, cache_length))
+
+    def _cache(self, held, slot, length) -> dict[str, Any]:
+        """What a call builds on, as an explicit cache; nothing if it is not held."""
+        length = tf.where(held, length, 0)
+        rows = self._slots.read(slot, tf.zeros_like(length), length)
+        return {"cache": rows, "cache_length": length}
+
+    def _put(self, held, slot, ticket, rows, start, count):
+        claim = slot, _void_unless(held, ticket)
+        return self._slots.write((claim,), rows, start, count)
+
+
+def _void_unless(held, ticket):
+    return tf.where(held, ticket, 0)
+
+
+def _alive(held) -> dict[str, Any]:
+    return {"alive": tf.cast(held, tf.int32)}
+
