@@ -12,7 +12,7 @@ from typing import Any
 
 from ..models.config import OPTConfig
 from ..models.presets import PRESETS
-from ..runtime.contract import MESSAGE_LIMIT, generate_name, signature
+from ..runtime.contract import MESSAGE_LIMIT, signature
 from .errors import ExportError
 from .footprint import (
     GIB,
@@ -20,11 +20,12 @@ from .footprint import (
     held_bytes,
     parameter_count,
     serving_bytes,
+    session_bytes,
     tflite_bytes,
     weights_bytes,
 )
 from .options import ExportOptions
-from .savedmodel.exporter import SIGNATURES
+from .savedmodel.exporter import session_sizes, signature_names
 from .tflite.exporter import chosen_sizes
 from .verify.plan import MOST_CACHE
 
@@ -45,6 +46,7 @@ class Estimate:
     ``export_memory`` is the peak of the process that writes, ``verify_memory`` of the
     one that verifies when that has ended; ``server_memory`` one server's with a single
     version and one row.
+    ``session_memory``, part of it, is what the sessions' slots take when they are full.
     ``message_tokens`` is how many tokens' cache rows fit one gRPC message of 2 GiB.
     """
 
@@ -53,6 +55,7 @@ class Estimate:
     export_memory: int
     verify_memory: int
     server_memory: int
+    session_memory: int
     cache_row: int
     full_cache: int
     message_tokens: int
@@ -91,6 +94,7 @@ def estimate_savedmodel(config: OPTConfig, options: ExportOptions) -> Estimate:
     stored = weights_bytes(values, weights)
     largest = 4 * config.vocab_size * config.embed_dim
     positions = config.max_position_embeddings
+    sessions = session_sizes(config, options)
     fixed = TOOLS_BYTES + GRAPH_BYTES * config.num_hidden_layers
     # One long sequence's cache and the token table: in files, in graphs, as copies to
     # compare and multiply. At 1.3b (`make test-full-size`), GiB to write and to verify,
@@ -120,13 +124,15 @@ def estimate_savedmodel(config: OPTConfig, options: ExportOptions) -> Estimate:
             framework=framework,
             versions=1,
             rows=1,
+            sessions=sessions,
         ),
+        session_memory=session_bytes(layout, sessions),
         cache_row=layout.row_bytes,
         full_cache=layout.row_bytes * positions,
         message_tokens=MESSAGE_LIMIT // layout.row_bytes,
         signatures={
             name: _tensors(name, layout, config.vocab_size, config.embed_dim)
-            for name in _signatures(options)
+            for name in signature_names(options)
         },
     )
 
@@ -181,10 +187,6 @@ def estimate_tflite(config: OPTConfig, options: ExportOptions) -> EdgeEstimate:
             name: _edge_tensors(config, S, cache_size) for name, S in signatures.items()
         },
     )
-
-
-def _signatures(options: ExportOptions) -> list[str]:
-    return [*SIGNATURES, *map(generate_name, options.generate)]
 
 
 def _edge_tensors(config: OPTConfig, S: int, C: int) -> dict[str, str]:

@@ -111,16 +111,26 @@ def serving_bytes(
     framework: str = "tf",
     versions: int = 2,
     rows: int = 8,
+    sessions: Mapping[str, int] | None = None,
 ) -> int:
     """Memory that a server needs.
 
     Two versions of the weights by default, because a new one is loaded before the
     old one ends; for ``rows`` callers a full cache twice (the request, and its
     float32 copy inside the graph) and their logits; 1 GiB for the server itself.
+    ``sessions`` are the manifest's: their slots, all full, for each version.
     """
     layout = cache_layout(config, cache)
     positions = int(config["max_position_embeddings"])
     unpacked = cache_layout(config).row_bytes
     working = rows * positions * (layout.row_bytes + unpacked)
     logits = 4 * rows * int(config["vocab_size"])
-    return versions * held_bytes(config, weights, framework) + working + logits + GIB
+    held = held_bytes(config, weights, framework) + session_bytes(layout, sessions)
+    return versions * held + working + logits + GIB
+
+
+def session_bytes(layout: CacheLayout, sessions: Mapping[str, int] | None) -> int:
+    """Memory of a version's sessions when all of their slots are full."""
+    if not sessions:
+        return 0
+    return sessions["slots"] * sessions["positions"] * layout.row_bytes

@@ -22,6 +22,7 @@ _LABELS = {
     "export_memory": ("memory to export", True),
     "verify_memory": ("memory to verify", True),
     "server_memory": ("memory to serve one row", True),
+    "session_memory": ("of that the full sessions", True),
     "device_memory": ("memory to run it", True),
     "cache_row": ("cache of one token", True),
     "full_cache": ("cache of a full sequence", True),

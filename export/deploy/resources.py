@@ -26,6 +26,7 @@ def memory_mib(manifest: Manifest, options: DeployOptions) -> int:
         framework=manifest.framework,
         versions=max(2, len(options.versions)),
         rows=options.max_batch if batches(manifest, options) else options.cpus,
+        sessions=manifest.sessions,
     )
     return -(-needed // (256 * _MIB)) * 256
 

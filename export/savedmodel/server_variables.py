@@ -16,7 +16,8 @@ TrackableResource = tf.saved_model.experimental.TrackableResource
 class ServerVariable(TrackableResource):
     """A variable of rows that are read and written by index, in place.
 
-    Nothing may read or assign it as a whole once it is in use: TensorFlow would copy it.
+    Nothing may read or assign it as a whole once it is in use: TensorFlow would copy
+    it.
 
     Args:
         name: in one process it is one variable, so it says which export it is of.

@@ -116,7 +116,10 @@ class SessionSlots(tf.Module):
             index = tf.gather_nd(self._index(self._known(slot), at), which)
             mine, ends = tf.boolean_mask(slot, first), tf.boolean_mask(end, first)
             written = tf.maximum(self._written.at(mine), ends)
-            return (held,), (self._rows.put(index, new), self._written.put(mine, written))
+            return (held,), (
+                self._rows.put(index, new),
+                self._written.put(mine, written),
+            )
 
         return self._lock.hold(put)[0]
 

@@ -83,7 +83,15 @@ class Sessions:
         return {"slot": slot, "ticket": ticket}
 
     def _generate(
-        self, N: int, *, slot, ticket, cache_length, max_new_tokens, input_length, **rest
+        self,
+        N: int,
+        *,
+        slot,
+        ticket,
+        cache_length,
+        max_new_tokens,
+        input_length,
+        **rest,
     ):
         held = self._slots.held(slot, ticket, cache_length)
         made = self._explicit[1](
@@ -145,4 +153,3 @@ def _void_unless(held, ticket):
 
 def _alive(held) -> dict[str, Any]:
     return {"alive": tf.cast(held, tf.int32)}
-

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ...runtime.codec.wire import block
-from ...runtime.contract import Manifest, generate_name, signature
+from ...runtime.contract import Manifest, generate_name, session_names, signature
 from ...runtime.model_dir import WARMUP_PATH, WARMUP_RECORDS_LIMIT
 from ..errors import ExportError
 from .buckets import Sizes
@@ -77,6 +77,9 @@ def warmup_calls(
                 (name, {"B": rows, "S": 1, "C": _SLOTS}) for name in generating[:1]
             )
     for name in generating:
+        yield name, {"B": 1, "S": prompts[:2][-1], "C": 1}
+    # Their tickets are void, so all is computed and nothing is written.
+    for name in session_names(manifest.generate) if manifest.sessions else ():
         yield name, {"B": 1, "S": prompts[:2][-1], "C": 1}
 
 

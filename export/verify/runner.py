@@ -18,6 +18,7 @@ from .answers import Answer, answer_of, brief, check_shapes
 from .plan import TOKEN_SEQUENCES, Plan, TestCase
 from .prefixes import Prefixes
 from .sampling import greedy_inputs, sampling_problems
+from .sessions import session_cases, session_problems
 
 _AT_ONCE = 2
 """Calls: getting a graph ready, which takes longer than most answers, keeps one
@@ -67,6 +68,8 @@ class ExportRunner:
                     _first_and_last_generations(answered),
                 )
             )
+        for case in session_cases(plan.cases, self._manifest):
+            self._check_session(plan, prefixes, case)
         self.problems.sort()
         return [answered[case] for case in plan.cases]
 
@@ -122,6 +125,14 @@ class ExportRunner:
             self.problems.extend(sampling_problems(case, inputs, greedy, call))
         except Exception as error:
             self.problems.append(f"{case.signature} {case}: {brief(error)}")
+
+    def _check_session(self, plan: Plan, prefixes: Prefixes, case: TestCase) -> None:
+        try:
+            inputs = _inputs(plan, prefixes, case)
+            layout = self._manifest.cache_layout
+            self.problems.extend(session_problems(case, inputs, layout, self._call))
+        except Exception as error:
+            self.problems.append(f"session_{case.signature} {case}: {brief(error)}")
 
     def _strings(self, case: TestCase) -> Answer:
         row = np.zeros(len(case.rows), np.int32)

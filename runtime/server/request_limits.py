@@ -34,7 +34,8 @@ class RequestLimits:
 
     S, C and W: the model's positions. K and J: its vocabulary. B: the export's largest
     batch size, at least 32. B·S and B·C: that many rows of all positions. The reply,
-    and a layer's attention: 2 GiB.
+    and a layer's attention: 2 GiB. Of sessions, C is as many slots as are read, or as
+    a session has.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -52,6 +53,7 @@ class RequestLimits:
             "J": manifest.vocab_size,
         }
         self._tokens = rows * slots
+        self._session_positions = manifest.sessions.get("positions", 0)
         self._heads = layout.heads
         self._signatures = {
             name: spec
@@ -77,6 +79,8 @@ class RequestLimits:
         if spec is None:
             return
         sizes = _sizes(spec, inputs)
+        if "size" in inputs:
+            sizes["C"] = max(0, int(inputs["size"].max(initial=0)))
         limits = dict(self._sizes)
         if name in STRING_SIGNATURES:
             limits["B"] = _STRING_ROWS
@@ -99,7 +103,9 @@ class RequestLimits:
     def _check_attention(self, spec: SignatureSpec, sizes: Mapping[str, int]) -> None:
         """A layer's scores, [B, H, S, C + S] float32, are the largest tensor by far."""
         new = sizes.get("S", 0)
-        seen = new + sizes.get("C", 0)
+        in_slot = any(tensor.name == "slot" for tensor in spec.inputs)
+        cached = self._session_positions if in_slot else 0
+        seen = new + sizes.get("C", cached)
         size = 4 * sizes.get("B", 1) * self._heads * new * seen
         if size > MESSAGE_LIMIT:
             raise invalid_argument(

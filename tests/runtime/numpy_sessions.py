@@ -50,14 +50,14 @@ class NumpySessions:
     # --- signatures -----------------------------------------------------------------
 
     def _open(self, row: np.ndarray) -> Tensors:
-        keys = [number or f"row {b}" for b, number in enumerate(row.tolist())]
-        numbers, index = np.unique([str(key) for key in keys], return_inverse=True)
+        keys = [str(n) if n else f"row {b}" for b, n in enumerate(row.tolist())]
+        numbers, index = np.unique(keys, return_inverse=True)
         oldest = np.argsort(self.used, kind="stable")
         given = oldest[np.arange(len(numbers)) % len(oldest)]
         tickets = [secrets.randbits(62) + 1 for _ in given]
         for slot, ticket in zip(given, tickets, strict=True):
             self.tickets[slot], self.written[slot] = ticket, 0
-            self._touch(slot)
+            self.used[slot] = self.used.max() + 1
         slot, ticket = given[index], np.array(tickets, np.int64)[index]
         return {"slot": slot.astype(np.int32), "ticket": ticket}
 
@@ -111,12 +111,8 @@ class NumpySessions:
         at = np.where(known, slot, 0)
         held = known & (ticket > 0) & (self.tickets[at] == ticket)
         held &= self.written[at] >= length
-        for s in slot[held]:
-            self._touch(s)
+        self.used[slot[held]] = self.used.max() + 1
         return held
-
-    def _touch(self, slot: int) -> None:
-        self.used[slot] = self.used.max() + 1
 
     def _cache(self, slot, length) -> Tensors:
         longest = int(length.max())
