@@ -23,6 +23,7 @@ WEIGHTS = {
 }
 """Dtypes of the stored matrices that each target takes."""
 GENERATE = (1, 8, 32)
+SESSION_SLOTS = 1024
 
 _SIZES = ("generate", "prompt_buckets", "batch_sizes")
 
@@ -67,7 +68,7 @@ class ExportOptions:
     batch_sizes: Sequence[int] | None = None
     cache_size: int | None = None
     sessions: int = 0
-    session_slots: int = 1024
+    session_slots: int = SESSION_SLOTS
     portable: bool = False
 
     def __post_init__(self) -> None:
@@ -85,11 +86,7 @@ class ExportOptions:
             object.__setattr__(self, "compiler", "xla" if compiled else "none")
         self._check_compiler()
         self._check_effect()
-        if self.sessions < 0 or self.session_slots < 1:
-            raise ExportError(
-                "--sessions should be 0 or more and --session-slots 1 or more, got "
-                f"{self.sessions} and {self.session_slots}"
-            )
+        self._check_sessions()
         for name in _SIZES:
             if (sizes := getattr(self, name)) is not None:
                 check_sizes(f"--{name.replace('_', '-')}", sizes)
@@ -123,9 +120,9 @@ class ExportOptions:
         return cls.from_dict(json.loads(text))
 
     def _check_tflite(self) -> None:
-        if self.compiler == "xla" or self.cache != "float32" or self.sessions:
+        if self.compiler == "xla" or self.cache != "float32":
             raise ExportError(
-                "--target tflite takes no --compiler xla, --cache or --sessions: "
+                "--target tflite takes neither --compiler xla nor --cache: "
                 "leave them out"
             )
 
@@ -137,6 +134,17 @@ class ExportOptions:
                 "a JAX graph runs only with XLA: leave --compiler out, or export with "
                 "--framework tf for a server without XLA"
             )
+
+    def _check_sessions(self) -> None:
+        if self.sessions and self.target == "tflite":
+            raise ExportError("a TFLite file has no sessions: no --sessions")
+        if self.sessions < 0 or self.session_slots < 1:
+            raise ExportError(
+                "--sessions should be 0 or more and --session-slots 1 or more, got "
+                f"{self.sessions} and {self.session_slots}"
+            )
+        if self.session_slots != SESSION_SLOTS and not self.sessions:
+            raise ExportError("--session-slots is for --sessions: give both or none")
 
     def _check_effect(self) -> None:
         """Refuse what would change nothing about this export."""

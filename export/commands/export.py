@@ -16,7 +16,15 @@ from ...runtime.contract import CACHE_DTYPES
 from ...runtime.model_dir import manifest_digest, read_manifest
 from ..deploy import FOLDER, DeployOptions, write_deployment
 from ..errors import ExportError
-from ..options import COMPILERS, FRAMEWORKS, GENERATE, TARGETS, WEIGHTS, ExportOptions
+from ..options import (
+    COMPILERS,
+    FRAMEWORKS,
+    GENERATE,
+    SESSION_SLOTS,
+    TARGETS,
+    WEIGHTS,
+    ExportOptions,
+)
 from ..pipeline import Exported, PhaseClock, export_checkpoint
 from .dry_run import dry_run
 
@@ -126,16 +134,16 @@ def _configure_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="SLOTS",
         default=0,
-        help="caches that the server keeps by itself, so that they need not travel; "
-        "their memory is taken as they fill (default: none)",
+        help="caches that the server keeps, so that they need not travel with each "
+        "call; their memory is taken as they fill (default 0: none)",
     )
     add(
         "--session-slots",
         type=int,
         metavar="C",
-        default=1024,
-        help="tokens that each of them holds, at most the model's positions "
-        "(default: 1024)",
+        default=SESSION_SLOTS,
+        help="tokens that each of these caches holds, at most the model's positions "
+        f"(default {SESSION_SLOTS})",
     )
     add(
         "--portable",

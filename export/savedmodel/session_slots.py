@@ -87,7 +87,8 @@ class SessionSlots(tf.Module):
         What stands behind a row's own ``size`` is arbitrary, and so is all of a slot
         that the caller does not hold.
         """
-        at = tf.minimum(tf.range(tf.reduce_max(size)), tf.maximum(size - 1, 0)[:, None])
+        longest = tf.maximum(tf.reduce_max(size), 0)  # there may be no rows
+        at = tf.minimum(tf.range(longest), tf.maximum(size - 1, 0)[:, None])
         return self._rows.at(self._index(self._known(slot), start[:, None] + at))
 
     def write(self, claims: Sequence[tuple[Any, Any]], rows, start, count):

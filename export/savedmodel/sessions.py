@@ -29,10 +29,14 @@ class Sessions:
         slots: where the caches are.
         decode: the body of ``decode``.
         generate: the body of ``generate_{N}``, which takes N first.
+        most_tokens: that a call may have in all of its rows' caches.
     """
 
-    def __init__(self, slots: SessionSlots, decode: Body, generate: Body) -> None:
+    def __init__(
+        self, slots: SessionSlots, decode: Body, generate: Body, *, most_tokens: int
+    ) -> None:
         self._slots, self._explicit = slots, (decode, generate)
+        self._most_tokens = most_tokens
 
     def bodies(self, tokens_per_call: Sequence[int]) -> dict[str, Body]:
         """By the contract's names."""
@@ -71,8 +75,13 @@ class Sessions:
                 "cache_length should be at most the cache's size",
                 cached <= tf.shape(inputs["cache"])[1],
             )
+        longest = tf.reduce_max(size + cached)
+        rows = tf.cast(longest, tf.int64) * tf.size(inputs["slot"], tf.int64)
+        yield (
+            f"a call's caches should be at most {self._most_tokens} slots in all",
+            rows <= self._most_tokens,
+        )
         if "size" in inputs:
-            rows = tf.size(size, tf.int64) * tf.cast(tf.reduce_max(size), tf.int64)
             yield (
                 f"the rows read should be at most {MESSAGE_LIMIT} bytes in all",
                 rows * self._slots.layout.row_bytes <= MESSAGE_LIMIT,

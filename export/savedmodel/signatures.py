@@ -58,7 +58,9 @@ class Signatures(tf.Module):
         self._tokens_per_call = tuple(generate)
         self._most_tokens = most_tokens
         self.slots = slots
-        self._sessions = slots and Sessions(slots, self._decode, self._generate)
+        self._sessions = slots and Sessions(
+            slots, self._decode, self._generate, most_tokens=most_tokens
+        )
 
     def concrete(self) -> dict[str, Any]:
         """Signature names and traced functions, ready for ``tf.saved_model.save``.
@@ -114,7 +116,7 @@ class Signatures(tf.Module):
         """
         first = next(iter(inputs))
         stages = [self._sizes, self._values]
-        if self._sessions is not None and name.startswith("session_"):
+        if self._sessions is not None and "slot" in inputs:
             stages.append(partial(self._sessions.rules, name))
         for rules in stages:
             checks = [

@@ -51,4 +51,8 @@ def test_an_untied_head_counts():
 
 def test_serving_needs_more_than_two_versions():
     assert serving_bytes(config("1.3b")) > 2 * weights_bytes(config("1.3b"))
+    slots = {"slots": 16, "positions": 1024}
+    full = 16 * 1024 * 24 * 2 * 2048 * 4
+    grown = serving_bytes(config("1.3b"), versions=1, sessions=slots)
+    assert grown == serving_bytes(config("1.3b"), versions=1) + full
     assert serving_bytes(config("1.3b"), weights="int8") < serving_bytes(config("1.3b"))

@@ -167,7 +167,8 @@ class Schedule:
         rows = reply.pop("cache")
         self._compare(reply, {}, sessions)
         for b, session in enumerate(sessions):
-            expected = session.rows[start[b] : size[b]] * session.alive
+            end = size[b] if session.alive else start[b]
+            expected = session.rows[start[b] : end]
             self.equal(rows[b, : len(expected)], expected)
             self.equal(rows[b, len(expected) :], 0)
 

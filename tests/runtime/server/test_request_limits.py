@@ -112,6 +112,21 @@ def test_attention_that_takes_gigabytes_is_refused():
         many.check("decode", request("decode", B=most // 2 + 1, S=2048, C=2048))
 
 
+def test_rows_read_from_a_session_are_the_replys():
+    names = ["session_read", "session_decode"]
+    sessions = {"slots": 16, "positions": 1024}
+    limits = RequestLimits(
+        manifest(max_positions=2048, signatures=names, sessions=sessions)
+    )
+    read = request("session_read", B=64)
+    limits.check("session_read", read | {"size": np.full(64, 1024, np.int32)})
+    with pytest.raises(ServingError, match="at most B x C = 65536, got 65600"):
+        limits.check("session_read", read | {"size": np.full(64, 1025, np.int32)})
+    read["size"] = np.full(64, 2**31 - 1, np.int32)
+    with pytest.raises(ServingError, match="at most C = 2048"):
+        limits.check("session_read", read)
+
+
 def test_signatures_of_others_pass():
     LIMITS.check("somebody's", {"x": np.zeros((0, 10**9))})
 

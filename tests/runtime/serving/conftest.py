@@ -27,7 +27,8 @@ def target() -> Iterator[list[str]]:
 
     from tests.export.exports import exported
 
-    with EmbeddedServer(exported("pre_ln").parent, name=MODEL) as server:
+    export = exported("pre_ln", sessions=4, session_slots=40)
+    with EmbeddedServer(export.parent, name=MODEL) as server:
         yield [server.target]
 
 
