@@ -64,7 +64,7 @@ class Sessions:
                 (length >= 0) & (length <= most),
             )
         N = session_tokens_per_call(name)
-        # The last token that is made isn't fed.
+        # The last token that is generated isn't fed.
         more = 0 if N is None else tf.clip_by_value(inputs["max_new_tokens"], 1, N) - 1
         yield (
             f"a call should stay within the {most} positions of a slot",
@@ -103,26 +103,29 @@ class Sessions:
         **rest,
     ):
         held = self._slots.held(slot, ticket, cache_length)
-        made = self._explicit[1](
+        generated = self._explicit[1](
             N,
             input_length=input_length,
             max_new_tokens=tf.where(held, max_new_tokens, 0),
             **self._cache(held, slot, cache_length),
             **rest,
         )
-        rows, fed = made.pop("new_cache"), input_length + made["count"] - 1
+        rows, fed = generated.pop("new_cache"), input_length + generated["count"] - 1
         held = self._put(held, slot, ticket, rows, cache_length, fed)
-        made["tokens"] = tf.where(held[:, None], made["tokens"], -1)
-        made["count"] = tf.where(held, made["count"], 0)
-        return {**made, **_alive(held)}
+        generated["tokens"] = tf.where(held[:, None], generated["tokens"], -1)
+        generated["count"] = tf.where(held, generated["count"], 0)
+        return {**generated, **_alive(held)}
 
     def _decode(self, *, slot, ticket, cache_length, input_ids, input_length):
         held = self._slots.held(slot, ticket, cache_length)
         cache = self._cache(held, slot, cache_length)
-        made = self._explicit[0](input_ids, input_length, **cache)
-        rows = made["new_cache"]
+        generated = self._explicit[0](input_ids, input_length, **cache)
+        rows = generated["new_cache"]
         held = self._put(held, slot, ticket, rows, cache_length, input_length)
-        return {"logits": tf.where(held[:, None], made["logits"], 0.0), **_alive(held)}
+        return {
+            "logits": tf.where(held[:, None], generated["logits"], 0.0),
+            **_alive(held),
+        }
 
     def _write(self, slot, ticket, cache, start, cache_length):
         held = self._slots.held(slot, ticket, start)
