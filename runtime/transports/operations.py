@@ -228,9 +228,9 @@ class Operations:
     def wait_until_ready(self, timeout: float | None) -> Operation[None]:
         """Ask until a server has a version of the model AVAILABLE."""
         deadline = self._deadline(timeout)
+        said: dict[str, str] = {}  # by replica
         while True:
-            last = []
-            for index in range(len(self.targets)):
+            for index, target in enumerate(self.targets):
                 left = self._time_left(deadline)
                 if left is not None and left <= 0:
                     break
@@ -238,12 +238,15 @@ class Operations:
                 if status.available:
                     return
                 states = [f"version {v.version} {v.state}" for v in status.versions]
-                last.append(f"{status.target}: {status.error or ', '.join(states)}")
+                # What our own deadline cut short says less than the answer before.
+                if target not in said or not status.error.startswith("DEADLINE"):
+                    said[target] = status.error or ", ".join(states)
             left = self._time_left(deadline)
             if left is not None and left <= _READY_PAUSE:
+                last = "; ".join(f"{target}: {text}" for target, text in said.items())
                 raise Unavailable(
                     f"model {self.model!r} was not ready within {timeout:g} s "
-                    f"({'; '.join(last) or 'no answer'}): check that the server runs "
+                    f"({last or 'no answer'}): check that the server runs "
                     "and serves that name"
                 )
             yield Pause(_READY_PAUSE)
