@@ -17,6 +17,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ...models.quiet import import_tensorflow
 from ...runtime.model_dir import changed_files
 from ..errors import ExportError
 from .export_under_test import ExportUnderTest, describe_kind
@@ -58,6 +59,7 @@ def verify_export(
         # Files that were changed since the export are not worth calling.
         report.seconds = time.monotonic() - begin
         return report
+    import_tensorflow()
     plan = under_test.plan(max_length=max_length)
     report.notes += plan.notes
     source = None

@@ -100,8 +100,7 @@ def _report_of(
 def _verify(
     export: str, checkpoint: str | None, max_length: int | None
 ) -> dict[str, Any]:
-    """What runs there."""
-    import_tensorflow()
+    """What runs there; TensorFlow comes once the files are what the manifest says."""
     return _finished(
         verify_export(export, checkpoint=checkpoint, max_length=max_length)
     )

@@ -89,6 +89,23 @@ def test_a_bias_stays_out_of_a_product():
     bias = jax.ShapeDtypeStruct((N,), jnp.float32)
     program = compiled(with_bias(barrier), rows(1), MATRIX, bias)
     assert " add(" not in fused_with_dot(program)
+    program = compiled(with_bias(lambda y: y), rows(1), MATRIX, bias)
+    assert " add(" in fused_with_dot(program)
+
+
+def test_a_float32_matrix_is_not_copied_for_one_row():
+    matrix = jax.ShapeDtypeStruct((N, K), jnp.float32)
+    assert " copy(" not in compiled(matmul_transposed, rows(1), matrix).as_text()
+    assert " copy(" in compiled(plain, rows(1), matrix).as_text()
+
+
+def test_a_matrix_of_long_rows_is_not_converted_as_a_whole():
+    """XLA does so for rows of 16 KiB; each piece of a row is shorter."""
+    size = 8192
+    matrix = jax.ShapeDtypeStruct((1024, size), jnp.int8)
+    with_it = temporary_bytes(matmul_transposed, rows(1, size), matrix)
+    without = temporary_bytes(plain, rows(1, size), matrix)
+    assert with_it < 2 * 1024 * size <= without
 
 
 def test_a_largest_number_is_searched_without_pairs():
@@ -104,6 +121,22 @@ def test_sums_equal_numpys(size):
     x = np.random.default_rng(2).standard_normal((3, size)).astype(np.float32)
     actual = sum_rows(jnp.square, x)
     np.testing.assert_allclose(actual, np.square(x).sum(axis=1), rtol=1e-5)
+
+
+def test_a_row_is_summed_by_eight_numbers_at_a_time():
+    """One by one are summed only those that vector code has added to one another."""
+
+    def plain_sum(measure, x):
+        return jnp.sum(measure(x), axis=1)
+
+    def summed_one_by_one(add_up) -> int:
+        text = compiled(lambda x: add_up(jnp.exp, x), rows(4, 50272)).as_text()
+        (operand,) = re.findall(r" reduce\(%([\w.]+),", text)
+        (size,) = re.findall(rf"%{re.escape(operand)} = f32\[4,(\d+)\]", text)
+        return int(size)
+
+    assert summed_one_by_one(sum_rows) == 50272 / 8
+    assert summed_one_by_one(plain_sum) == 50272
 
 
 def test_the_rounds_of_a_cipher_are_compiled_in_pieces():
