@@ -1,4 +1,4 @@
-"""Where this folder's tests keep the checkpoints that they share."""
+"""What this folder's tests share: where checkpoints are kept, a quick compiler."""
 
 from __future__ import annotations
 
@@ -9,3 +9,17 @@ import pytest
 def base(tmp_path_factory):
     """Where the checkpoints of the named configurations are written."""
     return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="module")
+def quick_compiler():
+    """Let JAX's XLA optimise little: compiling is most of the conformance tests' time.
+
+    What XLA makes of the same functions with everything on is compared in the tests of
+    the golden values, of fine-tuning and of the exports.
+    """
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -6,6 +6,8 @@ import pytest
 
 from . import conformance
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 @pytest.mark.parametrize(("check", "kind"), conformance.cells("tf"))
 def test_cell(check, kind, base, tmp_path):

@@ -152,10 +152,15 @@ def stacked(rows: Sequence[Row]):
     )
 
 
-def by_tf(rows: Sequence[Row], *, compiled: bool):
+@functools.cache
+def tf_graph(compiled: bool):
+    """Traced once for each number of rows."""
     choose = functools.partial(sampling_tf.choose, compiled=compiled)
-    graph = tf.function(choose, autograph=False, jit_compile=compiled)
-    return graph(*tf.nest.map_structure(tf.constant, stacked(rows)))
+    return tf.function(choose, autograph=False, jit_compile=compiled)
+
+
+def by_tf(rows: Sequence[Row], *, compiled: bool):
+    return tf_graph(compiled)(*tf.nest.map_structure(tf.constant, stacked(rows)))
 
 
 def by_jax(rows: Sequence[Row]):
