@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from optserve.export.subprocesses import peak_memory
-from optserve.runtime.memory import release_freed_memory
+from optserve.runtime.memory import release_freed_memory, resident_bytes
 
 # Fixed examples, so that a run passes or fails like the one before it.
 settings.register_profile(
@@ -50,14 +50,21 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def _release() -> Iterator[None]:
-    """What one file compiled and loaded is of no use to the next one."""
+    """What one file compiled and loaded is of no use to the next one.
+
+    Looking for it takes half a second, so only a file that left something is followed
+    by it.
+    """
     yield
+    if resident_bytes() < _settled[-1] + _WORTH_RELEASING:
+        return
     if "jax" in sys.modules:
         import jax
 
         jax.clear_caches()
     gc.collect()
     release_freed_memory()
+    _settled.append(resident_bytes())
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -81,3 +88,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 _peaks: list[int] = []
+_settled = [0]
+_WORTH_RELEASING = 50 << 20
+"""Bytes by which this process has grown since it last released what it could."""

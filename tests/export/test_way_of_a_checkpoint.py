@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 from optserve import export
-from optserve.export import pipeline
-from optserve.export.verify import process
 from optserve.models.config import OPTConfig
 from optserve.models.examples.random_checkpoint import write_random_checkpoint
 from optserve.runtime.cli import main
@@ -32,14 +30,9 @@ def listed() -> list[tuple[str, str]]:
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="code has no qualified name")
-def test_a_checkpoint_goes_the_way_that_the_page_draws(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("in_this_process")
+def test_a_checkpoint_goes_the_way_that_the_page_draws(tmp_path):
     checkpoint = write_random_checkpoint(tmp_path / "checkpoint", CONFIG)
-
-    def call_here(function, *, environment=None, quiet=False, **arguments):
-        return function(**arguments)
-
-    for module in (pipeline, process):
-        monkeypatch.setattr(module, "call_in_subprocess", call_here)
     calls: dict[tuple[str, str], None] = {}
 
     def note(frame, event, _) -> None:

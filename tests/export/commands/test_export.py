@@ -65,6 +65,7 @@ def test_a_second_version_moves_no_label(out, checkpoint, capsys):
     assert "never overwritten" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_what_is_not_verified_is_not_published(
     checkpoint, tmp_path, capsys, monkeypatch
 ):

@@ -50,6 +50,7 @@ def test_a_cache_is_tried_empty_and_full(folders):
     assert ("prefill_16", 22, 3) in asked
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_file_by_itself(folders, tmp_path, capsys):
     path = shutil.copy(folders["int8"] / "model.tflite", tmp_path / "model.tflite")
     assert main(["verify", str(path), "--checkpoint", str(GOLDEN)]) == 0
@@ -97,6 +98,7 @@ def test_two_files_compare_and_two_kinds_do_not(folders, tmp_path):
         compare_exports(folders["float32"], savedmodel)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_the_command_verifies_before_it_publishes(tmp_path, capsys):
     asked = ["export", str(GOLDEN), str(tmp_path / "out"), "--target", "tflite"]
     asked += ["--weights", "int8", "--cache-size", "24", "--prompt-buckets", "16"]

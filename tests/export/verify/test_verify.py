@@ -52,6 +52,12 @@ def int8(checkpoint, tmp_path_factory) -> Path:
     return export_to(out, checkpoint, options)
 
 
+@pytest.fixture(scope="module")
+def bfloat16(checkpoint, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("bfloat16")
+    return export_to(out, checkpoint, ExportOptions(weights="bfloat16", generate=[2]))
+
+
 def test_a_right_export_passes(export, checkpoint):
     report = verify_export(export.parent, checkpoint=checkpoint)
     assert report.ok, (report.files, report.problems)
@@ -64,12 +70,12 @@ def test_a_right_export_passes(export, checkpoint):
     assert report.scores
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-def test_stored_weights_are_read_from_the_files(dtype, checkpoint, tmp_path):
-    folder = export_to(
-        tmp_path, checkpoint, ExportOptions(weights=dtype, generate=(2,))
-    )
-    stored = StoredWeights(folder)
+@pytest.mark.parametrize(
+    ("dtype", "folder"),
+    [("float32", "export"), ("bfloat16", "bfloat16"), ("int8", "int8")],
+)
+def test_stored_weights_are_read_from_the_files(dtype, folder, checkpoint, request):
+    stored = StoredWeights(request.getfixturevalue(folder))
     expected = dict(packed_weights(CONFIG, open_weights(checkpoint), dtype))
     assert stored.keys() == expected.keys()
     for name, array in expected.items():
@@ -121,6 +127,7 @@ def test_a_manifest_that_is_not_the_graphs_is_caught(export, tmp_path):
     assert any("eos_token_id" in problem for problem in report.problems)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_reports_and_baselines(export, tmp_path, capsys):
     path = tmp_path / "report.json"
     command = ["verify", str(export), "--max-length", "12"]

@@ -1,0 +1,26 @@
+"""What the tests of exporting share."""
+
+from __future__ import annotations
+
+import pytest
+from optserve.export import pipeline
+from optserve.export.subprocesses import SubprocessFailed
+from optserve.export.verify import process
+from optserve.runtime.cli import error_sentence
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Writes and verifies here, for tests that are not about the processes.
+
+    Each of those takes seconds to import TensorFlow, which is here already.
+    """
+
+    def call_here(function, *, environment=None, quiet=False, **arguments):
+        try:
+            return function(**arguments)
+        except Exception as error:
+            raise SubprocessFailed(error_sentence(error)) from None
+
+    for module in (pipeline, process):
+        monkeypatch.setattr(module, "call_in_subprocess", call_here)
