@@ -163,7 +163,7 @@ def flax_cache(kind, base):
         full = np.ones([3, 12], int)
         full[:, :9] = mask
         cache = model.init_cache(3, 12)
-        for part in (slice(0, 5), slice(5, 6), slice(6, 9)):
+        for part in (slice(0, 4), slice(4, 5), slice(5, 9)):  # two programs
             output = model(
                 ids[:, part],
                 attention_mask=full,
@@ -184,17 +184,17 @@ def flax_cache(kind, base):
 @feature(INPUTS, "a prompt in chunks gives what the whole gives")
 def chunks(kind, base):
     model, config = loaded(kind, base)
-    ids = tokens(config, 2, 12)
+    ids = tokens(config, 3, 12)
     whole = expected(config, ids)[kind.main]
-    sizes, start, cache, actual = (4, 1, 5, 2), 0, None, []
+    sizes, start, cache, actual = (4, 1, 4, 3), 0, None, []
     if kind.framework == "flax":
-        cache = model.init_cache(2, 12)
+        cache = model.init_cache(3, 12)
     for size in sizes:
         part = slice(start, start + size)
         inputs = {"past_key_values": cache}
         if kind.framework == "flax":
-            inputs["attention_mask"] = np.ones([2, 12], int)
-            inputs["position_ids"] = np.tile(np.arange(12)[part], [2, 1])
+            inputs["attention_mask"] = np.ones([3, 12], int)
+            inputs["position_ids"] = np.tile(np.arange(12)[part], [3, 1])
         output = model(ids[:, part], **inputs)
         cache = output.past_key_values
         actual.append(np.asarray(output[0]))

@@ -156,7 +156,7 @@ def resize(kind, base):
             if size == 70:
                 new = named(kind, model)["decoder.embed_tokens.weight"][61:]
                 assert new.std() == pytest.approx(0.3, rel=0.3)
-                kind.value(model, np.array([[69]]))
+                kind.value(model, np.full_like(ids, 69))
 
 
 # --- files --------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def weighed(kind, base):
     logits = expected(config, ids)["logits"][:, :3].astype(np.float32)
     of_keras = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     mean = float(of_keras(labels[:, 1:4], logits, weights[:, None]))
-    model.compile(keras.optimizers.SGD(0.0))
+    model.compile(keras.optimizers.SGD(0.0), jit_compile=False)
     for x, y in (
         ({"input_ids": ids}, {"labels": labels}),
         ({"input_ids": ids}, labels),

@@ -59,7 +59,8 @@ def same_gradients(kind, base):
         if kind.framework == "tf"
         else kind.name.replace("Flax", "TF")
     ]
-    for name in FEW:
+    half = slice(0, 2) if kind.framework == "tf" else slice(2, 4)  # of what is equal
+    for name in FEW[half]:
         actual, expected = (variant_gradients(k, base, name) for k in (kind, other))
         assert actual.keys() == expected.keys()
         scale = max(np.abs(w).max() for w in expected.values())
@@ -211,7 +212,7 @@ def own_loss(kind, base):
             {"x": ids, "y": labels},
             {"x": {"input_ids": ids}, "y": {"labels": labels}},
         ]
-        for data in forms[:1] if jit else forms:  # taken apart before XLA sees them
+        for data in forms[: 1 if jit else 3]:  # taken apart before XLA sees them
             actual = model.evaluate(**data, verbose=0)
             assert actual == pytest.approx(expected, rel=1e-4)
         history = model.fit(
@@ -322,21 +323,21 @@ def optax_step(kind, base):
 def remat(kind, base):
     import jax
 
-    for name in ("pre-LN", "post-LN, projections"):
-        model, config = loaded(kind, base, name, dropout=0.2)
-        scanned, _ = loaded(kind, base, name, dropout=0.2, remat=True)
-        ids = tokens(config, 2, 6)
-        options = {"output_hidden_states": True, "output_attentions": True}
-        actual, expected = (kind.call(m, ids, **options) for m in (scanned, model))
-        jax.tree.map(close, actual, expected)
+    name = "post-LN, projections" if kind.head else "pre-LN"
+    model, config = loaded(kind, base, name, dropout=0.2)
+    scanned, _ = loaded(kind, base, name, dropout=0.2, remat=True)
+    ids = tokens(config, 2, 6)
+    options = {"output_hidden_states": True, "output_attentions": True}
+    actual, expected = (kind.call(m, ids, **options) for m in (scanned, model))
+    jax.tree.map(close, actual, expected)
 
-        def value(params, m, ids=ids):
-            key = jax.random.PRNGKey(3)
-            return m(ids, params=params, dropout_rng=key, deterministic=False)[0].std()
+    def value(params, m):
+        key = jax.random.PRNGKey(3)
+        return m(ids, params=params, dropout_rng=key, deterministic=False)[0].std()
 
-        grads = [
-            jax.jit(jax.grad(value), static_argnums=1)(model.params, m)
-            for m in (scanned, model)
-        ]
-        for g, w in zip(*map(jax.tree.leaves, grads), strict=True):
-            assert np.abs(g - w).max() < 1e-4
+    grads = [
+        jax.jit(jax.grad(value), static_argnums=1)(model.params, m)
+        for m in (scanned, model)
+    ]
+    for g, w in zip(*map(jax.tree.leaves, grads), strict=True):
+        assert np.abs(g - w).max() < 1e-4

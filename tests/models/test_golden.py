@@ -115,13 +115,18 @@ def test_head_mask(case):
 
 
 def test_greedy(case):
-    """From the left-padded prompts, through the cache, one token at a time."""
+    """From the left-padded prompts, through the cache, one token at a time.
+
+    Each length is a program more for JAX, so it takes some steps; the tests of the
+    exports take all.
+    """
     e = case.expected
     fed, mask, past, generated = e["ids_left"], e["left_mask"], None, []
-    for _ in range(e["greedy"].shape[1]):
+    steps = e["greedy"].shape[1] if case.math is tf_opt else 6
+    for _ in range(steps):
         logits, decoded = case.run(fed, mask, past=past)
         past = decoded.cache
         fed = logits[:, -1].argmax(-1)[:, None]
         generated.append(fed)
         mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
-    np.testing.assert_array_equal(np.concatenate(generated, 1), e["greedy"])
+    np.testing.assert_array_equal(np.concatenate(generated, 1), e["greedy"][:, :steps])
