@@ -8,7 +8,6 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,15 +47,15 @@ def data_dir() -> Path:
     return DATA
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _release() -> Iterator[None]:
-    """What one file compiled and loaded is of no use to the next one.
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Release what a test, or its file, has compiled and loaded.
 
-    Looking for it takes half a second, so only a file that left something is followed
-    by it.
+    That takes half a second, and shared programs have to be compiled again: so not
+    after each.
     """
-    yield
-    if resident_bytes() < _settled[-1] + _WORTH_RELEASING:
+    last_of_file = nextitem is None or nextitem.path != item.path
+    if resident_bytes() < _sizes[-1] + (50 << 20 if last_of_file else 500 << 20):
         return
     if "jax" in sys.modules:
         import jax
@@ -64,7 +63,7 @@ def _release() -> Iterator[None]:
         jax.clear_caches()
     gc.collect()
     release_freed_memory()
-    _settled.append(resident_bytes())
+    _sizes.append(resident_bytes())
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -88,6 +87,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 _peaks: list[int] = []
-_settled = [0]
-_WORTH_RELEASING = 50 << 20
-"""Bytes by which this process has grown since it last released what it could."""
+_sizes = [0]
+"""Bytes that this process held when it had released what it could."""

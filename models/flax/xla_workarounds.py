@@ -1,9 +1,8 @@
 """Where XLA's compiler for processors needs help, each with what happens without.
 
 Found with the XLA inside TensorFlow 2.21 and jaxlib 0.10.
-``tests/models/flax/test_xla_workarounds.py`` looks at what jaxlib's compiler makes of
-them: conversions, producers computed again and argmax with and without the workaround,
-the rest with it alone.
+``tests/models/flax/test_xla_workarounds.py`` looks at what jaxlib's compiler makes with
+each of them and without.
 """
 
 from __future__ import annotations
