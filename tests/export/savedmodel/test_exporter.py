@@ -30,8 +30,8 @@ def tolerance(case: str) -> float:
     return 1e-4 if case == "no_final_ln" else 2e-5
 
 
-@pytest.mark.parametrize("framework", ROUTES)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("framework", ROUTES, scope="module")
+@pytest.mark.parametrize("case", CASES, scope="module")
 def test_logits_equal_the_reference(case, framework):
     model, golden = served(case, framework=framework), expected(case)
     atol = tolerance(case)
@@ -140,8 +140,8 @@ def test_likeliest_tokens_that_nobody_asks_for_are_not_computed(framework):
     servable.close()
 
 
-@pytest.mark.parametrize("framework", ROUTES)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("framework", ROUTES, scope="module")
+@pytest.mark.parametrize("case", CASES, scope="module")
 def test_cached_calls_equal_whole_rows(case, framework):
     """Rows of unlike lengths, caches larger than used and full of NaN there."""
     model, golden = served(case, framework=framework), expected(case)
@@ -176,7 +176,7 @@ def test_cached_calls_equal_whole_rows(case, framework):
     assert golden["key_0"].shape[1::2] == (H, D)
 
 
-@pytest.mark.parametrize("framework", ROUTES)
+@pytest.mark.parametrize("framework", ROUTES, scope="module")
 def test_an_empty_cache_is_a_prefill(framework):
     model, ids = served("pre_ln", framework=framework), expected("pre_ln")["input_ids"]
     ids = ids.astype(np.int32)
@@ -193,8 +193,8 @@ def test_an_empty_cache_is_a_prefill(framework):
     np.testing.assert_allclose(same["logits"], start["logits"], atol=1e-6)
 
 
-@pytest.mark.parametrize("framework", ROUTES)
-@pytest.mark.parametrize("case", ["pre_ln", "post_ln_proj"])
+@pytest.mark.parametrize("framework", ROUTES, scope="module")
+@pytest.mark.parametrize("case", CASES[-2:], scope="module")
 def test_greedy_tokens_equal_the_reference(case, framework):
     """Transformers' prompts are padded on the left; on the wire they are packed."""
     model, golden = served(case, framework=framework), expected(case)
@@ -245,7 +245,7 @@ def test_one_body_computes_all_layers(weights, loops):
     assert sum(softmaxes) <= 8
 
 
-@pytest.mark.parametrize("framework", ROUTES)
+@pytest.mark.parametrize("framework", ROUTES, scope="module")
 def test_signatures_are_the_contract(framework):
     import tensorflow as tf
 
@@ -282,7 +282,7 @@ def test_weights_are_stored_once(tmp_path):
     assert stored < 1.1 * checkpoint + 10_000
 
 
-@pytest.mark.parametrize("framework", ROUTES)
+@pytest.mark.parametrize("framework", ROUTES, scope="module")
 @pytest.mark.parametrize(
     ("ids", "length", "expected"),
     [
@@ -301,7 +301,7 @@ def test_what_is_out_of_range_is_refused(framework, ids, length, expected):
         model("prefill", input_ids=int32(*ids), input_length=int32(*length))
 
 
-@pytest.mark.parametrize("framework", ROUTES)
+@pytest.mark.parametrize("framework", ROUTES, scope="module")
 def test_large_requests_are_refused_before_anything_is_computed(framework):
     import tensorflow as tf
 
