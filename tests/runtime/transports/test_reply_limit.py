@@ -22,9 +22,9 @@ PACKED = [grpc.Compression.NoCompression, grpc.Compression.Gzip]
 
 
 def swollen(call, outputs) -> None:
-    """A cache of 300 MB, all zeros."""
+    """A cache of 150 MB, all zeros."""
     if "new_cache" in outputs:
-        outputs["new_cache"] = np.zeros((1, 100_000, 3, 2, 4, 32), np.float32)
+        outputs["new_cache"] = np.zeros((1, 50_000, 3, 2, 4, 32), np.float32)
 
 
 @pytest.mark.parametrize("compression", PACKED)
