@@ -37,6 +37,10 @@ COMMANDS = {
         "optserve.export.commands.verify",
         "compare an export with its checkpoint",
     ),
+    "up": (
+        "optserve.export.commands.up",
+        "export a checkpoint, run it, and open a page to try it",
+    ),
     "serve": ("optserve.runtime.commands.serve", "serve an export over gRPC"),
     "gateway": (
         "optserve.runtime.commands.gateway",

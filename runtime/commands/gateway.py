@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,11 +79,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         help="let web pages of this origin call (none may)",
     )
+    add("--open", action="store_true", help="open the page in a browser")
     parser.add_argument("--json-log", action="store_true", help="log lines as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C."""
+    logging.getLogger("optserve.gateway").setLevel(logging.INFO)
     from ..gateway import create_app
     from ..gateway.server import listen, run_app
 
@@ -93,7 +97,10 @@ def run(args: argparse.Namespace) -> int:
         host, port = listener.getsockname()[:2]
         scheme = "http" if args.tls_certificate is None else "https"
         shown = f"[{host}]" if ":" in host else host
-        print(f"ready at {scheme}://{shown}:{port}/v1", flush=True)
+        url = f"{scheme}://{shown}:{port}"
+        print(f"listening at {url}/v1", flush=True)
+        if args.open:
+            webbrowser.open(url)
         run_app(
             app,
             listener,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -143,10 +144,13 @@ class _Gateway:
 
     @asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        connecting = asyncio.create_task(self._models.connect())
         try:
             yield
         finally:
             self._draining = True
+            connecting.cancel()
+            await asyncio.gather(connecting, return_exceptions=True)
             await self._models.close()
 
     def _posted(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
 
@@ -15,6 +16,7 @@ from ..options import Prompt
 from .api_errors import ApiError
 
 _READY_SECONDS = 2.0
+_log = logging.getLogger("optserve.gateway")
 
 
 class Served:
@@ -102,6 +104,18 @@ class Models:
                 code="model_not_found",
             )
         return Served(name, client, await client.connect())
+
+    async def connect(self) -> None:
+        """Connect to each, so that the first requests needn't; the log says how."""
+        for name in self.names:
+            begin = time.monotonic()
+            try:
+                await self.get(name)
+            except OptserveError as error:
+                _log.warning("model %s: %s", name, error)
+            else:
+                seconds = time.monotonic() - begin
+                _log.info("model %s is ready after %.1f s", name, seconds)
 
     async def ready(self) -> bool:
         """Whether every model can be reached now."""

@@ -36,7 +36,7 @@ def test_it_serves_until_told_to_stop(target, tmp_path):
     assert main(["api-key", "team"]) == 0
     process = start("--target", target, "--port", "0")
     try:
-        base = process.stdout.readline().removeprefix("ready at ").strip()
+        base = process.stdout.readline().removeprefix("listening at ").strip()
         body = {"prompt": "good day", "max_tokens": 5, "temperature": 0}
         answer = httpx.post(f"{base}/completions", json=body, timeout=60).json()
         with Client(target) as client:
@@ -56,7 +56,7 @@ def test_a_key_from_the_command_opens_a_gateway(target, tmp_path, capsys):
     file.write_text(json.dumps({"keys": [json.loads(entry)]}))
     process = start("--target", target, "--port", "0", "--keys", str(file))
     try:
-        base = process.stdout.readline().removeprefix("ready at ").strip()
+        base = process.stdout.readline().removeprefix("listening at ").strip()
         assert httpx.get(f"{base}/models", timeout=60).status_code == 401
         headers = {"Authorization": f"Bearer {key.strip()}"}
         answer = httpx.get(f"{base}/models", headers=headers, timeout=60)
