@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 from optserve.models.quiet import _stderr_filtered
@@ -29,3 +31,17 @@ def test_what_was_written_before_an_exception_is_not_lost(capfd):
         os.write(2, b"a clue\n")
         raise ImportError
     assert capfd.readouterr().err == "a clue\n"
+
+
+def test_keras_and_jax_are_not_imported_before_they_are_used():
+    program = """
+import gc, sys
+from optserve.models.quiet import import_tensorflow
+import_tensorflow()
+print(sorted({"jax", "keras", "keras.src"} & set(sys.modules)), gc.isenabled())
+import jax, tensorflow
+print(tensorflow.keras.layers.Dense(3)(tensorflow.ones([1, 2])).shape)
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[] True", "(1, 3)"]
