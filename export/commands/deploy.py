@@ -68,6 +68,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=defaults.tls,
         help="TLS for gRPC (default %(default)s)",
     )
+    add(
+        "--gateway-image",
+        default="",
+        metavar="IMAGE",
+        help="run `optserve gateway` of this image in front of the servers (none)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -87,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
         max_batch=args.max_batch,
         batching=args.batching,
         tls=args.tls,
+        gateway_image=args.gateway_image,
     )
     for version in options.versions:
         read_manifest(

@@ -14,6 +14,7 @@ from ...runtime.contract import Manifest
 from ..publish import write_whole
 from . import serving
 from .compose import compose_file
+from .gateway import gateway_objects
 from .kserve import kserve_object
 from .kubernetes import kubernetes_objects
 from .options import DeployOptions, batches, needs_xla
@@ -23,6 +24,7 @@ from .yaml_text import yaml_text
 __all__ = ["DeployOptions", "deployment_files", "needs_xla", "write_deployment"]
 
 FOLDER = "deploy"
+GATEWAY_FILE = "gateway.yaml"
 
 
 def deployment_files(manifest: Manifest, options: DeployOptions) -> dict[str, str]:
@@ -40,6 +42,8 @@ def deployment_files(manifest: Manifest, options: DeployOptions) -> dict[str, st
     if batches(manifest, options):
         text = serving.batching_parameters(manifest, options)
         files[serving.BATCHING_FILE] = text
+    if options.gateway_image:
+        files[GATEWAY_FILE] = yaml_text(*gateway_objects(options))
     return dict(sorted(files.items()))
 
 
@@ -48,7 +52,7 @@ def write_deployment(
 ) -> list[Path]:
     """Write the deployment files into ``directory``; each appears whole.
 
-    A batching file of an earlier writing that this one has no use for is removed.
+    A file of an earlier writing that this one has no use for is removed.
 
     Returns:
         The files written.
@@ -58,6 +62,6 @@ def write_deployment(
     files = deployment_files(manifest, options or DeployOptions())
     for name, text in files.items():
         write_whole(directory / name, text)
-    if serving.BATCHING_FILE not in files:
-        (directory / serving.BATCHING_FILE).unlink(missing_ok=True)
+    for name in {serving.BATCHING_FILE, GATEWAY_FILE} - files.keys():
+        (directory / name).unlink(missing_ok=True)
     return [directory / name for name in files]

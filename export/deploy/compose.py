@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...runtime.contract import Manifest
-from . import serving
+from . import gateway, serving
 from .options import DeployOptions, needs_xla
 from .resources import CONFIG_DIR, TLS_DIR, memory_mib
 
@@ -76,6 +76,8 @@ def compose_file(manifest: Manifest, options: DeployOptions) -> dict[str, Any]:
             }
         },
     }
+    if options.gateway_image:
+        document["services"]["gateway"] = gateway.compose_service(options)
     if keeps_compiled:
         document["volumes"] = {COMPILED: {}}
     return document

@@ -38,6 +38,8 @@ class DeployOptions:
         max_batch: most rows that the server merges into one batch.
         batching: merge callers' requests; None decides by the export.
         tls: ``none``, ``server`` (clients check the server) or ``mutual``.
+        gateway_image: image of ``optserve gateway``, whose entry point is ``optserve``;
+            none leaves the gateway out.
 
     Raises:
         ExportError: an option is not one that the files can carry.
@@ -55,6 +57,7 @@ class DeployOptions:
     max_batch: int = 8
     batching: bool | None = None
     tls: str = "none"
+    gateway_image: str = ""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -62,8 +65,9 @@ class DeployOptions:
                 f"a model's name for deployment has up to 40 lower-case letters, "
                 f"digits and dashes, starting with a letter; got {self.name!r}"
             )
-        if not _IMAGE.fullmatch(self.image):
-            raise ExportError(f"not the name of an image: {self.image!r}")
+        for image in (self.image, *filter(None, [self.gateway_image])):
+            if not _IMAGE.fullmatch(image):
+                raise ExportError(f"not the name of an image: {image!r}")
         if self.storage and not (
             _PVC.fullmatch(self.storage) or _BUCKET.fullmatch(self.storage)
         ):

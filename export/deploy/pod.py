@@ -74,12 +74,13 @@ def _container(manifest: Manifest, options: DeployOptions) -> Object:
             "failureThreshold": 3,
         },
         "lifecycle": {"preStop": {"exec": {"command": ["sleep", "30"]}}},
-        "securityContext": _locked_down(),
+        "securityContext": locked_down(),
         "volumeMounts": _mounts(manifest, options),
     }
 
 
-def _locked_down() -> Object:
+def locked_down() -> Object:
+    """A container's rights: none."""
     return {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
@@ -93,7 +94,7 @@ def _tls_container(options: DeployOptions) -> Object:
         "image": options.image,
         "command": ["/bin/bash", f"{CONFIG_DIR}/{serving.TLS_SCRIPT}"],
         "args": [SECRET_DIR, f"{TLS_DIR}/ssl.config"],
-        "securityContext": _locked_down(),
+        "securityContext": locked_down(),
         "volumeMounts": [
             {"name": "config", "mountPath": CONFIG_DIR, "readOnly": True},
             {"name": "tls", "mountPath": TLS_DIR},

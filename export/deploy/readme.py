@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...runtime.contract import Manifest
 from ..footprint import weights_bytes
-from . import serving
+from . import gateway, serving
 from .options import DeployOptions, batches, needs_xla
 from .resources import CONFIG_DIR, TLS_DIR, memory_mib
 
@@ -35,6 +35,7 @@ and {options.cpus} processors. Labels: {labels}.
 | `compose.yaml` | one machine: `docker compose -f compose.yaml up` |
 | `kubernetes.yaml` | a cluster: `kubectl apply -f kubernetes.yaml` |
 | `kserve.yaml` | KServe: `kubectl apply -f kserve.yaml` |
+{_gateway_row(options)}\
 
 The flags, without which the export would not be served as intended:
 
@@ -65,7 +66,7 @@ servers follow within two minutes:
 A label only moves to a version that is loaded already: hence `--keep`. A client that
 asks for no label gets the newest version loaded, the canary included: have clients
 ask for `stable`.
-{_tls(options)}"""
+{_gateway(options)}{_tls(options)}"""
 
 
 def _kind(manifest: Manifest) -> str:
@@ -85,6 +86,25 @@ def _batching_row(manifest: Manifest, options: DeployOptions) -> str:
     if not batches(manifest, options):
         return ""
     return f"| `{serving.BATCHING_FILE}` | TensorFlow Serving: merging requests |\n"
+
+
+def _gateway_row(options: DeployOptions) -> str:
+    if not options.gateway_image:
+        return ""
+    return "| `gateway.yaml` | a gateway before it: `kubectl apply -f gateway.yaml` |\n"
+
+
+def _gateway(options: DeployOptions) -> str:
+    if not options.gateway_image:
+        return ""
+    return f"""
+The gateway (`gateway.yaml`; compose starts it, too) speaks OpenAI's protocol at port
+{gateway.PORT} of the service `{options.name}-gateway`, or of this machine. Its image is yours: Python, and
+`pip install 'optserve[gateway]'` with `ENTRYPOINT ["optserve"]`. It has no API keys
+until `--keys FILE` is added. Its autoscaler follows the queue, so the cluster needs an
+adapter that serves Prometheus' `vllm:num_requests_waiting` as the pods' metric
+`num_requests_waiting`.
+"""
 
 
 def _tls(options: DeployOptions) -> str:

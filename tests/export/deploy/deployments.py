@@ -37,6 +37,7 @@ OPTIONS = {
     "canary": DeployOptions(name="opt-125m", stable=3, canary=4, keep=(2, 3), cpus=2),
     "tls": DeployOptions(tls="server", storage="gs://bucket/models/opt/"),
     "mutual": DeployOptions(tls="mutual", storage="pvc://disk/a/b", batching=True),
+    "gateway": DeployOptions(gateway_image="registry/gateway:1", tls="mutual"),
     "alone": DeployOptions(max_batch=1, replicas=1, max_replicas=1),
 }
 

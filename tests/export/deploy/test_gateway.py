@@ -1,0 +1,59 @@
+"""The gateway's files: strict schemas, and arguments that the command takes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import jsonschema
+import pytest
+import yaml as pyyaml
+from deployments import MANIFESTS, OPTIONS
+from optserve.export.deploy import deployment_files, write_deployment
+from optserve.export.deploy.gateway import command
+from optserve.runtime.commands import gateway
+
+
+@pytest.fixture
+def files():
+    return deployment_files(MANIFESTS["tf"], OPTIONS["gateway"])
+
+
+def test_objects_fit_the_schema_and_each_other(files, data_dir):
+    schema = json.loads((data_dir / "schemas" / "kubernetes.json").read_text())
+    objects = {}
+    for document in pyyaml.safe_load_all(files["gateway.yaml"]):
+        kind = document["kind"]
+        jsonschema.validate(document, {**schema, "$ref": f"#/$defs/{kind}"})
+        objects[kind] = document
+    template = objects["Deployment"]["spec"]["template"]
+    labels = template["metadata"]["labels"]
+    assert objects["Service"]["spec"]["selector"] == labels
+    (server, *_) = pyyaml.safe_load_all(files["kubernetes.yaml"])
+    assert server["metadata"]["labels"] != labels  # neither takes the other's calls
+    volumes = {v["name"] for v in template["spec"]["volumes"]}
+    (container,) = template["spec"]["containers"]
+    assert {m["name"] for m in container["volumeMounts"]} <= volumes
+    scaled = objects["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"]
+    assert scaled == objects["Deployment"]["metadata"]["name"]
+
+
+@pytest.mark.parametrize("name", ["defaults", "tls", "mutual", "gateway"])
+def test_the_command_takes_its_arguments(name):
+    parser = argparse.ArgumentParser()
+    gateway.configure(parser)
+    words = command(OPTIONS[name], "dns:///opt:8500")
+    args = parser.parse_args(words[1:])
+    assert words[0] == "gateway" and args.target == ["dns:///opt:8500"]
+    assert bool(args.tls_ca) == (OPTIONS[name].tls != "none")
+    assert bool(args.tls_key) == (OPTIONS[name].tls == "mutual")
+
+
+def test_without_an_image_there_is_none(tmp_path):
+    manifest = MANIFESTS["tf"]
+    names = {p.name for p in write_deployment(manifest, tmp_path, OPTIONS["gateway"])}
+    assert "gateway.yaml" in names and (tmp_path / "gateway.yaml").exists()
+    write_deployment(manifest, tmp_path, OPTIONS["defaults"])
+    assert not (tmp_path / "gateway.yaml").exists()
+    compose = pyyaml.safe_load((tmp_path / "compose.yaml").read_text())
+    assert set(compose["services"]) == {"serving"}
