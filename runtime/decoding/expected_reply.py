@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as GenericSequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
@@ -23,6 +23,7 @@ from ..contract import (
     tokens_per_call,
 )
 from ..errors import MalformedReply
+from ..transports.base import Described
 from .served_model import ServedModel
 
 _OVERHEAD = 1 << 16  # bytes of names, shapes and the model's spec in a message
@@ -111,6 +112,11 @@ class ExpectedReply:
                 _check_finite("last_hidden_state", row[:tokens])
         if "pooled" in self._specs:
             _check_finite("pooled", outputs["pooled"][: len(fed)])
+
+    def of(self, model: Described) -> ExpectedReply:
+        """The same of another ``ServedModel``."""
+        assert isinstance(model, ServedModel)
+        return replace(self, model=model)
 
     @cached_property
     def _specs(self) -> dict[str, TensorSpec]:
@@ -208,6 +214,10 @@ class ExpectedText:
     def check(self, outputs: Mapping[str, np.ndarray]) -> None:
         """Raise ``MalformedReply`` unless it is one text."""
         self.read(outputs)
+
+    def of(self, model: Described) -> ExpectedText:
+        """A text is a text, whoever sends it."""
+        return self
 
     def read(self, outputs: Mapping[str, np.ndarray]) -> bytes:
         """The text's bytes."""

@@ -129,9 +129,9 @@ def _manifest(outputs: Mapping[str, np.ndarray]) -> Manifest:
         ) from None
 
 
-def _model_id(outputs: Mapping[str, np.ndarray]) -> str:
-    return ServedModel(_manifest(outputs)).model_id
+def _described(outputs: Mapping[str, np.ndarray], version: int) -> ServedModel:
+    return ServedModel(_manifest(outputs), version)
 
 
-IDENTITY = Identity(describe_call(), _model_id)
+IDENTITY = Identity(describe_call(), _described)
 """How replicas are compared: by their manifests."""

@@ -19,6 +19,15 @@ from ..codec import ModelMetadata, Tensor
 from ..errors import IncompatibleModel, VersionGone
 
 
+class Described(Protocol):
+    """A model as it describes itself."""
+
+    @property
+    def model_id(self) -> str:
+        """A short text that two models share only if they give the same tokens."""
+        ...
+
+
 class Expectation(Protocol):
     """What the reply to a call must be like; another one is never used."""
 
@@ -34,6 +43,10 @@ class Expectation(Protocol):
 
     def check(self, outputs: Mapping[str, np.ndarray]) -> None:
         """Raise ``MalformedReply`` for a wrong name, dtype, shape or value."""
+        ...
+
+    def of(self, model: Described) -> Expectation:
+        """The same of another model: another version may answer than was planned."""
         ...
 
 
@@ -91,12 +104,12 @@ class Reply:
 class Identity:
     """How a transport finds out whether its replicas serve the same model.
 
-    ``question`` is a call that every replica must answer alike; ``model_id`` makes a
-    short text of the answer's outputs, or raises ``MalformedReply``.
+    ``question`` is a call that every replica must answer alike; ``read`` makes a model
+    of the answer's outputs and its version, or raises ``MalformedReply``.
     """
 
     question: Call
-    model_id: Callable[[Mapping[str, np.ndarray]], str]
+    read: Callable[[Mapping[str, np.ndarray], int], Described]
 
 
 def check_call(call: Call, version: int, signatures: Container[str]) -> None:

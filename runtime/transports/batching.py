@@ -24,7 +24,7 @@ from ..errors import (
     ServerError,
     VersionGone,
 )
-from .base import AsyncTransport, Call, Expectation, Reply
+from .base import AsyncTransport, Call, Described, Expectation, Reply
 
 _FILL = {"history": -1, "stop_ids": -1, "bias_ids": -1}
 _NO_VERSION = -1
@@ -71,6 +71,11 @@ class _JoinedExpectation:
         per_row = [-(-part.most_bytes // n) for n, part in self.parts if part]
         whole = len(per_row) == len(self.parts)
         return min(max(per_row) * self.rows, MESSAGE_LIMIT) if whole else MESSAGE_LIMIT
+
+    def of(self, model: Described) -> _JoinedExpectation:
+        """Each part of another model."""
+        parts = tuple((n, part and part.of(model)) for n, part in self.parts)
+        return replace(self, parts=parts)
 
     def check(self, outputs: Mapping[str, np.ndarray]) -> None:
         """Raise ``MalformedReply`` where a part's call would."""

@@ -37,16 +37,14 @@ from ..errors import (
     InvalidRequest,
     MalformedReply,
     Unavailable,
-    VersionGone,
 )
-from .base import Call, Identity, Reply
+from .base import Call, Expectation, Identity, Reply
 from .connection import Connection, check_secrecy, checked_label
 from .replicas import Replicas
 from .retry_policy import Attempts
 from .same_model import SameModel
 from .status_mapping import (
     MALFORMED,
-    ODD,
     Failure,
     Outcome,
     classify,
@@ -61,7 +59,6 @@ GET_METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
 GET_STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
 
 _CONTROL_LIMIT = 4 << 20  # bytes of a reply that carries no tensors
-_ASK_TIMEOUT = 1.0  # seconds for a replica to say what it serves
 _READY_PAUSE = 0.2  # seconds between questions whether the model is there
 _STATUS_TIMEOUT = 5.0
 _CLOCKS_APART = 0.005  # seconds between gRPC's clock and ours
@@ -111,6 +108,7 @@ class _Request:
     decode: Callable[[bytes], Any]
     most_bytes: int = _CONTROL_LIMIT
     model_id: str = ""  # the model whose cache it carries
+    expected: Expectation | None = None
     replicas: tuple[str, ...] = ()  # the only ones that may answer; () for all
 
 
@@ -148,17 +146,13 @@ class Operations:
         self.replicas = Replicas(
             targets, connection.ejection, clock=clock, jitter=jitter
         )
-        self.same_model = SameModel(targets)
+        self.same_model = SameModel(self.replicas, identity, self._ask)
         self.closed = False
-        self._identity = identity
+        self.compares_models = identity is not None
+        """Whether lost connections have to be told (``connection_lost``)."""
         self._clock = clock
         self._jitter = jitter
         self._pid = os.getpid()
-
-    @property
-    def compares_models(self) -> bool:
-        """Whether lost connections have to be told (``connection_lost``)."""
-        return self._identity is not None
 
     def connection_lost(self, index: int) -> None:
         """A channel to this replica is not connected any more."""
@@ -178,10 +172,9 @@ class Operations:
             bytes_sent=len(request.payload),
             bytes_received=len(answer.data),
             retries=answer.retries,
-            model_id=self.same_model.agreed(version),
+            model_id=self.same_model.model_id(version),
             target=self.targets[answer.target],
-            checked=call.expected is not None
-            and call.expected.version in (None, version),
+            checked=self._expected_of(call.expected, version) is not None,
         )
 
     def _request(self, call: Call) -> _Request:
@@ -199,12 +192,19 @@ class Operations:
             response = _with_version(response, call.version)
             if expected and expected.version in (None, response.model.version):
                 expected.check(response.outputs)
-            else:  # another version's sizes are its own, but rows are rows
+            else:  # see `_compared`; rows are rows in any case
                 _check_rows(response, call.rows)
             return response
 
         return _Request(
-            PREDICT, payload, model, decode, most_bytes, call.model_id, call.replicas
+            PREDICT,
+            payload,
+            model,
+            decode,
+            most_bytes,
+            call.model_id,
+            expected,
+            call.replicas,
         )
 
     def metadata(
@@ -301,76 +301,50 @@ class Operations:
     ) -> Operation[Outcome]:
         """Send a request to one replica; a good reply comes read and checked."""
         pinned = request.model.version
-        if pinned is not None and (wrong := (yield from self._other(index, request))):
-            return wrong
+        if pinned is not None and request.method == PREDICT:
+            wrong = yield from self.same_model.why_not(index, pinned, request.model_id)
+            if wrong:
+                return wrong
         outcome: Outcome = yield Attempt(
             index, request.method, request.payload, timeout, request.most_bytes
         )
-        if outcome.code != "OK":
+        outcome = _read(outcome, request)
+        if outcome.code != "OK" or request.method != PREDICT:
+            return outcome
+        version = outcome.result.model.version
+        wrong = yield from self.same_model.why_not(
+            index, version, request.model_id, timeout
+        )
+        return wrong or self._compared(outcome, request)
+
+    def _compared(self, outcome: Outcome, request: _Request) -> Outcome:
+        """A good reply of a version that the call was not planned for."""
+        response: PredictResponse = outcome.result
+        expected = self._expected_of(request.expected, response.model.version)
+        if expected in (None, request.expected):
             return outcome
         try:
-            result = request.decode(outcome.data)
+            expected.check(response.outputs)
         except MalformedReply as error:
             return Outcome(MALFORMED, str(error))
-        answered = replace(request, model=result.model)
-        wrong = yield from self._other(index, answered, timeout)
-        return wrong or replace(outcome, result=result)
+        return outcome
 
-    def _other(
-        self, index: int, request: _Request, timeout: float | None = None
-    ) -> Operation[Outcome | None]:
-        """Why a replica can't be relied on to serve a request's model; None if it can.
+    def _expected_of(
+        self, expected: Expectation | None, version: int | None
+    ) -> Expectation | None:
+        """What a reply of this version must be like; None if nobody knows."""
+        if expected is None or version is None or expected.version in (None, version):
+            return expected
+        described = self.same_model.described(version)
+        return expected.of(described) if described else None
 
-        Raises:
-            VersionGone: every replica serves another model as that version by now.
-        """
-        version = request.model.version
-        if self._identity is None or request.method != PREDICT or version is None:
-            return None
-        if not self.same_model.confirmed(index, version):
-            outcome = yield from self._ask(index, version, timeout or _ASK_TIMEOUT)
-            if outcome.code != "OK":
-                return outcome
-            models = {index: outcome.result}
-            if outcome.result != self.same_model.agreed(version):
-                models |= yield from self._ask_others(index, version)
-            if self.same_model.settle(version, models) != outcome.result:
-                return Outcome(ODD, "it serves another model than the other replicas")
-        agreed = self.same_model.agreed(version)
-        if request.model_id not in ("", agreed):
-            raise VersionGone(
-                f"version {version} of model {self.model!r} is another model now "
-                f"({agreed}, before {request.model_id})",
-                "NOT_FOUND",
-            )
-        return None
-
-    def _ask_others(self, index: int, version: int) -> Operation[dict[int, str]]:
-        """What the other healthy replicas say that they serve."""
-        models = {}
-        for other in range(len(self.targets)):
-            if other != index and self.replicas.is_healthy(other):
-                outcome = yield from self._ask(other, version, _ASK_TIMEOUT)
-                if outcome.code == "OK":
-                    models[other] = outcome.result
-                elif outcome.code == "UNAVAILABLE":
-                    self.replicas.failed(other)
-        return models
-
-    def _ask(self, index: int, version: int, timeout: float) -> Operation[Outcome]:
-        """Have one replica say what it serves: the outcome's result."""
-        assert self._identity is not None
-        request = self._request(replace(self._identity.question, version=version))
+    def _ask(self, index: int, call: Call, timeout: float) -> Operation[Outcome]:
+        """A small call of one replica, for ``SameModel``; its reply comes read."""
+        request = self._request(call)
         outcome: Outcome = yield Attempt(
             index, PREDICT, request.payload, timeout, request.most_bytes
         )
-        if outcome.code != "OK":
-            return outcome
-        try:
-            outputs = request.decode(outcome.data).outputs
-            return replace(outcome, result=self._identity.model_id(outputs))
-        except MalformedReply as error:
-            return Outcome(MALFORMED, str(error))
+        return _read(outcome, request)
 
     def _status_of(self, index: int, timeout: float | None) -> Operation[TargetStatus]:
         target = self.targets[index]
@@ -414,6 +388,16 @@ class Operations:
             f"no reply from {', '.join(self.targets)} within {max(seconds, 0):.3g} s"
             f"{why}: allow more time, or look whether the server is overloaded"
         )
+
+
+def _read(outcome: Outcome, request: _Request) -> Outcome:
+    """A good reply's outcome with its result; a reply that makes none is a failure."""
+    if outcome.code != "OK":
+        return outcome
+    try:
+        return replace(outcome, result=request.decode(outcome.data))
+    except MalformedReply as error:
+        return Outcome(MALFORMED, str(error))
 
 
 def _check_rows(response: PredictResponse, rows: int) -> None:

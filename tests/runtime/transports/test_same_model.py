@@ -6,6 +6,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import pickle
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +21,8 @@ from optserve.runtime import (
     Retry,
     Sampling,
 )
-from optserve.runtime.transports.same_model import SameModel
+from optserve.runtime.transports.base import Described
+from optserve.runtime.transports.same_model import Votes
 
 from tests.runtime.numpy_model import MIXED, NumpyTransport
 from tests.runtime.numpy_server import serving
@@ -154,15 +159,63 @@ def test_garbage_everywhere_names_who_sent_it(tokens_from):
         tokens_from(address)
 
 
+class Backward(NumpyTransport):
+    """Once there is a version 2, calls for no version in particular are answered as by
+    version 1, with garbage."""
+
+    def call(self, call, *, timeout=None):
+        reply = super().call(call, timeout=timeout)
+        if call.signature == "describe" or call.version or 2 not in self.versions:
+            return reply
+        wrong = {
+            name: np.full([len(array), 3], np.nan, np.float32)
+            for name, array in reply.outputs.items()
+        }
+        return replace(reply, outputs=wrong, version=1)
+
+
+@pytest.mark.parametrize("liars", [(0,), (0, 2)])
+def test_garbage_of_another_version_is_another_replicas_turn(liars):
+    """A known version, other than the one that the call was planned for."""
+    kinds = [Backward if i in liars else NumpyTransport for i in range(3)]
+    models = [kind(checkpoint_digest="a" * 64, generate=(2,)) for kind in kinds]
+    options = OPTIONS | {"max_new_tokens": 8}  # four calls, so each replica has a first
+    with all_serving(*models) as addresses, Client(addresses, **QUICK) as client:
+        first = [client.generate([prompt], **options)[0].tokens for prompt in MIXED]
+        for transport in models:
+            transport.versions = {2: transport.model} | (
+                {1: transport.model} if isinstance(transport, Backward) else {}
+            )
+        second = [client.generate([prompt], **options)[0] for prompt in MIXED]
+        assert [generation.tokens for generation in second] == first
+        assert {generation.model_version for generation in second} == {2}
+    assert sum(generation.retries for generation in second) > 0
+
+
+def described(name: str) -> Described:
+    description: Any = SimpleNamespace(model_id=name)
+    return description
+
+
 def test_votes():
-    same = SameModel(["x:1", "y:1", "z:1"])
-    assert same.agreed(1) == ""
-    assert same.settle(1, {0: "a"}) == "a"
-    assert same.confirmed(0, 1) and not same.confirmed(0, 2)
-    assert same.settle(1, {1: "b", 0: "a"}) == "a"  # a draw: as before
-    assert not same.confirmed(1, 1)
-    assert same.settle(1, {2: "b", 1: "b", 0: "a"}) == "b"
-    assert not same.confirmed(0, 1) and same.confirmed(2, 1)
-    same.forget(2)
-    assert not same.confirmed(2, 1) and same.confirmed(1, 1)
-    assert same.settle(2, {1: "d", 0: "c"}) == "c"  # a draw: the one named first
+    votes = Votes(["x:1", "y:1", "z:1"])
+    a, b, c, d = map(described, "abcd")
+    assert votes.agreed(1) is None
+    assert votes.settle(1, {0: a}) == "a"
+    assert votes.confirmed(0, 1) and not votes.confirmed(0, 2)
+    assert votes.settle(1, {1: b, 0: a}) == "a"  # a draw: as before
+    assert not votes.confirmed(1, 1)
+    assert votes.settle(1, {2: b, 1: b, 0: a}) == "b"
+    assert not votes.confirmed(0, 1) and votes.confirmed(2, 1)
+    votes.forget(2)
+    assert not votes.confirmed(2, 1) and votes.confirmed(1, 1)
+    assert votes.settle(2, {1: d, 0: c}) == "c"  # a draw: the one named first
+
+
+def test_votes_on_any_number_of_versions_take_little_memory():
+    votes = Votes(["x:1", "y:1"])
+    for version in range(10_000):
+        votes.settle(version, {0: described("a"), 1: described("b")})
+    assert votes.agreed(9_999) and votes.confirmed(0, 9_999)
+    assert votes.agreed(0) is None and not votes.confirmed(0, 0)
+    assert len(pickle.dumps(vars(votes) | {"_lock": None})) < 10_000
