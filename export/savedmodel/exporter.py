@@ -24,7 +24,8 @@ from .reproducible import settle_fingerprint, without_locations
 from .warmup import write_warmup
 
 _MOST_FULL_ROWS = 32
-"""Rows of a call that may have all positions; of shorter ones there may be more."""
+"""Rows of a call that may have all positions; of shorter ones there may be more.
+As many as the export's largest batch, where that is larger."""
 
 SIGNATURES = ("serving_default", "prefill", "decode", "score", "embed")
 
@@ -73,6 +74,8 @@ def write_savedmodel(
         digest.result(),
         generate=list(options.generate),
         batch_sizes=list(sizes.rows),
+        max_tokens_per_call=max([_MOST_FULL_ROWS, *sizes.rows])
+        * source.config.max_position_embeddings,
         compiled_prompts=list(sizes.prompt),
         sessions=session_sizes(source.config, options),
     )
@@ -154,7 +157,7 @@ def _write(
         layout,
         texts,
         manifest.generate,
-        most_tokens=_MOST_FULL_ROWS * config.max_position_embeddings,
+        most_tokens=manifest.max_tokens_per_call,
         slots=_session_slots(manifest),
     )
     progress("tracing the signatures")

@@ -22,7 +22,9 @@ from .session_slots import SessionSlots
 from .sessions import Sessions
 
 MOST_ROWS = 1024
-"""Of one call: a text for each of them is still a small reply."""
+"""Of a call for a text, which each row gets; fewer where it is a long one."""
+
+_TEXTS_BYTES = 64 << 20
 
 
 class Signatures(tf.Module):
@@ -115,7 +117,7 @@ class Signatures(tf.Module):
         Sizes come first: nothing is computed for a request that is too large.
         """
         first = next(iter(inputs))
-        stages = [self._sizes, self._values]
+        stages = [partial(self._sizes, name), self._values]
         if self._sessions is not None and "slot" in inputs:
             stages.append(partial(self._sessions.rules, name))
         for rules in stages:
@@ -127,10 +129,13 @@ class Signatures(tf.Module):
                 inputs = {**inputs, first: tf.identity(inputs[first])}
         return inputs
 
-    def _sizes(self, inputs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    def _sizes(
+        self, signature_name: str, inputs: Mapping[str, Any]
+    ) -> Iterator[tuple[str, Any]]:
         if "row" in inputs:
+            most = self._rows_of_text(signature_name)
             rows = tf.shape(inputs["row"])[0]
-            yield f"a call should have at most {MOST_ROWS} rows", rows <= MOST_ROWS
+            yield f"{signature_name} takes at most {most} rows", rows <= most
         positions, most = self._config.max_position_embeddings, self._most_tokens
         for name, what in (("input_ids", "tokens"), ("cache", "slots")):
             if name in inputs:
@@ -149,6 +154,12 @@ class Signatures(tf.Module):
             if name in inputs:
                 size = tf.shape(inputs[name], tf.int64)[1]
                 yield f"{name} should have at most {limit} a row", size <= limit
+
+    def _rows_of_text(self, name: str) -> int:
+        """As many as a batch may have, and more of a short text."""
+        full_rows = self._most_tokens // self._config.max_position_embeddings
+        fits = _TEXTS_BYTES // len(dict(self._texts)[name].encode())
+        return max(full_rows, min(fits, MOST_ROWS))
 
     def _values(self, inputs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         if "input_ids" not in inputs:

@@ -12,6 +12,7 @@ from .cache_layout import CacheLayout
 from .constants import (
     CACHE_DTYPES,
     CONTRACT_VERSION,
+    INT32_LIMIT,
     MANIFEST_LIMIT,
     MESSAGE_LIMIT,
     SPOKEN_VERSIONS,
@@ -34,6 +35,7 @@ from .signatures import (
 __all__ = [
     "CACHE_DTYPES",
     "CONTRACT_VERSION",
+    "INT32_LIMIT",
     "MANIFEST_LIMIT",
     "MESSAGE_LIMIT",
     "SPOKEN_VERSIONS",

@@ -56,6 +56,7 @@ class Manifest:
     batch_sizes: list[int] = field(default_factory=list)
     sessions: dict[str, int] = field(default_factory=dict)
     max_positions: int = 2048
+    max_tokens_per_call: int = 0  # of B x S and of B x C; 0: nothing is said
     vocab_size: int = 50272
     bos_token_id: int = 2
     eos_token_id: int = 2
@@ -131,6 +132,11 @@ def _size(name: str, value: object) -> int:
     if type(value) is not int or not 1 <= value <= INT32_LIMIT:
         _refuse(name, f"a whole number from 1 to {INT32_LIMIT}", value)
     return value
+
+
+def _limit(name: str, value: object) -> None:
+    if value != 0 or type(value) is not int:
+        _size(name, value)
 
 
 def _token_id(name: str, value: object) -> None:
@@ -225,6 +231,7 @@ _CHECKS: dict[str, Callable[[str, object], object]] = {
     "batch_sizes": _sizes,
     "sessions": _session_sizes,
     "max_positions": _size,
+    "max_tokens_per_call": _limit,
     "vocab_size": _size,
     "bos_token_id": _token_id,
     "eos_token_id": _token_id,

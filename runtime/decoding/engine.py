@@ -234,12 +234,14 @@ class Engine:
         model = self.versions.of(call.version)
         new = call.inputs["input_ids"].shape[1]
         if call.signature.startswith("session_"):
-            return min(self.capacity, model.rows_that_fit(0, 0))
+            fits = min(model.rows_that_fit(0, 0), model.rows_within_limit(new))
+            return min(self.capacity, model.whole_batch(fits))
         cached = call.inputs["cache"].shape[1] if "cache" in call.inputs else 0
         if call.signature in ("score", "embed"):
             return scoring.most_rows(model, new, self.capacity, cached)
-        new += tokens_per_call(call.signature) or 0
-        return min(self.capacity, model.rows_that_fit(new, cached))
+        generated = tokens_per_call(call.signature) or 0
+        fits = model.rows_that_fit(new, cached, generated=generated)
+        return min(self.capacity, fits)
 
     def padded_rows(self, call: Call, rows: int) -> int:
         """B for ``rows`` joined rows of calls like this one."""

@@ -68,9 +68,10 @@ def plan(
     cached = max(s.cached for s in chosen)
     partial = keep > 0 or lead.pending > model.largest_prompt_chunk
     generated = 0 if partial else _tokens_per_call(chosen, model)
-    fits = model.rows_that_fit(model.prompt_size(fed) + generated, cached)
+    size = model.prompt_size(fed)
+    fits = model.rows_that_fit(size, cached, generated=generated)
     if lead.slot:  # neither the cache nor its new rows travel
-        fits = model.rows_that_fit(0, 0)
+        fits = min(model.rows_that_fit(0, 0), model.rows_within_limit(size))
     return _step(chosen[:fits], model, partial=partial, keep=keep)
 
 

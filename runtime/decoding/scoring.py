@@ -221,10 +221,11 @@ def most_rows(model: ServedModel, size: int, capacity: int, cached: int = 0) -> 
             "one message may have (2 GiB): use shorter texts"
         )
     logits_bytes = 4 * size * model.manifest.vocab_size
-    fits = min(MESSAGE_LIMIT // row_bytes, _LOGITS_LIMIT // logits_bytes)
+    fits = min(MESSAGE_LIMIT // row_bytes, max(_LOGITS_LIMIT // logits_bytes, 1))
+    fits = min(fits, model.rows_within_limit(size), capacity)
     if cached:
         fits = min(fits, model.rows_that_fit(size, cached))
-    return max(1, min(capacity, fits))
+    return model.whole_batch(fits)
 
 
 def _groups(

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..contract import (
+    INT32_LIMIT,
     MESSAGE_LIMIT,
     CacheLayout,
     Manifest,
@@ -48,12 +49,16 @@ class ServedModel:
     version: int = 0
     pads_rows: bool = True
 
-    @cached_property
+    @property
     def model_id(self) -> str:
         """A short text that two exports share only if they give the same tokens.
 
         Where and with what an export was written does not count.
         """
+        return self._model_id
+
+    @cached_property
+    def _model_id(self) -> str:
         told = replace(self.manifest, tool_versions={}, files={}, export_options={})
         return hashlib.sha256(told.to_json().encode()).hexdigest()[:16]
 
@@ -162,20 +167,37 @@ class ServedModel:
         sizes = self.manifest.batch_sizes
         return sizes[bisect_left(sizes, rows)] if sizes and rows <= sizes[-1] else rows
 
-    def rows_that_fit(self, new: int, cached: int) -> int:
-        """Most rows of a call, for its request and its reply to stay below 2 GiB."""
+    def rows_that_fit(self, new: int, cached: int, *, generated: int = 0) -> int:
+        """Most rows of a call that feeds S = ``new`` tokens to caches of ``cached``.
+
+        Request and reply stay below 2 GiB, the tokens within the export's limit.
+        """
         row = self.layout.row_bytes
-        sent = self.cache_size(cached) * row if cached else 0
-        received = new * row + 4 * self.manifest.vocab_size
-        fits = (MESSAGE_LIMIT - _SLACK) // max(sent, received, 1)
+        slots = self.cache_size(cached) if cached or generated else 0
+        received = (new + generated) * row + 4 * self.manifest.vocab_size
+        fits = (MESSAGE_LIMIT - _SLACK) // max(slots * row, received, 1)
         if fits < 1:
             raise InvalidRequest(
                 f"a sequence of {cached + new} tokens has a cache of "
                 f"{(cached + new) * row} bytes, more than one message may have "
                 "(2 GiB): use shorter sequences or export with a smaller cache dtype"
             )
-        sizes = [size for size in self.manifest.batch_sizes if size <= fits]
-        return max(sizes) if sizes else fits
+        return self.whole_batch(min(fits, self.rows_within_limit(max(new, slots))))
+
+    def rows_within_limit(self, size: int) -> int:
+        """Most rows of ``size`` tokens or cache slots each that the export takes."""
+        most = self.manifest.max_tokens_per_call or INT32_LIMIT
+        if size > most:
+            raise InvalidRequest(
+                f"a row of {size} tokens exceeds the {most} that this export takes in "
+                "one call: use shorter texts or sequences"
+            )
+        return most // max(size, 1)
+
+    def whole_batch(self, rows: int) -> int:
+        """As many rows, or fewer that fill one of the export's batch sizes."""
+        sizes = [size for size in self.manifest.batch_sizes if size <= rows]
+        return max(sizes, default=rows)
 
     def rows_per_message(self, rows: int) -> int:
         """Most cache rows that a message with so many rows of the batch may carry."""

@@ -93,7 +93,7 @@ class Batcher:
         self, task: _Task, key: Key, servable: Servable, signature: Signature
     ) -> list[np.ndarray]:
         with self._lock:
-            self._enqueue(task, key)
+            self._enqueue(task, key, servable)
             self._dispatch()
             while not (task.done or task.leads):
                 task.changed.wait(self._patience(task))
@@ -106,11 +106,11 @@ class Batcher:
         assert task.outputs is not None
         return task.outputs
 
-    def _enqueue(self, task: _Task, key: Key) -> None:
+    def _enqueue(self, task: _Task, key: Key, servable: Servable) -> None:
         """Join the open batch, or open one; the lock is held."""
         limits = self._parameters
         queue = self._queues.setdefault(key, deque())
-        if not queue or not self._fits(queue[-1], task):
+        if not queue or not self._fits(queue[-1], task, key, servable):
             if len(queue) >= limits.max_enqueued_batches:
                 raise ServingError(
                     grpc.StatusCode.UNAVAILABLE,
@@ -124,14 +124,17 @@ class Batcher:
         batch.tasks.append(task)
         batch.rows += task.rows
 
-    def _fits(self, batch: _Batch, task: _Task) -> bool:
+    def _fits(self, batch: _Batch, task: _Task, key: Key, servable: Servable) -> bool:
         """Whether a request may join: one long one would lengthen every row's axes."""
         rows = batch.rows + task.rows
         if rows > self._parameters.max_batch_size:
             return False
         requests = [t.inputs for t in (*batch.tasks, task)]
         padded = self._parameters.padded_rows(rows)
-        return joined_bytes(requests, padded) <= MESSAGE_LIMIT
+        if joined_bytes(requests, padded) > MESSAGE_LIMIT:
+            return False
+        limits, (_, name, outputs) = servable.limits, key
+        return not limits or limits.allow_together(name, requests, padded, outputs)
 
     def _dispatch(self) -> None:
         """Give free slots to the batches that are ready; the lock is held."""

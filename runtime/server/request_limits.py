@@ -20,7 +20,7 @@ from ..contract import (
     signature,
     tokens_per_call,
 )
-from .serving_error import invalid_argument
+from .serving_error import ServingError, invalid_argument
 
 _ROWS = 32  # of an export that names no batch sizes, when all positions are used
 _MOST_ROWS = 1024  # of such an export
@@ -52,7 +52,7 @@ class RequestLimits:
             "K": manifest.vocab_size,
             "J": manifest.vocab_size,
         }
-        self._tokens = rows * slots
+        self._tokens = manifest.max_tokens_per_call or rows * slots
         self._session_positions = manifest.sessions.get("positions", 0)
         self._heads = layout.heads
         self._signatures = {
@@ -78,10 +78,37 @@ class RequestLimits:
         spec = self._signatures.get(name)
         if spec is None:
             return
-        sizes = _sizes(spec, inputs)
-        if "size" in inputs:
-            sizes["C"] = max(0, int(inputs["size"].max(initial=0)))
-        limits = dict(self._sizes)
+        self._check_sizes(spec, _all_sizes(spec, inputs), outputs)
+
+    def allow_together(
+        self,
+        name: str,
+        requests: Sequence[Mapping[str, np.ndarray]],
+        rows: int,
+        outputs: Sequence[str] = (),
+    ) -> bool:
+        """Whether requests that ``check`` passed may run as one of so many rows.
+
+        The longest lengthens the axes of all, so that together they may be too large.
+        """
+        spec = self._signatures.get(name)
+        if spec is None:
+            return True
+        sizes: dict[str, int] = {}
+        for each in (_all_sizes(spec, inputs) for inputs in requests):
+            sizes = {
+                letter: max(size, sizes.get(letter, 0)) for letter, size in each.items()
+            }
+        try:
+            self._check_sizes(spec, sizes | {"B": rows}, outputs)
+        except ServingError:
+            return False
+        return True
+
+    def _check_sizes(
+        self, spec: SignatureSpec, sizes: Mapping[str, int], outputs: Sequence[str]
+    ) -> None:
+        name, limits = spec.name, dict(self._sizes)
         if name in STRING_SIGNATURES:
             limits["B"] = _STRING_ROWS
         for letter, size in sizes.items():
@@ -137,6 +164,14 @@ def _known(name: str, manifest: Manifest, layout: CacheLayout) -> SignatureSpec 
         )
     except KeyError:
         return None
+
+
+def _all_sizes(spec: SignatureSpec, inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """The sizes, and as C the rows that are to be read from a session."""
+    sizes = _sizes(spec, inputs)
+    if "size" in inputs:
+        sizes["C"] = max(0, int(inputs["size"].max(initial=0)))
+    return sizes
 
 
 def _sizes(spec: SignatureSpec, inputs: Mapping[str, np.ndarray]) -> dict[str, int]:

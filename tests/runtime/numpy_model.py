@@ -202,6 +202,9 @@ class NumpyTransport(Transport):
                 else:
                     assert sizes.setdefault(letter, size) == size, (tensor, sizes)
         manifest = self.manifest
+        for letter in ("S", "C"):
+            tokens = sizes.get("B", 0) * sizes.get(letter, 0)
+            assert tokens <= (manifest.max_tokens_per_call or tokens)
         if manifest.batch_sizes and "S" in sizes:
             assert sizes["B"] in manifest.batch_sizes
         if manifest.prompt_buckets and "S" in sizes:

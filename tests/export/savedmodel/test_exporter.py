@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from optserve.export.errors import ExportError
 from optserve.export.options import ExportOptions
 from optserve.export.savedmodel import int8_matmul
+from optserve.export.savedmodel.signatures import Signatures
+from optserve.models.config import OPTConfig
 from optserve.runtime.cli import main
-from optserve.runtime.contract import Manifest, signature
+from optserve.runtime.contract import CacheLayout, Manifest, signature
 from optserve.runtime.model_dir import changed_files, read_manifest
 
 from tests.export.exports import (
@@ -275,6 +279,16 @@ def test_the_manifest_is_in_the_graph_and_names_every_file():
     assert Manifest.from_json(told[1]).cache_layout.row_shape == (3, 2, 4, 8)
 
 
+def test_a_long_text_is_given_to_few_rows():
+    """So that no reply passes 2 GiB, which ends TensorFlow Serving's process."""
+    texts = {"tokenizer": "x" * 4_000_000, "describe": "{}"}
+    config, layout = OPTConfig(max_position_embeddings=64), CacheLayout(1, 1, 8)
+    backend: Any = SimpleNamespace(resources={})
+    module = Signatures(config, backend, {}, layout, texts, [], most_tokens=48 * 64)
+    assert module._rows_of_text("tokenizer") == 48
+    assert module._rows_of_text("describe") == 1024
+
+
 def test_weights_are_stored_once(tmp_path):
     model = served("pre_ln", framework="tf")
     stored = (model.path / "variables" / "variables.data-00000-of-00001").stat().st_size
@@ -312,6 +326,7 @@ def test_large_requests_are_refused_before_anything_is_computed(framework):
             model("prefill", input_ids=ids, input_length=lengths)
     with pytest.raises(tf.errors.InvalidArgumentError, match="at most 1024 rows"):
         model("describe", row=np.zeros(1025, np.int32))
+    assert read_manifest(model.path).max_tokens_per_call == 32 * 64
     slots = np.zeros((1, 65, *model.row_shape), np.float32)
     with pytest.raises(tf.errors.InvalidArgumentError, match="at most 64 slots a row"):
         model(

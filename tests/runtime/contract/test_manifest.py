@@ -35,6 +35,10 @@ def deep(levels: int) -> dict:
 
 CONFIG = FIELDS["config"]
 HOSTILE = {
+    "tokens below zero": {"max_tokens_per_call": -1},
+    "tokens that are true": {"max_tokens_per_call": True},
+    "tokens that are false": {"max_tokens_per_call": False},
+    "tokens beyond int32": {"max_tokens_per_call": 2**31},
     "a number as text": {"max_positions": "2048"},
     "a fraction": {"vocab_size": 50272.5},
     "infinity": {"max_positions": float("inf")},

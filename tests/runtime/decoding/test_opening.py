@@ -130,6 +130,33 @@ def test_calls_whose_messages_would_pass_two_gigabytes_are_not_made():
         model.rows_that_fit(8, 512)
 
 
+@pytest.mark.parametrize("sizes", [{}, {"batch_sizes": [1, 2, 8]}])
+def test_calls_stay_within_the_tokens_that_the_export_takes(sizes):
+    options = {"max_new_tokens": 6, "stop_token_ids": []}
+    transport = NumpyTransport(generate=(2,), max_tokens_per_call=64, **sizes)
+    with Client(transport=transport) as client:
+        generated = [g.tokens for g in client.generate(MIXED, **options)]
+        scores = [s.logprobs[1:] for s in client.score(MIXED)]
+        states = client.embed(MIXED)
+    assert generated == one_by_one(**options)
+    assert max(shape[0] for shape in transport.shapes("input_ids")) > 1
+    with Client(transport=NumpyTransport(), max_rows=1) as client:
+        for text, score, state in zip(MIXED, scores, states, strict=True):
+            assert client.score([text])[0].logprobs[1:] == pytest.approx(score)
+            np.testing.assert_allclose(client.embed([text])[0], state, 1e-4, 1e-5)
+
+
+def test_a_text_beyond_what_the_export_takes_is_refused_before_it_is_sent():
+    transport = NumpyTransport(max_tokens_per_call=16)
+    with Client(transport=transport) as client:
+        for ask in (client.score, client.embed):
+            with pytest.raises(InvalidRequest, match="exceeds the 16 that this export"):
+                ask([MIXED[3]])
+        with pytest.raises(InvalidRequest, match="exceeds the 16 that this export"):
+            client.generate([MIXED[3]], max_new_tokens=2)
+    assert {c.signature for c in transport.calls} == {"describe"}
+
+
 def test_a_closed_client_refuses():
     client = Client(transport=NumpyTransport())
     client.close()

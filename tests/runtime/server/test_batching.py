@@ -38,6 +38,7 @@ class Gate:
         self.open = threading.Event()
         self.started = threading.Semaphore(0)
         self.shapes = []
+        self.limits = servable.limits
 
     def run(self, signature, inputs, outputs):
         self.shapes.append({name: a.shape for name, a in inputs.items()})

@@ -127,6 +127,25 @@ def test_rows_read_from_a_session_are_the_replys():
         limits.check("session_read", read)
 
 
+def test_requests_that_are_too_large_together_do_not_join():
+    long, short = request("decode", B=8, C=256), request("decode", B=8, C=16)
+    assert LIMITS.allow_together("decode", [long, short], 16)
+    assert not LIMITS.allow_together("decode", [short] * 5, 40)  # rows
+    limits = RequestLimits(manifest(max_positions=256, signatures=NAMES))
+    assert limits.allow_together("decode", [short] * 5, 40)
+    assert not limits.allow_together("decode", [short] * 4 + [long], 40)  # 40 x 256
+    assert limits.allow_together("someone's", [short], 10**9)
+
+
+def test_the_manifest_says_how_many_tokens_a_call_may_bring():
+    limits = RequestLimits(
+        manifest(max_positions=256, max_tokens_per_call=512, signatures=NAMES)
+    )
+    limits.check("prefill", request("prefill", B=2, S=256))
+    with pytest.raises(ServingError, match="at most B x S = 512, got 768"):
+        limits.check("prefill", request("prefill", B=3, S=256))
+
+
 def test_signatures_of_others_pass():
     LIMITS.check("somebody's", {"x": np.zeros((0, 10**9))})
 
