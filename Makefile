@@ -36,8 +36,9 @@ explore: $(VENV)/ready
 
 # Generations while replicas die, stall, change version and answer garbage.
 chaos: $(VENV)/ready
-	OPTSERVE_CHAOS_GENERATIONS=2000 timeout 1200 \
-	    $(BIN)/python -m pytest -s -m slow tests/chaos
+	OPTSERVE_CHAOS_GENERATIONS=2000 \
+	    OPTSERVE_CHAOS_SEED=$${OPTSERVE_CHAOS_SEED:-$$(date +%s)} \
+	    timeout 1200 $(BIN)/python -m pytest -s -m slow tests/chaos
 
 # Hostile requests, replies, manifests, configurations and command lines, counted.
 fuzz: $(VENV)/ready

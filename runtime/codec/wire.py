@@ -21,10 +21,13 @@ Field = tuple[int, int, int, int, int]
 _MAX_VARINT = 10
 _WORD = (1 << 64) - 1
 _CHUNK = 1 << 18  # varints handled at once: keeps numpy's temporaries in the cache
+_ONE_BYTE = [bytes([value]) for value in range(0x80)]  # most tags, sizes and values
 
 
 def varint(value: int) -> bytes:
     """A non-negative integer (or a negative int64, in its ten bytes)."""
+    if 0 <= value < 0x80:
+        return _ONE_BYTE[value]
     value &= _WORD
     out = bytearray()
     while value > 0x7F:
@@ -46,6 +49,8 @@ def block(number: int, payload: bytes) -> bytes:
 
 def read_varint(data: Buffer, pos: int, end: int) -> tuple[int, int]:
     """The unsigned varint at ``pos`` and the position after it."""
+    if pos < end and data[pos] < 0x80:
+        return data[pos], pos + 1
     value = shift = 0
     for i in range(pos, min(end, pos + _MAX_VARINT)):
         byte = data[i]

@@ -73,7 +73,7 @@ class Services:
         try:
             request = decode_predict_request(data)
         except MalformedMessage as error:
-            if not error.tensor:
+            if error.tensor is None:
                 raise internal("") from None
             raise invalid_argument(f"tensor parsing error: {error.tensor}") from None
         spec = request.model

@@ -128,7 +128,8 @@ class HostileReplica:
         self._channel.close()
 
     def _predict(self, request: bytes, context: grpc.ServicerContext) -> bytes:
-        spec = codec.decode_predict_request(request).model
+        asked = codec.decode_predict_request(request)
+        spec = asked.model
         if spec.signature in ("describe", "tokenizer"):
             try:
                 return self._describe(request, timeout=10)
@@ -137,10 +138,12 @@ class HostileReplica:
         self.answers += 1
         if self._rng.random() < 0.3:
             return self._rng.bytes(int(self._rng.integers(1, 200)))
-        named = codec.ModelSpec(spec.name, spec.signature, spec.version or 1)
+        version = spec.version or int(self._rng.choice([1, 2, 3, 10**6]))
+        named = codec.ModelSpec(spec.name, spec.signature, version)
+        rows = len(asked.inputs["input_ids"])
         values = [
-            np.full([1, 8], np.nan, np.float32),
-            np.full([1, 8], -(2**31), np.int32),
+            np.full([rows, 8], np.nan, np.float32),
+            np.full([rows, 8], -(2**31), np.int32),
             np.zeros([0, 3], np.float64),
             np.array([b"\x1b[2J"] * 4, object),
         ]
