@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -65,6 +66,26 @@ def resident_bytes() -> int:
     except OSError:
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def available_bytes() -> int | None:
+    """Memory that a process may still take: the machine's or the container's rest.
+
+    None where the system doesn't say.
+    """
+    limits = []
+    with suppress(OSError):
+        text = Path("/proc/meminfo").read_text()
+        if match := re.search(r"^MemAvailable:\s*(\d+) kB", text, re.MULTILINE):
+            limits.append(1024 * int(match[1]))
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # no such files, or "max"
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+        text = (group / "memory.stat").read_text()  # files that may be dropped
+        files = re.search(r"^inactive_file (\d+)", text, re.MULTILINE)
+        limits.append(max(0, limit - used + int(files[1] if files else 0)))
+    return min(limits, default=None)
 
 
 @contextmanager

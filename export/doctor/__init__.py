@@ -3,14 +3,13 @@
 from .check import STATES, Check
 from .checkpoint import check_checkpoint
 from .environment import check_imports, check_processor, check_python
-from .machine import available_memory, check_port, check_room, check_socket
+from .machine import check_port, check_room, check_socket
 from .packages import EXTRAS, check_packages, requirements
 
 __all__ = [
     "EXTRAS",
     "STATES",
     "Check",
-    "available_memory",
     "check_checkpoint",
     "check_imports",
     "check_packages",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from ...models.config import OPTConfig
+from ...runtime.memory import available_bytes
 from ..estimate import estimate_savedmodel
 from ..footprint import GIB
 from ..full_disk import free_bytes
@@ -20,7 +20,7 @@ _SOCKET_PATH_LIMIT = 107  # sockaddr_un, less the final zero
 
 def check_room(folder: str | Path, config: OPTConfig | None = None) -> Iterator[Check]:
     """Free memory and disk; against a model's needs if its config is given."""
-    memory, disk = available_memory(), free_bytes(folder)
+    memory, disk = available_bytes(), free_bytes(folder)
     for name, have in (("memory", memory), ("disk", disk)):
         detail = "unknown" if have is None else f"{have / GIB:.1f} GiB free"
         if config is None or have is None:
@@ -33,26 +33,6 @@ def check_room(folder: str | Path, config: OPTConfig | None = None) -> Iterator[
         advice = f"a float32 export needs more {name}: int8 weights need about a third"
         fits = have >= need
         yield Check(name, "ok" if fits else "note", detail, "" if fits else advice)
-
-
-def available_memory() -> int | None:
-    """Bytes that a process may still take: the container's limit or the machine's."""
-    limits = []
-    try:
-        text = Path("/proc/meminfo").read_text()
-        if match := re.search(r"^MemAvailable:\s*(\d+) kB", text, re.MULTILINE):
-            limits.append(1024 * int(match[1]))
-    except OSError:
-        pass
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-        if limit != "max":
-            limits.append(max(0, int(limit) - used))
-    except (OSError, ValueError):
-        pass
-    return min(limits, default=None)
 
 
 def check_port(port: int) -> Check:

@@ -71,7 +71,7 @@ class Manifest:
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
             check(name, getattr(self, name))
-        _ = self.cache_layout  # raises for sizes that make none
+        _ = self.cache_layout, self.output_width  # raise for sizes that make none
 
     @cached_property
     def cache_layout(self) -> CacheLayout:
@@ -83,6 +83,14 @@ class Manifest:
         if hidden % heads:
             _refuse("config.hidden_size", f"divisible by the {heads} heads", hidden)
         return CacheLayout(layers, heads, hidden // heads, self.cache_dtype)
+
+    @cached_property
+    def output_width(self) -> int:
+        """Width of the last hidden states: 350m projects them to its embeddings'."""
+        projected = self.config.get("word_embed_proj_dim")
+        if projected is None:
+            return self.cache_layout.heads * self.cache_layout.head_dim
+        return _size("config.word_embed_proj_dim", projected)
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces that depend on the platform."""

@@ -214,7 +214,7 @@ def most_rows(model: ServedModel, size: int, capacity: int, cached: int = 0) -> 
     Raises:
         InvalidRequest: the reply for one row could pass the 2 GiB limit.
     """
-    row_bytes = 4 * size * int(model.manifest.config["hidden_size"])
+    row_bytes = 4 * size * model.manifest.output_width
     if row_bytes > MESSAGE_LIMIT:
         raise InvalidRequest(
             f"the reply for {size} tokens would have {row_bytes} bytes, more than "

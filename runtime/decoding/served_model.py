@@ -86,19 +86,13 @@ class ServedModel:
                 self.layout,
                 version=self.manifest.contract_version,
                 vocab_size=self.manifest.vocab_size,
-                hidden_size=self._output_width,
+                hidden_size=self.manifest.output_width,
             )
         return self._signatures[name]
 
     @cached_property
     def _signatures(self) -> dict[str, SignatureSpec]:
         return {}
-
-    @cached_property
-    def _output_width(self) -> int:
-        """Width of the last hidden states: 350m projects them to its embeddings'."""
-        config = self.manifest.config
-        return int(config.get("word_embed_proj_dim") or config["hidden_size"])
 
     @cached_property
     def generate_sizes(self) -> tuple[int, ...]:

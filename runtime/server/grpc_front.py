@@ -20,6 +20,7 @@ import grpc.aio
 from ..grpc_options import LONG_MESSAGES
 from .address import Address
 from .compression import INFLATED_LIMIT, inflated, is_compressed
+from .receptions import Receptions
 from .serving_error import ServingError, as_serving_error, internal
 from .settings import TlsOptions
 
@@ -35,7 +36,11 @@ _OPTIONS = {
     # answered or refused, and a client knows what to do about that.
     "grpc.server.max_pending_requests": 100_000,
     "grpc.server.max_pending_requests_hard_limit": 200_000,
+    # A caller that is frozen or gone, with a reply that waits for it, is noticed.
+    "grpc.keepalive_time_ms": 60_000,
+    "grpc.keepalive_timeout_ms": 20_000,
 }
+_SMALL_REPLY = 1 << 16  # bytes; what gRPC and the kernel take in any case
 
 
 @dataclass(frozen=True)
@@ -45,14 +50,18 @@ class Limits:
     Attributes:
         threads: calls that run at the same time.
         waiting: calls received as a whole that may wait for a thread.
-        held_bytes: what the requests of running and waiting calls may have together.
+        held_bytes: what the requests of running and waiting calls may have together,
+            and the replies that their callers have not read yet.
         receive_seconds: time that a message has to arrive.
+        spare_bytes: of the machine's memory; where less is left, slow messages are
+            given up (``receptions.py``).
     """
 
     threads: int = 64
     waiting: int = 1024
     held_bytes: int = 4 << 30
     receive_seconds: float = 120.0
+    spare_bytes: int = 1 << 30
 
 
 class Workers:
@@ -62,7 +71,7 @@ class Workers:
         self._limits = limits
         self._pool = ThreadPoolExecutor(limits.threads, "optserve-call")
         self._lock = threading.Lock()
-        self._calls = self._bytes = self._largest = 0
+        self._calls = self._bytes = self._unread = self._largest = 0
 
     def submit(self, method: Method, data: bytes) -> Future[bytes]:
         """Start ``method`` in a thread as soon as one is free.
@@ -73,13 +82,13 @@ class Workers:
         """
         limits, size = self._limits, len(data)
         with self._lock:
-            calls, held = self._calls + 1, self._bytes + size
+            calls, held = self._calls + 1, self._bytes + self._unread + size
             too_many = calls > limits.threads + limits.waiting
-            if too_many or (held > limits.held_bytes and self._calls):
+            if too_many or size < held > limits.held_bytes:
                 raise ServingError(
                     grpc.StatusCode.RESOURCE_EXHAUSTED, "Server Threadpool Exhausted"
                 )
-            self._calls, self._bytes = calls, held
+            self._calls, self._bytes = calls, self._bytes + size
             # counted before it runs: what is refused took its memory all the same
             taken = INFLATED_LIMIT if is_compressed(data) else size
             self._largest = max(self._largest, taken)
@@ -92,6 +101,11 @@ class Workers:
         with self._lock:
             largest, self._largest = self._largest, 0
             return max(largest, self._bytes)
+
+    def unread(self, size: int) -> None:
+        """A reply of so many bytes is on its way; a negative number: it has gone."""
+        with self._lock:
+            self._unread += size
 
     def close(self) -> None:
         """Take no more calls; those under way end by themselves."""
@@ -116,8 +130,10 @@ class GrpcFront:
         self, methods: Mapping[str, Mapping[str, Method]], limits: Limits
     ) -> None:
         """Methods by service and name."""
-        self._limits = limits
         self.workers = Workers(limits)
+        self._receptions = Receptions(
+            seconds=limits.receive_seconds, spare_bytes=limits.spare_bytes
+        )
         self._handlers = [
             grpc.method_handlers_generic_handler(
                 service, {name: self._handler(method) for name, method in group.items()}
@@ -173,6 +189,7 @@ class GrpcFront:
         )
         address.bind(self._server, tls)
         await self._server.start()
+        self._watching = asyncio.create_task(self._receptions.watch())
 
     def _handler(self, method: Method) -> grpc.RpcMethodHandler:
         # On the wire a unary call is a stream of one message. Registered as a stream,
@@ -184,7 +201,9 @@ class GrpcFront:
 
     async def _answer(self, method: Method, context: grpc.aio.ServicerContext) -> bytes:
         try:
-            return await self._call(method, await self._receive(context))
+            reply = await self._call(method, await self._receive(context))
+            self._note_unread(len(reply), context)
+            return reply
         except ServingError as refusal:
             # Without the exception: it has frames that hold the request, and would be
             # held by this one in turn, until some day the garbage is collected.
@@ -197,15 +216,14 @@ class GrpcFront:
         except Exception as error:
             raise as_serving_error(error) from None
 
+    def _note_unread(self, size: int, context: grpc.aio.ServicerContext) -> None:
+        """Count a reply until its caller has it: some callers never read."""
+        if size > _SMALL_REPLY:
+            self.workers.unread(size)
+            context.add_done_callback(lambda _: self.workers.unread(-size))
+
     async def _receive(self, context: grpc.aio.ServicerContext) -> bytes:
-        seconds = self._limits.receive_seconds
-        try:
-            data = await asyncio.wait_for(context.read(), seconds)
-        except asyncio.TimeoutError:
-            raise ServingError(
-                grpc.StatusCode.DEADLINE_EXCEEDED,
-                f"the request did not arrive as a whole within {seconds:g} seconds",
-            ) from None
+        data = await self._receptions.whole(context.read())
         if not isinstance(data, bytes):  # grpc.aio.EOF
             if context.cancelled():
                 raise asyncio.CancelledError

@@ -154,13 +154,12 @@ _MEANING = {
 
 def _known(name: str, manifest: Manifest, layout: CacheLayout) -> SignatureSpec | None:
     try:
-        hidden = int(manifest.config["hidden_size"])
         return signature(
             name,
             layout,
             version=manifest.contract_version,
             vocab_size=manifest.vocab_size,
-            hidden_size=hidden,
+            hidden_size=manifest.output_width,
         )
     except KeyError:
         return None

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import grpc
 
+_DETAILS_BYTES = 1500
+"""Of a status message. It travels as an HTTP/2 header, three bytes for each that isn't
+ASCII, and a client takes 8 KiB of headers: a longer one would hide the status itself.
+"""
+
 _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class ServingError(Exception):
-    """A call refused, with the status code and details that the caller gets."""
+    """A call refused, with the status code and details that the caller gets.
+
+    Details may repeat what was asked, or a path, whatever characters it has.
+    """
 
     def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        details = _as_header(details)
         super().__init__(details)
         self.code = code
         self.details = details
@@ -19,6 +28,13 @@ class ServingError(Exception):
     def number(self) -> int:
         """The canonical number of the code, the same in gRPC and TensorFlow."""
         return self.code.value[0]
+
+
+def _as_header(details: str) -> str:
+    encoded = details.encode(errors="backslashreplace")  # a path's bytes, perhaps
+    if len(encoded) <= _DETAILS_BYTES:
+        return encoded.decode()
+    return encoded[:_DETAILS_BYTES].decode(errors="ignore") + "…"
 
 
 def invalid_argument(details: str) -> ServingError:

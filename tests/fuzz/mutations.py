@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -60,7 +61,7 @@ def _change(rng: np.random.Generator, tree: Any) -> None:
     elif isinstance(tree, dict) and rng.random() < 0.2:
         del tree[key]
     else:
-        tree[key] = pick(rng, VALUES)
+        tree[key] = copy.deepcopy(pick(rng, VALUES))  # it may be changed in turn
 
 
 def hostile_array(rng: np.random.Generator, array: np.ndarray) -> np.ndarray:

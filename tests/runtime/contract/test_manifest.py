@@ -35,6 +35,9 @@ def deep(levels: int) -> dict:
 
 CONFIG = FIELDS["config"]
 HOSTILE = {
+    "a width as text": {"config": {**CONFIG, "word_embed_proj_dim": "nan"}},
+    "no width": {"config": {**CONFIG, "word_embed_proj_dim": 0}},
+    "a width as list": {"config": {**CONFIG, "word_embed_proj_dim": [[]]}},
     "tokens below zero": {"max_tokens_per_call": -1},
     "tokens that are true": {"max_tokens_per_call": True},
     "tokens that are false": {"max_tokens_per_call": False},

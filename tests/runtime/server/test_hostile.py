@@ -52,6 +52,16 @@ def test_damaged_predict_requests(name, typed_server):
         assert send(call, sound)[0] == "OK"
 
 
+def test_a_tensor_without_a_name_is_one_all_the_same(typed_server):
+    """An empty entry of the inputs, which the official classes read."""
+    with Caller(typed_server.target) as caller:
+        call = caller.channel.unary_unary(
+            "/tensorflow.serving.PredictionService/Predict"
+        )
+        status, details, _ = send(call, b"\x0a\x05\x0a\x03rec" + b"\x12\x00")
+    assert (status, details) == ("INVALID_ARGUMENT", "tensor parsing error: ")
+
+
 @pytest.mark.parametrize(
     ("name", "method"),
     [

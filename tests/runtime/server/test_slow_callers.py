@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 from optserve.runtime.errors import OptserveError
+from optserve.runtime.server import receptions
 from optserve.runtime.server.address import Address
 from optserve.runtime.server.grpc_front import GrpcFront, Limits, Workers
+from optserve.runtime.server.receptions import Receptions
 from optserve.runtime.server.serving_error import ServingError
+
+from .raw_http2 import RawConnection
 
 METHOD = "/a.Service/Method"
 
@@ -72,6 +78,48 @@ def test_a_message_that_does_not_come_ends_its_call():
             error = call.exception(timeout=10)
             assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             assert "did not arrive as a whole within 0.2 s" in error.details()
+
+
+@pytest.mark.parametrize(("left", "ended"), [(100, 10), (None, 0), (1 << 40, 0)])
+def test_where_memory_is_short_slow_messages_are_given_up(monkeypatch, left, ended):
+    """The longest under way first; quick callers notice nothing."""
+    monkeypatch.setattr(receptions, "_SLOW_SECONDS", 0.2)
+    monkeypatch.setattr(receptions, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setitem(Receptions.__init__.__kwdefaults__, "available", lambda: left)
+    with (
+        serving(bytes.upper) as target,
+        half_sent(target, 10) as slow,
+        grpc.insecure_channel(target) as channel,
+    ):
+        quick = channel.unary_unary(METHOD)
+        for _ in range(20):
+            assert quick(b"quick", timeout=10, wait_for_ready=True) == b"QUICK"
+            time.sleep(0.05)
+        errors = [call.exception(timeout=10) for call in slow[:ended]]
+        assert sum(call.done() for call in slow) == ended
+    assert {error.code().name for error in errors} <= {"RESOURCE_EXHAUSTED"}
+    assert all("short of memory" in error.details() for error in errors)
+
+
+def test_the_longest_under_way_are_given_up_first(monkeypatch):
+    monkeypatch.setattr(receptions, "_SLOW_SECONDS", 0.0)
+
+    async def go() -> list[bool]:
+        receiving = Receptions(seconds=9, spare_bytes=10, available=lambda: 9)
+        calls = []
+        for _ in range(4):
+            never = asyncio.get_running_loop().create_future()
+            calls.append(asyncio.create_task(receiving.whole(never)))
+            await asyncio.sleep(0.01)
+        receiving.look()
+        await asyncio.sleep(0.01)
+        ended = [call.done() for call in calls]
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        return ended
+
+    assert asyncio.run(go()) == [True, True, False, False]
 
 
 def test_a_call_without_a_message_is_refused():
@@ -167,6 +215,60 @@ def test_bytes_held_are_bounded():
         workers.submit(lambda data: data.nothing, b"z" * 50).result(10)
     assert workers.largest_message() == 50  # refused, and it took its memory
     workers.close()
+
+
+def test_replies_that_nobody_reads_are_bounded():
+    """A caller that takes no byte of its replies, though it asks for more and more."""
+    limits = Limits(held_bytes=10 << 20)
+    with (
+        serving(lambda data: bytes(3 << 20), limits) as target,
+        grpc.insecure_channel(target, [("grpc.max_receive_message_length", -1)]) as ch,
+    ):
+        quick = ch.unary_unary(METHOD)
+        with RawConnection(target, window=0) as mute:
+            for _ in range(6):
+                mute.call(METHOD, b"x")
+            refusal = eventually(lambda: error_of(quick))
+            assert refusal.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        eventually(lambda: error_of(quick) is None)
+        assert len(quick(b"x", timeout=10)) == 3 << 20
+
+
+def error_of(call) -> grpc.RpcError | None:
+    try:
+        call(b"x", timeout=10)
+    except grpc.RpcError as error:
+        return error
+    return None
+
+
+def eventually(holds):
+    """What ``holds`` gives once that is true."""
+    deadline = time.monotonic() + 10
+    while not (answer := holds()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return answer
+
+
+@pytest.mark.parametrize("details", ["x" * 10**6, "é" * 10**5, "\U0001f600" * 10**5])
+def test_a_long_refusal_arrives_as_what_it_is(details):
+    """Details travel as a header, and gRPC refuses a long one with a status of its own,
+    which a client takes for an overload."""
+
+    def refuse(data: bytes) -> bytes:
+        raise ServingError(grpc.StatusCode.NOT_FOUND, details)
+
+    with serving(refuse) as target, grpc.insecure_channel(target) as channel:
+        refusal = error_of(channel.unary_unary(METHOD))
+    assert refusal is not None and refusal.code() is grpc.StatusCode.NOT_FOUND
+    assert refusal.details()[:100] == details[:100] and refusal.details()[-1] == "…"
+
+
+def test_a_refusal_names_a_path_of_any_bytes():
+    path = os.fsdecode(b"/models/\xff\xfe")
+    error = ServingError(grpc.StatusCode.INTERNAL, f"no {path}")
+    assert error.details == r"no /models/\udcff\udcfe"
 
 
 def test_an_address_that_cannot_be_had_leaves_no_thread():
