@@ -1,4 +1,4 @@
-"""Whether a private key and a certificate can be used together.
+"""Whether private keys and certificates can be used.
 
 gRPC doesn't say: it opens a port or a channel with them, and every handshake then fails
 for no stated reason.
@@ -34,3 +34,15 @@ def why_unusable(certificate: bytes, key: bytes) -> str:
                 "unencrypted PEM key and its PEM certificate"
             )
     return ""
+
+
+def holds_certificates(pem: bytes) -> bool:
+    """Whether a PEM text holds authorities that certificates can be checked with."""
+    import ssl
+
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_verify_locations(cadata=pem.decode("ascii"))
+    except (ssl.SSLError, ValueError):
+        return False
+    return True

@@ -79,6 +79,7 @@ class _UsageError(OptserveError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, 1 failed, 2 usage, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors are ours to tell
     try:
         return _dispatch(arguments)
     except KeyboardInterrupt:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from ...models.regular_files import read_regular_file
 from ..client import Client
 from ..decoding.prefix_cache import PrefixCache
 from ..errors import InvalidRequest
@@ -22,6 +22,8 @@ from ..transports.resolve import Target
 
 _INT32 = 2**31 - 1
 _SMALLEST, _LARGEST = 1e-37, 1e38  # that float32 holds with all its digits
+_LONGEST_TOKEN = 64 << 10  # bytes; servers take fewer
+_LONGEST_PROMPT = 64 << 20  # bytes of text
 _LONGEST = 1e9  # seconds; some 30 years
 
 
@@ -77,6 +79,13 @@ def _short(text: str) -> str:
     return ascii(text if len(text) <= 40 else f"{text[:40]}…")
 
 
+def given(text: str) -> str:
+    """An argument's type: a text that isn't empty, as that of an unset variable is."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a value, got an empty text")
+    return text
+
+
 seconds = number(0.001, _LONGEST)
 """An argument's type: a time to wait."""
 
@@ -97,7 +106,12 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--name", default="opt", help="the model's name on the server (default opt)")
     add("--label", default="", help="version label to follow (default: newest version)")
-    add("--tokenizer", metavar="DIR", help="tokenizer to use instead of the export's")
+    add(
+        "--tokenizer",
+        type=given,
+        metavar="DIR",
+        help="tokenizer to use instead of the export's",
+    )
     add("--wait", type=seconds, metavar="S", help="wait S seconds for the model")
     add("--max-rows", type=whole(1, _INT32), metavar="B", help="most rows of one call")
     add(
@@ -107,16 +121,28 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
         help="threads for --model (default: the runtime's own choice)",
     )
     add("--tls", action="store_true", help="encrypt, trusting the system's authorities")
-    add("--tls-ca", metavar="PEM", help="encrypt, trusting these certificates")
-    add("--tls-cert", metavar="PEM", help="encrypt; the client's certificate (mTLS)")
-    add("--tls-key", metavar="PEM", help="the key of --tls-cert")
+    add(
+        "--tls-ca",
+        type=given,
+        metavar="PEM",
+        help="encrypt, trusting these certificates",
+    )
+    add(
+        "--tls-cert",
+        type=given,
+        metavar="PEM",
+        help="encrypt; the client's certificate (mTLS)",
+    )
+    add("--tls-key", type=given, metavar="PEM", help="the key of --tls-cert")
     add(
         "--tls-server-name",
+        type=given,
         metavar="NAME",
         help="encrypt; the name in the server's certificate",
     )
     add(
         "--token-file",
+        type=given,
         metavar="FILE",
         help="send its content as a bearer token (read again for each call)",
     )
@@ -347,22 +373,45 @@ def _connection(args: argparse.Namespace) -> dict[str, Any]:
         options["insecure_token"] = args.insecure_token
         secret = [("authorization", "")]
         check_secrecy(secret, args.target, Connection(**options))
-        options["metadata"] = _bearer_token(Path(args.token_file))
+        options["metadata"] = _bearer_token(args.token_file)
     return options
 
 
-def _bearer_token(path: Path) -> Callable[[], list[tuple[str, str]]]:
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise InvalidRequest(
-            f"the token file {path} must be a regular file: it is read for each call"
-        )
-    path.read_bytes()  # tells at once where it can't be read
-    return lambda: [("authorization", "Bearer " + path.read_text().strip())]
+def _bearer_token(path: str) -> Callable[[], list[tuple[str, str]]]:
+    def read() -> list[tuple[str, str]]:
+        try:
+            data = read_regular_file(path, limit=_LONGEST_TOKEN)
+        except OSError as error:
+            raise InvalidRequest(
+                f"the token file {path} can't be used, which is read for each call: "
+                f"{error.strerror}"
+            ) from None
+        token = data.decode("ascii", "replace").strip()
+        if not token or not token.isascii() or not token.isprintable():
+            raise InvalidRequest(
+                f"the token file {path} must hold one line of printable ASCII"
+            )
+        return [("authorization", f"Bearer {token}")]
+
+    read()  # tells at once where it can't be used
+    return read
 
 
 def say(text: str, *, end: str = "") -> None:
     """Print a text that a model made; on a terminal its escapes don't act."""
     print(printable(text) if sys.stdout.isatty() else text, end=end, flush=True)
+
+
+def read_prompt(file: IO[bytes], source: str) -> str:
+    """A prompt's text from a file that may never end.
+
+    Raises:
+        InvalidRequest: it is not UTF-8, or has no end; ``source`` says whose it is.
+    """
+    data = file.read(_LONGEST_PROMPT + 1)
+    if len(data) > _LONGEST_PROMPT:
+        raise InvalidRequest(f"{source} has more than {_LONGEST_PROMPT} bytes")
+    return utf8(data, source)
 
 
 def utf8(data: bytes, source: str) -> str:

@@ -41,6 +41,8 @@ def run_batch(
         print(
             f"{output.written - output.failed} done{failed}{skipped}", file=sys.stderr
         )
+    elif output.failed:
+        print(f"optserve: {output.failed} prompts failed", file=sys.stderr)
     return 1 if output.failed else 0
 
 

@@ -10,6 +10,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import IO, Any, NoReturn
 
+from ..errors import InvalidRequest
+
 _LONGEST_LINE = 64 << 20
 _DEEPEST = 100  # levels of a line's other fields
 
@@ -36,10 +38,19 @@ def opened_input(path: str) -> Iterator[IO[bytes]]:
 
 
 def read_items(file: IO[bytes]) -> Iterator[Item]:
-    """An item for each line that isn't empty; an id defaults to the line's number."""
+    """An item for each line that isn't empty; an id defaults to the line's number.
+
+    Raises:
+        InvalidRequest: a line has no end, as far as anyone reads.
+    """
     number = 0
     while line := file.readline(_LONGEST_LINE):
         number += 1
+        if len(line) == _LONGEST_LINE:
+            raise InvalidRequest(
+                f"line {number} of the batch has more than {_LONGEST_LINE} bytes: "
+                "give a file of JSON lines"
+            )
         if line.strip():
             yield _item(line, number)
 

@@ -15,6 +15,7 @@ import re
 import stat
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import IO, Any
 
 from ..errors import InvalidRequest
@@ -68,6 +69,8 @@ class Output:
             OSError: it can't be opened.
         """
         self._path = path
+        new = path is not None and not os.path.exists(path)
+        self._remove_if_empty = path if new else None
         self.done: set[str | int] = set()
         self.written = self.failed = 0
         self._file = _opened(path, inputs)
@@ -92,8 +95,11 @@ class Output:
         self.failed += is_failure(line)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of the file; one that was made for nothing goes."""
         if self._file is not None:
+            if self._remove_if_empty and not os.fstat(self._file).st_size:
+                with suppress(OSError):
+                    os.unlink(self._remove_if_empty)
             os.close(self._file)
             self._file = None
 

@@ -7,7 +7,6 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from ..client import Client
 from ..errors import InvalidRequest
@@ -21,6 +20,7 @@ from .arguments import (
     generation_keywords,
     number,
     opened_client,
+    read_prompt,
     say,
     utf8,
     whole,
@@ -149,10 +149,11 @@ def _summary(result: Generation) -> str:
 def _arguments(prompts: list[str]) -> Iterator[str]:
     for prompt in prompts:
         if prompt == "-":
-            yield utf8(sys.stdin.buffer.read(), "standard input")
+            yield read_prompt(sys.stdin.buffer, "standard input")
         else:
             yield utf8(os.fsencode(prompt), "a prompt")
 
 
 def _file_text(path: str) -> str:
-    return utf8(Path(path).read_bytes(), path)
+    with open(path, "rb") as file:
+        return read_prompt(file, path)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ssl
-
 import grpc
 
-from ..certificates import why_unusable
+from ..certificates import holds_certificates, why_unusable
 from ..errors import OptserveError
 from .settings import TlsOptions
 
@@ -24,8 +22,8 @@ def server_credentials(tls: TlsOptions) -> grpc.ServerCredentials:
             "client_verify asks clients for certificates, and there is no custom_ca "
             "to check them with: add the certificate of the authority that signs them"
         )
-    if tls.custom_ca:
-        _check_authority(tls.custom_ca)
+    if tls.custom_ca and not holds_certificates(tls.custom_ca):
+        raise OptserveError("custom_ca holds no PEM certificate")
     return grpc.ssl_server_credentials(
         [(tls.server_key, tls.server_cert)],
         root_certificates=tls.custom_ca or None,
@@ -39,11 +37,3 @@ def _check_pair(tls: TlsOptions) -> None:
             raise OptserveError(f"server_{name} is not PEM text (-----BEGIN …)")
     if reason := why_unusable(tls.server_cert, tls.server_key):
         raise OptserveError(f"server_key and server_cert {reason}")
-
-
-def _check_authority(custom_ca: bytes) -> None:
-    try:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_verify_locations(cadata=custom_ca.decode("ascii"))
-    except (ssl.SSLError, ValueError):
-        raise OptserveError("custom_ca holds no PEM certificate") from None

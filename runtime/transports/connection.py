@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypedDict
 
-from ..certificates import why_unusable
+from ...models.regular_files import read_regular_file
+from ..certificates import holds_certificates, why_unusable
 from ..codec import EXPANSION_LIMIT
 from ..contract import MESSAGE_LIMIT
 from ..errors import InvalidRequest
@@ -37,9 +38,12 @@ _ROOTS_FILES = (  # Debian, Fedora, Alpine and macOS
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/cert.pem",
 )
+_PEM_LIMIT = 16 << 20  # bytes
 _LONGEST_MS = 2e6  # seconds; gRPC counts milliseconds in 32 bits
 _METADATA_KEY = re.compile(r"[0-9a-z_.-]+")
-_SECRET = re.compile(r"authorization|cookie|token|secret|password|api-?key")
+_SECRET = re.compile(
+    r"authorization|cookie|token|secret|passw|credential|jwt|api-?key|[-_.]key$"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,8 @@ class Tls:
             raise InvalidRequest(
                 "mTLS needs both certificate_chain and private_key, got only one"
             )
+        if self.server_name == "":
+            raise InvalidRequest("the TLS server_name is empty: give a name, or None")
 
     def load(self) -> tuple[bytes | None, bytes | None, bytes | None]:
         """PEM bytes of roots, private key and chain.
@@ -72,7 +78,11 @@ class Tls:
             InvalidRequest: a file can't be read or holds no PEM, or key and
                 certificate don't belong together.
         """
-        roots = _system_roots() if self.roots is None else _pem(self.roots, "roots")
+        roots = _system_roots()
+        if self.roots is not None:
+            roots = _pem(self.roots, "roots")
+            if roots and not holds_certificates(roots):
+                raise InvalidRequest("the TLS roots hold no PEM certificate")
         key = _pem(self.private_key, "private_key")
         chain = _pem(self.certificate_chain, "certificate_chain")
         if key and chain and (reason := why_unusable(chain, key)):
@@ -284,11 +294,12 @@ def _pem(source: Pem | None, what: str) -> bytes | None:
     if isinstance(source, str) and source.lstrip().startswith("-----BEGIN"):
         source = source.encode()
     if not isinstance(source, bytes):
+        path = os.fspath(source)
         try:
-            source = Path(source).read_bytes()
+            source = read_regular_file(path, limit=_PEM_LIMIT)
         except OSError as error:
             raise InvalidRequest(
-                f"the TLS {what} can't be read: {error.strerror}: {error.filename!r}"
+                f"the TLS {what} can't be read: {error.strerror}: {path!r}"
             ) from None
     if b"-----BEGIN" not in source:
         raise InvalidRequest(f"the TLS {what} holds no PEM (-----BEGIN …)")

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
@@ -25,6 +27,11 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 T = TypeVar("T")
+
+_SETTLED_SECONDS = 0.05  # until gRPC's thread waits
+_CLOSE_SECONDS = 1.0
+"""Calls end at once; what gRPC waits for besides, its own watch of the connection, has
+not ended for some channels that were closed when they had just connected."""
 
 
 class GrpcTransport(GrpcBase, Transport):
@@ -58,6 +65,7 @@ class GrpcTransport(GrpcBase, Transport):
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._channels: dict[tuple[int, int], grpc.Channel] = {}
+        self._watches: dict[grpc.Channel, _Watch] = {}
         for index in range(len(self.targets)):
             self._channel(index, 0)  # reports wrong TLS files now
 
@@ -100,8 +108,15 @@ class GrpcTransport(GrpcBase, Transport):
         self._closing.set()
         with self._lock:
             channels = list(self._channels.values())
-        for channel in channels:
-            channel.close()
+            watches = list(self._watches.items())
+        for channel, watch in watches:
+            watch.end(channel)
+        closing = [threading.Thread(target=c.close, daemon=True) for c in channels]
+        for thread in closing:
+            thread.start()
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        for thread in closing:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def __enter__(self) -> GrpcTransport:
         return self
@@ -125,6 +140,7 @@ class GrpcTransport(GrpcBase, Transport):
             metadata = self._metadata()
             try:
                 channel = self._channel(step.target, step.most_bytes)
+                self._watch(step.target, channel)
                 stub = channel.unary_unary(step.method)
                 data = stub(step.payload, timeout=step.timeout, metadata=metadata)
                 outcome = Outcome("OK", data=data)
@@ -147,22 +163,16 @@ class GrpcTransport(GrpcBase, Transport):
                 target = self._operations.targets[index]
                 channel = open_channel(grpc, target, self._operations.connection, limit)
                 self._channels[index, limit] = channel
-                self._watch(index, channel)
         return channel
 
     def _watch(self, index: int, channel: grpc.Channel) -> None:
-        """Tell where a connection is lost, where that matters."""
-        if not self._operations.compares_models:
+        """From its first call on, tell where a connection is lost, if that matters."""
+        if not self._operations.compares_models or channel in self._watches:
             return
-        ready = False
-
-        def note(state: grpc.ChannelConnectivity) -> None:
-            nonlocal ready
-            if ready:  # and something else now
-                self._operations.connection_lost(index)
-            ready = state is grpc.ChannelConnectivity.READY
-
-        channel.subscribe(note)
+        with self._lock:
+            if channel not in self._watches and not self._operations.closed:
+                lost = partial(self._operations.connection_lost, index)
+                self._watches[channel] = _Watch(channel, lost)
 
     def _metadata(self) -> tuple[tuple[str, str | bytes], ...]:
         source = self._operations.connection.metadata
@@ -175,3 +185,27 @@ class GrpcTransport(GrpcBase, Transport):
                 "only the asyncio client can wait for it"
             )
         return self._checked(pairs)
+
+
+class _Watch:
+    """Calls ``lost`` when a channel that was connected is not any more."""
+
+    def __init__(self, channel: grpc.Channel, lost: Callable[[], None]) -> None:
+        self._lost = lost
+        self._ready = False
+        self._begun = threading.Event()
+        self._started = time.monotonic()
+        channel.subscribe(self._note)
+
+    def end(self, channel: grpc.Channel) -> None:
+        """Before the channel is closed: gRPC's thread fails on a closed one, with a
+        traceback, unless it waits already, which it begins after its first note."""
+        self._begun.wait(1)
+        time.sleep(max(0.0, self._started + _SETTLED_SECONDS - time.monotonic()))
+        channel.unsubscribe(self._note)
+
+    def _note(self, state: grpc.ChannelConnectivity) -> None:
+        if self._ready:  # and something else now
+            self._lost()
+        self._ready = state is grpc.ChannelConnectivity.READY
+        self._begun.set()

@@ -89,8 +89,36 @@ def test_on_this_machine_a_token_needs_no_encryption(opened, token, target):
 
 def test_a_token_file_is_read_for_each_call_so_it_is_no_pipe(opened, tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InvalidRequest, match="must be a regular file"):
+    with pytest.raises(InvalidRequest, match="read for each call: is not a regular"):
         opened("--target", "localhost:1", "--token-file", tmp_path / "pipe")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\n \n", b"\xe0\xff", "schlüssel".encode(), b"two\nlines", b"a\x1b[2J"],
+)
+def test_a_token_file_that_holds_no_token(opened, token, content):
+    """Nothing is sent without the token that was asked for."""
+    token.write_bytes(content)
+    with pytest.raises(InvalidRequest, match="must hold one line of printable ASCII"):
+        opened("--target", "localhost:1", "--token-file", token)
+
+
+def test_a_token_file_of_any_size(opened, token):
+    token.write_bytes(b"x" * 70_000)
+    with pytest.raises(InvalidRequest, match="more than 65536 bytes"):
+        opened("--target", "localhost:1", "--token-file", token)
+
+
+FILES = ["--tls-ca", "--tls-cert", "--tls-key", "--tls-server-name", "--token-file"]
+
+
+@pytest.mark.parametrize("flag", FILES)
+def test_an_empty_value_is_not_as_if_nothing_was_said(opened, capsys, flag):
+    """What an unset variable of a shell makes of ``--tls-ca "$CA"``: not plaintext."""
+    with pytest.raises(SystemExit):
+        opened("--target", "models.example:443", flag, "")
+    assert "expected a value, got an empty text" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["--tls", "--label x", "--token-file x", "--wait 3"])

@@ -10,7 +10,7 @@ import sys
 import pytest
 from optserve.runtime import cli
 from optserve.runtime.commands.batch_output import Output, failure, record
-from optserve.runtime.errors import InvalidRequest
+from optserve.runtime.errors import InvalidRequest, Unavailable
 
 from tests.runtime.numpy_model import NumpyTransport
 from tests.runtime.small_tokenizer import SMALL_TOKENIZER
@@ -169,3 +169,30 @@ def test_nothing_is_lost_when_the_file_is_too_long_a_line(tmp_path, monkeypatch)
     with pytest.raises(InvalidRequest, match="this command did not write"):
         Output(str(out))
     assert out.read_text() == before
+
+
+def test_a_run_that_fails_leaves_no_empty_file(tmp_path, transport, capsys):
+    def away(call):
+        raise Unavailable("no server answers")
+
+    transport.before = away
+    batch = tmp_path / "in.jsonl"
+    batch.write_text('{"prompt": [2, 5]}\n')
+    assert run("--jsonl", batch, "--output", tmp_path / "out") == 1
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").touch()  # somebody's
+    assert run("--jsonl", batch, "--output", tmp_path / "out") == 1
+    assert (tmp_path / "out").exists()
+    assert "no server answers" in capsys.readouterr().err
+
+
+def test_a_batch_without_an_end_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("optserve.runtime.commands.batch_input._LONGEST_LINE", 1000)
+    assert run("--jsonl", "/dev/zero", "--output", tmp_path / "out") == 1
+    assert "line 1 of the batch has more than 1000 bytes" in capsys.readouterr().err
+
+
+def test_a_quiet_run_says_that_prompts_failed(tmp_path, capsys):
+    (tmp_path / "in.jsonl").write_text('{"prompt": [2, 5]}\n{"prompt": []}\n')
+    assert run("--jsonl", tmp_path / "in.jsonl", "--output", tmp_path / "out") == 1
+    assert capsys.readouterr().err == "optserve: 1 prompts failed\n"

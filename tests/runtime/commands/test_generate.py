@@ -113,6 +113,14 @@ def test_a_prompt_that_is_not_utf8(transport, capsys, tmp_path, monkeypatch):
     assert "standard input is not UTF-8 text" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("way", ["--file /dev/zero", "-"])
+def test_a_prompt_without_an_end(transport, capsys, monkeypatch, way):
+    monkeypatch.setattr("optserve.runtime.commands.arguments._LONGEST_PROMPT", 1000)
+    monkeypatch.setattr("sys.stdin", standard_input(b"x" * 1001))
+    assert generate(*way.split()) == 1
+    assert "has more than 1000 bytes" in capsys.readouterr().err
+
+
 def standard_input(data: bytes) -> io.TextIOWrapper:
     """Standard input as the C locale has it: any bytes pass."""
     return io.TextIOWrapper(io.BytesIO(data), "ascii", "surrogateescape")

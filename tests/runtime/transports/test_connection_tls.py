@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from optserve.runtime.errors import InvalidRequest, Unavailable
 from optserve.runtime.transports.base import Call
 from optserve.runtime.transports.connection import Retry, Tls
+from optserve.runtime.transports.grpc_sync import GrpcTransport
 
 from tests.runtime.fake_tfs import Authority, FakeTfs
 
@@ -91,3 +94,30 @@ def test_a_key_of_another_certificate_is_refused_before_connecting(authority) ->
     with pytest.raises(InvalidRequest, match="do not belong together") as error:
         tls.load()
     assert "PRIVATE" not in str(error.value)
+
+
+DAMAGED = b"-----BEGIN CERTIFICATE-----\nxx\n-----END CERTIFICATE-----\n"
+
+
+@pytest.mark.parametrize("option", ["roots", "certificate_chain", "private_key"])
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "damaged", "large"])
+def test_files_that_hold_no_certificate_are_refused_before_connecting(
+    authority, option, kind, tmp_path
+) -> None:
+    path = Path(kind) if kind == "/dev/zero" else tmp_path / "file"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "damaged":
+        path.write_bytes(DAMAGED)
+    elif kind == "large":
+        path.write_bytes(DAMAGED + bytes(17 << 20))
+    chain, key = authority.issue("localhost")
+    right = {"certificate_chain": chain, "private_key": key}
+    given = {"roots": authority.roots} if option == "roots" else right
+    with pytest.raises(InvalidRequest, match=r"can't be read|hold no PEM|cannot be"):
+        GrpcTransport("localhost:1", model="opt", tls=Tls(**{**given, option: path}))
+
+
+def test_an_empty_server_name_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="server_name is empty"):
+        Tls(server_name="")

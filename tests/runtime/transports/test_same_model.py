@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import pickle
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -219,3 +220,18 @@ def test_votes_on_any_number_of_versions_take_little_memory():
     assert votes.agreed(9_999) and votes.confirmed(0, 9_999)
     assert votes.agreed(0) is None and not votes.confirmed(0, 0)
     assert len(pickle.dumps(vars(votes) | {"_lock": None})) < 10_000
+
+
+def test_clients_that_end_soon_leave_no_traceback_and_no_wait(monkeypatch):
+    """gRPC's thread that watches a connection fails on a channel closed meanwhile."""
+    failed: list[object] = []
+    monkeypatch.setattr("threading.excepthook", failed.append)
+    with serving(model("a")) as address:
+        for pause in (0, 0, 0, 0.01, 0.02, 0.2):
+            client = Client(address)
+            time.sleep(pause)
+            begin = time.monotonic()
+            client.close()
+            assert time.monotonic() - begin < 2
+        time.sleep(0.3)
+    assert not failed

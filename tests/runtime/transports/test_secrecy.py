@@ -18,6 +18,7 @@ from tests.runtime.fake_tfs import FakeTfs
 
 SECRET = "s3cret"
 NAMES = ["authorization", "Authorization", "proxy-authorization", "x-api-key", "apikey"]
+NAMES += ["x-functions-key", "subscription_key", "x-jwt-assertion", "x-credential"]
 NAMES += ["cookie", "x-auth-token", "x-amz-security-token", "db-password"]
 REMOTE = [
     "models.example:1",
