@@ -158,7 +158,7 @@ class Signatures(tf.Module):
     def _rows_of_text(self, name: str) -> int:
         """As many as a batch may have, and more of a short text."""
         full_rows = self._most_tokens // self._config.max_position_embeddings
-        fits = _TEXTS_BYTES // len(dict(self._texts)[name].encode())
+        fits = _TEXTS_BYTES // max(len(dict(self._texts).get(name, "").encode()), 1)
         return max(full_rows, min(fits, MOST_ROWS))
 
     def _values(self, inputs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
