@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ...runtime.contract import ROWS_LIMIT
 from ..errors import ExportError
 from ..options import check_sizes
 
@@ -41,7 +42,7 @@ def chosen_sizes(
     """
     if framework == "jax":
         return _chosen_for_jax(positions, prompt, rows)
-    return Sizes(rows=_checked("--batch-sizes", [1, 8] if rows is None else rows, None))
+    return Sizes(rows=_checked_rows([1, 8] if rows is None else rows))
 
 
 def _chosen_for_jax(
@@ -51,7 +52,7 @@ def _chosen_for_jax(
     if prompt is None:
         prompt = sorted({min(size, positions) for size in (1, 32, 128)})
     return Sizes(
-        rows=_checked("--batch-sizes", [1, 8] if rows is None else rows, None),
+        rows=_checked_rows([1, 8] if rows is None else rows),
         prompt=_checked("--prompt-buckets", prompt, positions),
     )
 
@@ -61,3 +62,11 @@ def _checked(option: str, sizes: Sequence[int], limit: int | None) -> tuple[int,
         raise ExportError(f"{option} should name one size at least")
     check_sizes(option, sizes, limit)
     return tuple(sizes)
+
+
+def _checked_rows(sizes: Sequence[int]) -> tuple[int, ...]:
+    if max(sizes, default=0) > ROWS_LIMIT:
+        raise ExportError(
+            f"--batch-sizes should be at most {ROWS_LIMIT}, got {max(sizes)}"
+        )
+    return _checked("--batch-sizes", sizes, None)

@@ -21,3 +21,6 @@ MANIFEST_LIMIT = 16 * 1024**2
 
 INT32_LIMIT = 2**31 - 1
 """The largest size or token id: the contract's integers are int32."""
+
+ROWS_LIMIT = 4096
+"""Rows of the largest batch that an export may name. A client pads its calls to it."""

@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from typing import Any, NoReturn
 
 from .cache_layout import CacheLayout
-from .constants import CONTRACT_VERSION, INT32_LIMIT, MANIFEST_LIMIT
+from .constants import CONTRACT_VERSION, INT32_LIMIT, MANIFEST_LIMIT, ROWS_LIMIT
 
 LINK_DIGEST = "link"
 """Stands for a symbolic link's digest: what it leads to is not in the folder."""
@@ -165,6 +165,12 @@ def _sizes(name: str, value: object) -> None:
         _refuse(name, "ascending sizes", value)
 
 
+def _rows(name: str, value: object) -> None:
+    _sizes(name, value)
+    if isinstance(value, list) and value and value[-1] > ROWS_LIMIT:
+        _refuse(name, f"sizes up to {ROWS_LIMIT}", value)
+
+
 def _names(name: str, value: object) -> None:
     if not isinstance(value, list) or len(value) > _ENTRIES_LIMIT:
         _refuse(name, "a list of names", value)
@@ -236,7 +242,7 @@ _CHECKS: dict[str, Callable[[str, object], object]] = {
     "prompt_buckets": _sizes,
     "cache_buckets": _sizes,
     "compiled_prompts": _sizes,
-    "batch_sizes": _sizes,
+    "batch_sizes": _rows,
     "sessions": _session_sizes,
     "max_positions": _size,
     "max_tokens_per_call": _limit,

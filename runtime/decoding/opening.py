@@ -73,7 +73,7 @@ def _probe(model: ServedModel, deadline: float | None) -> Task[None]:
     A first call that has to be compiled may take longer than one wants to wait here.
     """
     rows = model.batch_size(1)
-    ids = np.full((rows, model.prompt_size(1)), model.manifest.pad_token_id, np.int32)
+    ids = model.padding(rows, model.prompt_size(1))
     inputs = {"input_ids": ids, "input_length": np.ones(rows, np.int32)}
     patience = time.monotonic() + _PROBE_SECONDS
     soon = patience if deadline is None else min(deadline, patience)

@@ -110,8 +110,7 @@ def _step(
     rows, in_session = model.batch_size(len(sequences)), bool(sequences[0].slot)
     # An idle row of a session writes what the row that it repeats writes.
     padding = 0 if in_session else rows - len(sequences)
-    shape = (len(sequences) + padding, size)
-    ids = np.full(shape, model.manifest.pad_token_id, np.int32)
+    ids = model.padding(len(sequences) + padding, size)
     lengths = np.ones(len(ids), np.int32)
     for b, (sequence, new) in enumerate(zip(sequences, fed, strict=True)):
         ids[b, :new] = sequence.tokens[sequence.cached : sequence.cached + new]

@@ -183,7 +183,7 @@ def _fed(
 ) -> dict[str, Tensor]:
     """The inputs that feed rows of tokens."""
     count = model.batch_size(len(rows))
-    ids = np.full((count, size), model.manifest.pad_token_id, np.int32)
+    ids = model.padding(count, size)
     lengths = np.ones(count, np.int32)
     for b, row in enumerate(rows):
         ids[b, : len(row)] = row

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
+
 from ..contract import (
     INT32_LIMIT,
     MESSAGE_LIMIT,
@@ -160,6 +162,20 @@ class ServedModel:
         """The smallest of the export's batch sizes that holds so many rows."""
         sizes = self.manifest.batch_sizes
         return sizes[bisect_left(sizes, rows)] if sizes and rows <= sizes[-1] else rows
+
+    def padding(self, rows: int, size: int) -> np.ndarray:
+        """``[rows, size]`` pad tokens, to be written over.
+
+        Raises:
+            IncompatibleModel: no message holds so many; only sizes that a server made
+                up come to that.
+        """
+        if 4 * rows * size > MESSAGE_LIMIT:
+            raise IncompatibleModel(
+                f"the model's smallest call has {rows} rows of {size} tokens, more "
+                "than one message may have (2 GiB): export it with smaller sizes"
+            )
+        return np.full((rows, size), self.manifest.pad_token_id, np.int32)
 
     def rows_that_fit(self, new: int, cached: int, *, generated: int = 0) -> int:
         """Most rows of a call that feeds S = ``new`` tokens to caches of ``cached``.

@@ -35,6 +35,7 @@ def deep(levels: int) -> dict:
 
 CONFIG = FIELDS["config"]
 HOSTILE = {
+    "rows beyond measure": {"batch_sizes": [1, 4097]},
     "a width as text": {"config": {**CONFIG, "word_embed_proj_dim": "nan"}},
     "no width": {"config": {**CONFIG, "word_embed_proj_dim": 0}},
     "a width as list": {"config": {**CONFIG, "word_embed_proj_dim": [[]]}},

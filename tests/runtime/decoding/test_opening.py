@@ -157,6 +157,27 @@ def test_a_text_beyond_what_the_export_takes_is_refused_before_it_is_sent():
     assert {c.signature for c in transport.calls} == {"describe"}
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"batch_sizes": [4096], "prompt_buckets": [2_000_000]},
+        {"batch_sizes": [4096], "prompt_buckets": [1, 2_000_000]},
+    ],
+)
+def test_sizes_that_a_server_made_up_take_no_memory(sizes):
+    """A manifest is told by a server: what a call is padded to is bounded as well."""
+    model = NumpyTransport()
+    config = model.manifest.config | {"num_hidden_layers": 1, "hidden_size": 4}
+    sizes = sizes | {"max_positions": 2_000_000}
+    model.manifest = replace(model.manifest, config=config, **sizes)
+    with (
+        pytest.raises(IncompatibleModel, match="call has 4096 rows of 2000000"),
+        Client(transport=model) as client,
+    ):
+        client.generate([[2, 5]], max_new_tokens=2)
+    assert {call.signature for call in model.calls} == {"describe"}
+
+
 def test_a_closed_client_refuses():
     client = Client(transport=NumpyTransport())
     client.close()

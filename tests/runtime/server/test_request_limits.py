@@ -26,7 +26,7 @@ ROWS = 32  # more than the largest batch size: a batcher may merge up to that ma
 def request(name: str, **sizes: int) -> dict[str, np.ndarray]:
     """Inputs of the contract's shapes; large ones take no memory."""
     spec = signature(name, MANIFEST.cache_layout)
-    sizes = {"B": 1, "S": 8, "C": 16, "W": 1, "K": 1} | sizes
+    sizes = {"B": 1, "S": 8, "C": 16, "W": 1, "K": 1, "J": 1} | sizes
     return {
         tensor.name: np.broadcast_to(
             np.zeros((), tensor.numpy_dtype()),
