@@ -80,11 +80,11 @@ def test_shapes_are_the_contracts():
 
 def test_rows_times_tokens_are_bounded_where_no_batch_size_is_named():
     limits = RequestLimits(manifest(max_positions=256, signatures=NAMES))
-    limits.check("score", request("score", B=1024, S=8))
+    limits.check("embed", request("embed", B=1024, S=8))
     with pytest.raises(ServingError, match="at most B = 1024"):
-        limits.check("score", request("score", B=1025, S=8))
+        limits.check("embed", request("embed", B=1025, S=8))
     with pytest.raises(ServingError, match="at most B x S = 8192, got 8200"):
-        limits.check("score", request("score", B=40, S=205))
+        limits.check("embed", request("embed", B=40, S=205))
 
 
 def test_a_reply_that_no_message_holds_is_refused_before_it_is_computed():
