@@ -101,9 +101,9 @@ def _gateway(options: DeployOptions) -> str:
 The gateway (`gateway.yaml`; compose starts it, too) speaks OpenAI's protocol at port
 {gateway.PORT} of the service `{options.name}-gateway`, or of this machine. Its image
 is yours: Python, and `pip install 'optserve[gateway]'` with `ENTRYPOINT ["optserve"]`.
-It has no API keys until `--keys FILE` is added. Its autoscaler follows the queue, so the cluster needs an
-adapter that serves Prometheus' `vllm:num_requests_waiting` as the pods' metric
-`num_requests_waiting`.
+It has no API keys until `--keys FILE` is added. Its autoscaler follows the queue, so
+the cluster needs an adapter that serves Prometheus' `vllm:num_requests_waiting` as the
+pods' metric `num_requests_waiting`.
 """
 
 
