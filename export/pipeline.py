@@ -146,7 +146,7 @@ def _write_and_verify(
         checkpoint=str(checkpoint),
         options=options.to_dict(),
     )
-    clock("verifying every signature in a process of its own")
+    clock("verifying every signature in processes of its own")
     return _Written(**written), require_verified(folder, checkpoint)
 
 

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import gc
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ...models.quiet import import_tensorflow
 from ...runtime.model_dir import changed_files
 from ..errors import ExportError
+from .answers import Answer
 from .export_under_test import ExportUnderTest, describe_kind
+from .observation import Observation
+from .plan import Plan
 from .report import Report, measure
 from .source_model import SourceModel
 from .tolerances import tolerance
@@ -47,50 +49,80 @@ def verify_export(
         ModelDirError: not an export.
         ExportError: a TFLite file without LiteRT to run it.
     """
+    return judge(export, observe(export, max_length), checkpoint, max_length)
+
+
+def observe(export: str | Path, max_length: int | None) -> Observation:
+    """What the export answers; nothing if its files were changed since the export.
+
+    Raises:
+        ModelDirError: not an export.
+        ExportError: a TFLite file without LiteRT to run it.
+    """
+    begin = time.monotonic()
+    under_test = ExportUnderTest.at(export)
+    seen = Observation()
+    if not under_test.alone:
+        seen.files = changed_files(under_test.folder, under_test.manifest)
+    if not seen.files:  # files that were changed since the export aren't worth calling
+        import_tensorflow()
+        runner = under_test.runner()
+        seen.answers = runner.run(under_test.plan(max_length=max_length))
+        seen.problems = runner.problems
+        runner.close()  # its weights go before the source model's come
+        del runner
+        gc.collect()
+    seen.seconds = time.monotonic() - begin
+    return seen
+
+
+def judge(
+    export: str | Path,
+    seen: Observation,
+    checkpoint: str | Path | None,
+    max_length: int | None,
+) -> Report:
+    """Compare what was observed with the checkpoint's own weights and answers."""
     begin = time.monotonic()
     under_test = ExportUnderTest.at(export)
     manifest = under_test.manifest
     report = under_test.report()
+    report.files, report.problems = seen.files, list(seen.problems)
     if under_test.alone:
         report.notes.append("a file by itself: nothing vouches for its bytes")
-    else:
-        report.files = changed_files(under_test.folder, manifest)
-    if report.files:
-        # Files that were changed since the export are not worth calling.
-        report.seconds = time.monotonic() - begin
-        return report
-    import_tensorflow()
-    plan = under_test.plan(max_length=max_length)
-    report.notes += plan.notes
-    source = None
-    if checkpoint is not None:
-        source = SourceModel(checkpoint, other_than=manifest.framework)
-    runner = under_test.runner()
-    with ThreadPoolExecutor(1) as aside:  # while graphs are made ready
-        wrong = aside.submit(_wrong_weights, under_test, source)
-        observed = runner.run(plan)
-    report.problems += runner.problems + wrong.result()
-    report.seen(plan, observed)
-    runner.close()  # its weights go before the source model's come
-    del runner
-    gc.collect()
-    if source is not None:
-        report.against = f"its checkpoint, computed in float32 by {source.framework}"
-        for dtype in dict.fromkeys(("float32", manifest.weights_dtype)):
-            source.rounding = under_test.rounding(source.config, dtype)
-            expected = source.answer(plan, observed)
-            is_file = under_test.file is not None
-            allowed = tolerance(manifest, source=dtype, edge=is_file)
-            report.outputs += measure(plan, observed, expected, allowed, dtype)
-            del expected  # before the next
-    report.seconds = time.monotonic() - begin
+    if not report.files:
+        plan = under_test.plan(max_length=max_length)
+        report.notes += plan.notes
+        report.seen(plan, seen.answers)
+        if checkpoint is not None:
+            import_tensorflow()
+            source = SourceModel(checkpoint, other_than=manifest.framework)
+            report.problems += _wrong_weights(under_test, source)
+            _compare(report, plan, under_test, source, seen.answers)
+    report.seconds = seen.seconds + time.monotonic() - begin
     return report
 
 
-def _wrong_weights(
-    under_test: ExportUnderTest, source: SourceModel | None
-) -> list[str]:
-    if source is None or under_test.file is not None:
+def _compare(
+    report: Report,
+    plan: Plan,
+    under_test: ExportUnderTest,
+    source: SourceModel,
+    observed: list[Answer | None],
+) -> None:
+    manifest = under_test.manifest
+    report.against = f"its checkpoint, computed in float32 by {source.framework}"
+    for dtype in dict.fromkeys(("float32", manifest.weights_dtype)):
+        source.rounding = under_test.rounding(source.config, dtype)
+        expected = source.answer(plan, observed)
+        is_file = under_test.file is not None
+        allowed = tolerance(manifest, source=dtype, edge=is_file)
+        report.outputs += measure(plan, observed, expected, allowed, dtype)
+        del expected  # before the next
+
+
+def _wrong_weights(under_test: ExportUnderTest, source: SourceModel) -> list[str]:
+    if under_test.file is not None:
         return []
     from .weights import StoredWeights, wrong_weights
 

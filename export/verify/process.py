@@ -1,16 +1,19 @@
-"""Verification in a process of its own, as a server would meet the files."""
+"""Verification in processes of its own, as a server would meet the files."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ...models.quiet import import_tensorflow
 from ..errors import ExportError
 from ..subprocesses import SubprocessFailed, call_in_subprocess, peak_memory
-from . import compare_exports, verify_export
+from . import compare_exports, judge, observe
+from .observation import Observation
 from .report import Report
 from .tolerances import MEAN_SHARE
 
@@ -25,21 +28,32 @@ def verify_in_subprocess(
     max_length: int | None = None,
     quiet: bool = False,
 ) -> Report:
-    """:func:`verify_export` in a process of its own.
+    """:func:`verify_export` in two processes, one after the other.
 
-    A file that crashes what reads it, or takes all memory, ends that process and not
-    this one.
+    The first calls the export, the second asks the source model, so that one of them
+    at a time is in memory. A file that crashes what reads it, or takes all memory, ends
+    that process and not this one.
 
     Raises:
         SubprocessFailed: there is no report; the message says why.
     """
-    return _report_of(
-        _verify,
-        quiet=quiet,
-        export=os.fspath(export),
-        checkpoint=None if checkpoint is None else os.fspath(checkpoint),
-        max_length=max_length,
-    )
+    export = os.fspath(export)
+    with TemporaryDirectory(prefix="optserve-verify-") as folder:
+        seen = _call(
+            _observe, quiet=quiet, export=export, max_length=max_length, folder=folder
+        )
+        report = _call(
+            _judge,
+            quiet=quiet,
+            export=export,
+            checkpoint=None if checkpoint is None else os.fspath(checkpoint),
+            max_length=max_length,
+            folder=folder,
+            seen=seen["observation"],
+        )
+    found = Report.from_dict(report)
+    found.memory = max(found.memory, seen["memory"])
+    return found
 
 
 def compare_in_subprocess(
@@ -49,13 +63,14 @@ def compare_in_subprocess(
     max_length: int | None = None,
 ) -> Report:
     """:func:`compare_exports` in a process of its own."""
-    return _report_of(
+    report = _call(
         _compare,
         quiet=False,
         export=os.fspath(export),
         other=os.fspath(other),
         max_length=max_length,
     )
+    return Report.from_dict(report)
 
 
 def require_verified(
@@ -85,25 +100,33 @@ def require_verified(
     return report
 
 
-def _report_of(
+def _call(
     function: Callable[..., dict[str, Any]], *, quiet: bool, **arguments: Any
-) -> Report:
+) -> dict[str, Any]:
     environment = {k: v for k, v in _ALLOCATOR.items() if k not in os.environ}
     if quiet:
         environment["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    data = call_in_subprocess(
+    return call_in_subprocess(
         function, environment=environment, quiet=quiet, **arguments
     )
-    return Report.from_dict(data)
 
 
-def _verify(
-    export: str, checkpoint: str | None, max_length: int | None
+def _observe(export: str, max_length: int | None, folder: str) -> dict[str, Any]:
+    """What runs in the first process."""
+    observation = observe(export, max_length).save(Path(folder))
+    return {"observation": observation, "memory": peak_memory()}
+
+
+def _judge(
+    export: str,
+    checkpoint: str | None,
+    max_length: int | None,
+    folder: str,
+    seen: dict[str, Any],
 ) -> dict[str, Any]:
-    """What runs there; TensorFlow comes once the files are what the manifest says."""
-    return _finished(
-        verify_export(export, checkpoint=checkpoint, max_length=max_length)
-    )
+    """What runs in the second."""
+    observation = Observation.load(Path(folder), seen)
+    return _finished(judge(export, observation, checkpoint, max_length))
 
 
 def _compare(export: str, other: str, max_length: int | None) -> dict[str, Any]:
