@@ -25,6 +25,7 @@ from .served_model import ServedModel
 _DOWN = 2.0  # seconds that nothing is opened on a server that failed; then twice that
 _LONGEST_DOWN = 60.0
 _RAISE = 16
+_APART = 1.0  # seconds in which losses count as one: a server that restarts loses all
 _REST = 1.0  # seconds that a slot which nobody may use is counted among ours
 
 
@@ -119,6 +120,7 @@ class SessionPool:
         self._queue: deque[_Waiting] = deque()
         self._fewer: Counter[str] = Counter()  # slots that are not asked for
         self._quiet: Counter[str] = Counter()  # generations since one was lost
+        self._shrunk_at: dict[str, float] = {}
         self._down_until: dict[str, float] = {}
         self._failures: Counter[str] = Counter()  # of each server, in a row
         self._asked = clock()
@@ -204,7 +206,9 @@ class SessionPool:
     def drop(self, slot: Slot, *, evicted: bool = False) -> None:
         """Forget a slot: another client has it, or nobody knows what is in it."""
         with self._lock:
-            if evicted and slot in self._leased:
+            shrunk = self._shrunk_at.get(slot.target, -_APART)
+            if evicted and slot in self._leased and self._clock() - shrunk >= _APART:
+                self._shrunk_at[slot.target] = self._clock()
                 self._fewer[slot.target] += 1
                 self._quiet[slot.target] = 0
             self._leased.discard(slot)

@@ -138,11 +138,17 @@ def test_losses_make_it_ask_for_less_and_peace_for_more(clock):
     pool = SessionPool([], clock=clock)
     slots = taken(pool, SLOTS)
     pool.drop(slots[0], evicted=True)
+    pool.drop(slots[1], evicted=True)  # of the same restart, perhaps
+    slots[1:2] = taken(pool, 1)
+    assert pool.take([2], MODEL) is None
+    clock.now += 2
+    pool.drop(slots[2], evicted=True)
     assert pool.take([2], MODEL) is None
     for _ in range(16):
         pool.give_back(slots[1], [])
         slots[1] = opened(pool, pool.take([2], MODEL))
     assert pool.take([2], MODEL) is not None
+    assert pool.take([2], MODEL) is None
 
 
 def test_a_server_that_fails_is_left_alone_for_a_while(clock):
