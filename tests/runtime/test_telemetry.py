@@ -90,6 +90,32 @@ def test_spans_and_metrics(recorded):
     assert SECRET not in everything(spans)
 
 
+def test_what_caches_spared_and_what_sessions_lost_is_counted(recorded):
+    spans, reader = recorded
+    spans.clear()
+    prompt = [2, *range(5, 40)]
+    for sessions in ({}, {"slots": 1, "positions": 64}):
+        transport = NumpyTransport(checkpoint_digest="a" * 64, sessions=sessions)
+        options = {"prefix_cache": 1 << 20, "model": "tiny", "telemetry": True}
+        with Client(transport=transport, **options) as client:
+            client.generate([prompt], max_new_tokens=1)
+            if sessions:
+                transport.restart()
+            client.generate([prompt], max_new_tokens=1)
+    totals = {
+        name: sum(point.value for point in recorded_points)
+        for name, recorded_points in points(reader).items()
+        if name.startswith(("optserve.client.cached", "optserve.client.session"))
+    }
+    assert totals == {
+        "optserve.client.cached_tokens": 32,
+        "optserve.client.cached": 32 * 4 * 3 * 2 * 4 * 8,
+        "optserve.client.session_losses": 1,
+    }
+    (*_, read) = [s for s in spans.get_finished_spans() if s.parent is None][:2]
+    assert read.attributes["gen_ai.usage.cache_read.input_tokens"] == 32
+
+
 def test_failures_are_marked(recorded):
     spans, _ = recorded
     spans.clear()
