@@ -41,6 +41,8 @@ def generate_sequences(
             cancelled = [sequence for sequence in active if sequence.end_if_cancelled()]
             if not cancelled:
                 ready = yield from prepare(active, versions, together=False)
+                if not ready:  # cancelled while it waited
+                    continue
                 step = plan(ready, versions.of(lead_version(ready)))
                 outcome = yield from run_step(step, versions)
                 for sequence, logits in outcome:

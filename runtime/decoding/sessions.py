@@ -168,8 +168,10 @@ def _seated(
     return True
 
 
-def _turn(sequence: Sequence, pool: SessionPool, model: ServedModel) -> Task[Slot]:
-    """Wait in line for a slot.
+def _turn(
+    sequence: Sequence, pool: SessionPool, model: ServedModel
+) -> Task[Slot | None]:
+    """Wait in line for a slot; None if the sequence is cancelled meanwhile.
 
     Raises:
         DeadlineExceeded: the sequence's time is over.
@@ -177,7 +179,7 @@ def _turn(sequence: Sequence, pool: SessionPool, model: ServedModel) -> Task[Slo
     future = pool.wait(sequence.tokens, model)
     slot = None
     try:
-        while slot is None:
+        while slot is None and not sequence.cancelled:
             now = time.monotonic()
             if sequence.deadline is not None and sequence.deadline <= now:
                 raise DeadlineExceeded(

@@ -399,6 +399,19 @@ def test_waiting_for_a_slot_ends_with_the_deadline():
         client.generate([[2, 7]], max_new_tokens=4, timeout=5)
 
 
+def test_a_stream_that_waits_can_be_cancelled(monkeypatch):
+    monkeypatch.setattr("optserve.runtime.decoding.sessions._PATIENCE", 0.02)
+    servers = Servers(sessions={"slots": 1, "positions": 64})
+    with Client(transport=servers) as client:
+        first = client.stream([2, 5, 6], max_new_tokens=12, stop_token_ids=[])
+        next(first)
+        second = client.stream([2, 7], max_new_tokens=4)
+        threading.Timer(0.05, second.cancel).start()
+        (chunk,) = list(second)
+        assert (chunk.finish_reason, chunk.tokens) == ("cancelled", [])
+        assert len(list(first)) > 1
+
+
 def test_a_slot_whose_call_was_broken_off_is_given_to_nobody():
     async def go():
         transport = AsyncNumpy(0.05, sessions={"slots": 2, "positions": 64})
