@@ -101,7 +101,7 @@ class PrefixCache:
         ``save`` also writes them to the folder, soon.
         """
         with self._lock:
-            for block, rows in reversed(blocks.items()):  # as in ``find``
+            for block, rows in reversed(list(blocks.items())):  # as in ``find``
                 before = self._blocks.pop(block, None)
                 self._blocks[block] = rows
                 self._bytes += rows.nbytes - (0 if before is None else before.nbytes)

@@ -155,7 +155,7 @@ class PrefixFiles:
         try:
             fd = os.open(temporary, _WRITE, 0o600, dir_fd=self._folder)
             with open(fd, "wb", buffering=0) as file:
-                payload = memoryview(rows).cast("B")
+                payload = rows.data.cast("B")
                 for part in (_MAGIC + _digest(key, payload), payload):
                     _write_all(file.fileno(), part)
             folder = self._folder

@@ -14,6 +14,7 @@ from ..results import Counters
 from ..sampling import GREEDY
 from ..transports.base import Call
 from .expected_reply import ExpectedReply
+from .kv_cache import KVCache
 from .sequence import Sequence
 from .served_model import ServedModel
 
@@ -161,7 +162,9 @@ def _cache_inputs(
 ) -> dict[str, Tensor]:
     lengths = np.array([s.cached for s in sequences] + [0] * padding, np.int32)
     empty = (np.zeros((0, *model.layout.row_shape), np.float32),)
-    rows = [empty if s.cache is None else s.cache.blocks() for s in sequences]
+    rows = [
+        s.cache.blocks() if isinstance(s.cache, KVCache) else empty for s in sequences
+    ]
     slots = model.cache_size(int(lengths.max()))
     blocks = RowBlocks((*rows, *[empty] * padding), slots)
     return {"cache": blocks, "cache_length": lengths}

@@ -121,7 +121,7 @@ def _score_pieces(
     outputs += ("top_ids", "top_logprobs") if top else ()
     outputs += ("new_cache",) if any(goes_on) else ()
     inputs = _fed(model, pieces, size)
-    rows = len(inputs["input_ids"])
+    rows = inputs["input_ids"].shape[0]
     inputs |= _caches([text.cache for text in texts], model, rows)
     inputs["top_logprobs"] = np.full(rows, top, np.int32)
     call = _call(model, "score", inputs, outputs, pieces, version, model_id)
