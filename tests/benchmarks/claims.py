@@ -36,33 +36,47 @@ def numbers(*shape: int) -> np.ndarray:
 
 def jax_row() -> Sides:
     """One row times 256 MB of float32 (``models/flax/xla_workarounds.py``)."""
-    import jax
-    from optserve.models.flax import xla_workarounds
+    from optserve.models.flax.xla_workarounds import matmul_transposed
 
-    x, matrix = jax.device_put(numbers(1, 1024)), jax.device_put(numbers(65536, 1024))
-    ours = jax.jit(xla_workarounds.matmul_transposed)
-    plain = jax.jit(lambda x, matrix: x @ matrix.T)
+    inputs = numbers(1, 1024), numbers(65536, 1024)
     return {
-        "matmul_transposed": lambda: ours(x, matrix).block_until_ready(),
-        "x @ matrix.T": lambda: plain(x, matrix).block_until_ready(),
+        **by_both_compilers("matmul_transposed", matmul_transposed, *inputs),
+        **by_both_compilers("x @ matrix.T", lambda x, m: x @ m.T, *inputs),
+    }
+
+
+def by_both_compilers(name: str, function: Any, *inputs: np.ndarray) -> Sides:
+    """Compiled by jaxlib's XLA and, as in an export, by TensorFlow's."""
+    import jax
+    import tensorflow as tf
+    from jax.experimental import jax2tf
+
+    held, tensors = (
+        [jax.device_put(x) for x in inputs],
+        [tf.Variable(x) for x in inputs],
+    )
+    by_jax = jax.jit(function)
+    exported = jax2tf.convert(function)
+    by_tf = tf.function(lambda: exported(*tensors), jit_compile=True, autograph=False)
+    return {
+        f"{name} (jaxlib)": lambda: by_jax(*held).block_until_ready(),
+        f"{name} (TensorFlow)": lambda: by_tf().numpy(),
     }
 
 
 def jax_bias() -> Sides:
     """A bias added to a product of one row (``models/flax/xla_workarounds.py``)."""
-    import jax
     from jax import lax
     from optserve.models.flax.xla_workarounds import barrier
 
     def product(keep: Callable[..., Any]) -> Callable[..., Any]:
         contract = (((1,), (1,)), ((), ()))
-        return jax.jit(lambda x, m, b: keep(lax.dot_general(x, m, contract)) + b)
+        return lambda x, m, b: keep(lax.dot_general(x, m, contract)) + b
 
-    inputs = [jax.device_put(numbers(*s)) for s in ((1, 768), (3072, 768), (3072,))]
-    separate, fused = product(barrier), product(lambda x: x)
+    inputs = numbers(1, 768), numbers(50272, 768), numbers(50272)
     return {
-        "after a barrier": lambda: separate(*inputs).block_until_ready(),
-        "fused": lambda: fused(*inputs).block_until_ready(),
+        **by_both_compilers("after a barrier", product(barrier), *inputs),
+        **by_both_compilers("fused", product(lambda x: x), *inputs),
     }
 
 
@@ -70,10 +84,9 @@ def tf_norm() -> Sides:
     """25 layer norms of one row (``export/savedmodel/matmul_tf.py``)."""
     import tensorflow as tf
     from optserve.export.savedmodel.matmul_tf import Norm
+    from optserve.models.tf.model import layer_norm
 
     weight, bias = tf.Variable(numbers(768)), tf.Variable(numbers(768))
-    layer = tf.keras.layers.LayerNormalization()
-    layer.build([None, 768])
     x = tf.constant(numbers(1, 768))
 
     def many(norm: Callable[[Any], Any]) -> Callable[[], Any]:
@@ -85,7 +98,8 @@ def tf_norm() -> Sides:
 
         return lambda: run(x).numpy()
 
-    return {"Norm": many(Norm(weight, bias)), "keras": many(layer)}
+    plain = many(lambda x: layer_norm(x, weight, bias))
+    return {"Norm": many(Norm(weight, bias)), "layer_norm": plain}
 
 
 def int8_rows() -> Sides:
@@ -112,9 +126,9 @@ def packed_rows() -> Sides:
     """15 and 16 rows times one matrix (``export/verify/plan.py``)."""
     import tensorflow as tf
 
-    matrix = tf.Variable(numbers(2048, 8192))
+    matrix = tf.Variable(numbers(8192, 2048))
     rows = {n: tf.constant(numbers(n, 2048)) for n in (15, 16)}
-    product = tf.function(lambda x: tf.matmul(x, matrix))
+    product = tf.function(lambda x: tf.matmul(x, matrix, transpose_b=True))
     return {f"{n} rows": lambda x=x: product(x).numpy() for n, x in rows.items()}
 
 
