@@ -51,9 +51,9 @@ def verify_in_subprocess(
             folder=folder,
             seen=seen["observation"],
         )
-    found = Report.from_dict(report)
-    found.memory = max(found.memory, seen["memory"])
-    return found
+    result = Report.from_dict(report)
+    result.memory = max(result.memory, seen["memory"])
+    return result
 
 
 def compare_in_subprocess(

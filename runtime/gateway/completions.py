@@ -71,8 +71,8 @@ class Completion:
             results = await self._runner.whole(served, self._choices)
         answer: list[Json] = []
         for place, prompt in enumerate(self._prompts):
-            made = self._best(results, place)
-            for generation in made or [None] * body.n:
+            best = self._best(results, place)
+            for generation in best or [None] * body.n:
                 score = echoed[place] if echoed else None
                 choice = self._choice(prompt, generation, score)
                 answer.append({"index": len(answer), **choice})

@@ -168,12 +168,12 @@ class NumpyTransport(Transport):
         outputs = self._run(self.versions[version], call.signature, inputs)
         if self.lie:
             self.lie(call, outputs)
-        wanted = [name for name in call.outputs or outputs if name in outputs]
+        fetched = [name for name in call.outputs or outputs if name in outputs]
         return Reply(
-            {name: outputs[name] for name in wanted},
+            {name: outputs[name] for name in fetched},
             version=version,
             bytes_sent=sum(v.nbytes for v in inputs.values()),
-            bytes_received=sum(outputs[name].nbytes for name in wanted),
+            bytes_received=sum(outputs[name].nbytes for name in fetched),
         )
 
     def close(self) -> None:
@@ -225,9 +225,9 @@ class NumpyTransport(Transport):
         count, size = ids.shape
         row_shape = self.manifest.cache_layout.row_shape
         steps = tokens_per_call(name)
-        made = size + (steps or 1) - 1
+        rows = size + (steps or 1) - 1
         out = {
-            "new_cache": np.full((count, made, *row_shape), 9e9, np.float32),
+            "new_cache": np.full((count, rows, *row_shape), 9e9, np.float32),
             "logits": np.zeros((count, self.manifest.vocab_size), np.float32),
             "tokens": np.full((count, steps or 0), -1, np.int32),
             "logprobs": np.full((count, steps or size), 0, np.float32),

@@ -107,13 +107,13 @@ class Schedule:
         B = len(sessions)
         cached, ids, fed = self._prompts(sessions, more=N - 1)
         random = self.random
-        wanted = off(self.manifest, N, B) | {
+        sampling = off(self.manifest, N, B) | {
             "max_new_tokens": random.integers(0, N + 1, B, np.int32),
             "seed": random.integers(-9, 9, (B, 2), np.int32),
             "temperature": random.choice([0, 0.9], B).astype(np.float32),
             "top_p": random.choice([1, 0.9], B).astype(np.float32),
         }
-        inputs = {"input_ids": ids, "input_length": fed, **wanted}
+        inputs = {"input_ids": ids, "input_length": fed, **sampling}
         expected = self.call(
             generate_name(N), **self._explicit(inputs, sessions, cached)
         )

@@ -238,9 +238,9 @@ def test_one_client_serves_several_threads():
             return client.generate([MIXED[i % len(MIXED)]], **options)[0].tokens
 
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(work, range(24)))
+            actual = list(pool.map(work, range(24)))
     expected = one_by_one(max_new_tokens=12, sampling=WARM)
-    assert found == [expected[i % len(MIXED)] for i in range(24)]
+    assert actual == [expected[i % len(MIXED)] for i in range(24)]
 
 
 @pytest.mark.parametrize("name", ["max_active", "in_flight", "max_rows"])

@@ -98,8 +98,8 @@ def test_a_tasks_accuracy_is_that_of_transformers(languages, tmp_path):
     for language in languages:
         tasks = [ConfigurableTask(config=dict(task))]
         results = simple_evaluate(language, tasks=tasks, bootstrap_iters=0)
-        found = results["results"]["lines"]
-        accuracies.append([found["acc,none"], found["acc_norm,none"]])
+        actual = results["results"]["lines"]
+        accuracies.append([actual["acc,none"], actual["acc_norm,none"]])
     assert accuracies[0] == accuracies[1]
     assert 0 < accuracies[0][0] < 1  # the task tells models apart
 
