@@ -40,6 +40,7 @@ def _text(manifest: Manifest, version: int) -> str:
         ),
         ("weights", manifest.weights_dtype),
         ("cache", f"{manifest.cache_dtype}, {layout.row_bytes:,} bytes per token"),
+        ("sessions", _sessions(manifest.sessions)),
         ("prompt sizes", _sizes(manifest.prompt_buckets)),
         ("cache sizes", _sizes(manifest.cache_buckets)),
         ("batch sizes", _sizes(manifest.batch_sizes)),
@@ -56,6 +57,10 @@ def _text(manifest: Manifest, version: int) -> str:
     for name in manifest.signatures:
         text.append("  " + sentence(_signature(name, manifest)))
     return "\n".join(text)
+
+
+def _sessions(sizes: dict[str, int]) -> str:
+    return f"{sizes['slots']} of {sizes['positions']} positions" if sizes else "none"
 
 
 def _sizes(sizes: list[int]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 from dataclasses import replace
 
@@ -276,6 +277,11 @@ def test_describe(transport, capsys):
     assert "generate_8(" in out
     assert cli.main(["describe", *TARGET, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["contract_version"] == 2
+    assert re.search(r"^sessions +none$", out, re.MULTILINE)
+    sizes = {"slots": 16, "positions": 60}
+    transport.manifest = replace(transport.manifest, sessions=sizes)
+    assert cli.main(["describe", *TARGET]) == 0
+    assert "16 of 60 positions" in capsys.readouterr().out
 
 
 HOSTILE = "\x1b]0;owned\x07\u202e\x9b2J"
