@@ -53,6 +53,8 @@ class ExportOptions:
             positions.
         portable: leave out the int8 kernels that TensorFlow has on x86-64 alone; only
             int8 exports of the TensorFlow route have any.
+        compile_for_this_processor: keep in the version what XLA compiles, for servers
+            with the same processor and TensorFlow; others compile as ever.
 
     Raises:
         ExportError: values that are unknown or exclude each other.
@@ -70,6 +72,7 @@ class ExportOptions:
     sessions: int = 0
     session_slots: int = SESSION_SLOTS
     portable: bool = False
+    compile_for_this_processor: bool = False
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -153,6 +156,11 @@ class ExportOptions:
             raise ExportError("a TFLite file has no generate signature: no --generate")
         if self.cache_size is not None and not edge:
             raise ExportError("--cache-size is for --target tflite: leave it out")
+        if self.compile_for_this_processor and not compiled:
+            raise ExportError(
+                "--compile-for-this-processor is for a compiled export: choose "
+                "--compiler xla or --framework jax, or leave it out"
+            )
         if self.batch_sizes is not None and not compiled:
             raise ExportError(
                 "--batch-sizes is for a compiled export: choose --compiler xla or "

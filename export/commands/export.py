@@ -151,6 +151,12 @@ def _configure_options(parser: argparse.ArgumentParser) -> None:
         help="int8: leave out the kernels that TensorFlow has on x86-64 alone, with "
         "which several rows are twice as fast",
     )
+    add(
+        "--compile-for-this-processor",
+        action="store_true",
+        help="xla, jax: keep what XLA compiles in the version; `optserve serve` on the "
+        "same kind of processor is then ready sooner, others compile as ever",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ from ..options import ExportOptions
 from ..publish import Progress, silent, write_manifest
 from ..weights import packed_weights, weights_digest
 from .buckets import Sizes, chosen_sizes
+from .compiled import compile_for_this_processor
 from .reproducible import settle_fingerprint, without_locations
 from .warmup import write_warmup
 
@@ -94,6 +95,10 @@ def write_savedmodel(
     )
     progress("writing the manifest")
     write_manifest(folder, manifest)
+    if options.compile_for_this_processor:
+        progress("compiling for this processor")
+        compile_for_this_processor(folder)
+        write_manifest(folder, manifest)  # with the digests of what was compiled
 
 
 def _cache_layout(config: OPTConfig, dtype: str) -> CacheLayout:

@@ -1,9 +1,10 @@
 """The requests that a server replays before a version is ready.
 
 They make the server compile what it will need: every prompt size once without a cache,
-and generation from a cache, for every number of rows. Records are small, since
-a tensor of zeros is written as its shape and one zero. The file is what TensorFlow
-Serving reads: a TFRecord of ``PredictionLog`` messages
+and generation from a cache, for every number of rows. They ask for the outputs that
+clients ask for, since TensorFlow Serving makes a program of its own for each choice.
+Records are small, since a tensor of zeros is written as its shape and one zero. The file
+is what TensorFlow Serving reads: a TFRecord of ``PredictionLog`` messages
 (tensorflow_serving/apis/prediction_log.proto).
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from ...runtime.codec.wire import block
 from ...runtime.contract import Manifest, generate_name, session_names, signature
@@ -23,6 +25,24 @@ _MOST_BYTES = 1 << 30  # of a cache
 _SLOTS = 8  # of a cache: nothing is compiled for their number
 
 Dims = Mapping[str, int]
+
+
+_NOW_AND_THEN = (
+    ("prefill", ("new_cache",)),  # of all but the last part of a long prompt
+    ("decode", ("new_cache",)),
+    ("score", ("logprobs",)),
+    ("embed", ("last_hidden_state",)),
+    ("serving_default", ()),
+)
+
+
+class WarmupCall(NamedTuple):
+    """A signature, the sizes B, S and C to call it with, and the outputs asked for
+    (empty: all)."""
+
+    name: str
+    dims: Dims
+    outputs: tuple[str, ...] = ()
 
 
 def write_warmup(folder: Path, manifest: Manifest, fed: Sizes, loop: Sizes) -> int:
@@ -47,45 +67,47 @@ def write_warmup(folder: Path, manifest: Manifest, fed: Sizes, loop: Sizes) -> i
     path = folder / WARMUP_PATH
     path.parent.mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for name, dims in calls:
-            writer.write(_prediction_log(manifest, name, dims))
+        for call in calls:
+            writer.write(_prediction_log(manifest, call))
     return len(calls)
 
 
-def warmup_calls(
-    manifest: Manifest, fed: Sizes, loop: Sizes
-) -> Iterator[tuple[str, Dims]]:
-    """Signature names and the sizes B, S and C to call them with.
+def warmup_calls(manifest: Manifest, fed: Sizes, loop: Sizes) -> Iterator[WarmupCall]:
+    """In the order of need: one row before several, small before large, generation
+    before what is called now and then.
 
     Sizes whose smallest request would be huge are left to their first one.
     """
-    generating = [generate_name(n) for n in manifest.generate]
     most_slots = _MOST_BYTES // manifest.cache_layout.row_bytes
     prompts = fed.prompt or (8,)
-    for name in ("score", "embed", "serving_default"):
-        yield name, {"B": 1, "S": prompts[:2][-1], "C": 0}
-    for rows in fed.rows or (1,):
-        for prompt in prompts:
-            if rows * prompt <= _MOST_TOKENS:
-                yield "prefill", {"B": rows, "S": prompt, "C": 0}
-        if rows * _SLOTS <= most_slots:
-            yield "decode", {"B": rows, "S": 1, "C": _SLOTS}
-    for rows in loop.rows or (1,):
-        if rows * _SLOTS <= most_slots:
+    usual = {"B": 1, "S": prompts[:2][-1], "C": 1}
+    generating = [generate_name(n) for n in manifest.generate]
+    one_row = generating + (
+        session_names(manifest.generate) if manifest.sessions else []
+    )
+    for rows in sorted({1, *loop.rows, *fed.rows}):
+        cached = {"B": rows, "S": 1, "C": _SLOTS}
+        affordable = rows * _SLOTS <= most_slots
+        if rows in (loop.rows or (1,)) and affordable:
             # The signatures share one loop, so one of them compiles it for all.
-            yield from (
-                (name, {"B": rows, "S": 1, "C": _SLOTS}) for name in generating[:1]
-            )
-    for name in generating:
-        yield name, {"B": 1, "S": prompts[:2][-1], "C": 1}
-    # Their tickets are void, so all is computed and nothing is written.
-    for name in session_names(manifest.generate) if manifest.sessions else ():
-        yield name, {"B": 1, "S": prompts[:2][-1], "C": 1}
+            yield from (WarmupCall(name, cached) for name in generating[:1])
+        if rows == 1:
+            # Sessions' tickets are void, so all is computed and nothing is written.
+            yield from (WarmupCall(name, usual) for name in one_row)
+        if rows in (fed.rows or (1,)):
+            for prompt in prompts:
+                if rows * prompt <= _MOST_TOKENS:
+                    yield WarmupCall("prefill", {"B": rows, "S": prompt, "C": 0})
+            if affordable:
+                yield WarmupCall("decode", cached)
+    for name, outputs in _NOW_AND_THEN:
+        yield WarmupCall(name, {**usual, "C": 0}, outputs)
 
 
-def _prediction_log(manifest: Manifest, name: str, dims: Dims) -> bytes:
+def _prediction_log(manifest: Manifest, call: WarmupCall) -> bytes:
     import tensorflow as tf
 
+    name, dims, outputs = call
     model = block(1, b"opt") + block(3, name.encode())
     request = block(1, model)
     for spec in signature(name, manifest.cache_layout).inputs:
@@ -98,4 +120,6 @@ def _prediction_log(manifest: Manifest, name: str, dims: Dims) -> bytes:
         value = tensor.SerializeToString(deterministic=True)
         entry = block(1, spec.name.encode()) + block(2, value)
         request += block(2, entry)
+    for output in outputs:
+        request += block(3, output.encode())
     return block(6, block(1, request))

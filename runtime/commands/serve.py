@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import InvalidRequest
+from ..model_dir import version_folders
 from ..printable import json_text, sentence
 from .arguments import number, whole
 
@@ -105,6 +106,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM (exit code 0) or Ctrl-C (130, by ``cli.main``)."""
     logging.getLogger("optserve.server").setLevel(logging.INFO)
+    _use_compiled(args.path)
     options = _options(args)
     with _ended_by_signals() as ended:
         from ..server import EmbeddedServer
@@ -123,6 +125,15 @@ def run(args: argparse.Namespace) -> int:
             _leave_if_loading(ended, set(threading.enumerate()) - before)
             raise
     return 0
+
+
+def _use_compiled(base: str | None) -> None:
+    """Before TensorFlow is imported, which reads its flags once for all models."""
+    from ..server.compiled import use_compiled
+
+    for folder in [] if base is None else version_folders(base).values():
+        if use_compiled(folder):  # the newest that has something
+            return
 
 
 def _allow_many_connections() -> None:
