@@ -3,8 +3,8 @@
 They make the server compile what it will need: every prompt size once without a cache,
 and generation from a cache, for every number of rows. They ask for the outputs that
 clients ask for, since TensorFlow Serving makes a program of its own for each choice.
-Records are small, since a tensor of zeros is written as its shape and one zero. The file
-is what TensorFlow Serving reads: a TFRecord of ``PredictionLog`` messages
+Records are small, since a tensor of zeros is written as its shape and one zero. The
+file is what TensorFlow Serving reads: a TFRecord of ``PredictionLog`` messages
 (tensorflow_serving/apis/prediction_log.proto).
 """
 

@@ -1,4 +1,4 @@
-"""Programs of XLA that an export keeps: found for this processor, harmless elsewhere."""
+"""What XLA compiled at export: found on this processor, harmless elsewhere."""
 
 from __future__ import annotations
 
