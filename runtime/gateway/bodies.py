@@ -20,7 +20,6 @@ Stops = str | Annotated[list[str], Field(max_length=16)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
 B = TypeVar("B", bound="Body")
 MOST_CHOICES = 128
-MOST_PROMPTS = 2048
 
 
 class Body(BaseModel):

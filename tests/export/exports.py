@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from optserve.export.options import ExportOptions
 from optserve.export.pipeline import export_checkpoint
+from optserve.models.config import OPTConfig
 from optserve.runtime.model_dir import read_manifest
 from optserve.runtime.sampling import Sampling
 
@@ -22,6 +23,15 @@ from tests.conftest import SHARED_FOLDER
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 TINY = Path(__file__).parents[2] / "models" / "tiny_shakespeare"
 CASES = ("bias_free_gelu", "no_final_ln", "untied_head", "post_ln_proj", "pre_ln")
+SMALLEST = OPTConfig(
+    vocab_size=64,
+    hidden_size=16,
+    num_hidden_layers=1,
+    ffn_dim=32,
+    num_attention_heads=2,
+    max_position_embeddings=24,
+)
+"""An architecture for exports of which only the way counts."""
 FEW_ROWS = {"batch_sizes": (1, 3)}
 FEW_SHAPES = {"prompt_buckets": (1, 16), **FEW_ROWS}
 """What a compiled export of a golden checkpoint is compiled for."""

@@ -23,15 +23,8 @@ from optserve.models.examples.random_checkpoint import write_random_checkpoint
 from optserve.runtime.cli import main
 
 from tests.export.deploy.deployments import MANIFESTS
+from tests.export.exports import SMALLEST
 
-CONFIG = OPTConfig(
-    vocab_size=64,
-    hidden_size=16,
-    num_hidden_layers=1,
-    ffn_dim=32,
-    num_attention_heads=2,
-    max_position_embeddings=24,
-)
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -78,7 +71,7 @@ def test_free_room_of_a_folder_that_is_not_there(tmp_path):
 
 
 def test_the_command_says_so_within_two_seconds(tmp_path, monkeypatch, capsys):
-    checkpoint = write_random_checkpoint(tmp_path / "checkpoint", CONFIG)
+    checkpoint = write_random_checkpoint(tmp_path / "checkpoint", SMALLEST)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 0))
     begin = time.monotonic()
     assert main(["export", str(checkpoint), str(tmp_path / "out")]) == 1

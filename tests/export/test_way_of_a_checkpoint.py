@@ -8,19 +8,12 @@ from pathlib import Path
 
 import pytest
 from optserve import export
-from optserve.models.config import OPTConfig
 from optserve.models.examples.random_checkpoint import write_random_checkpoint
 from optserve.runtime.cli import main
 
+from tests.export.exports import SMALLEST
+
 EXPORT = Path(export.__path__[0])
-CONFIG = OPTConfig(
-    vocab_size=64,
-    hidden_size=16,
-    num_hidden_layers=1,
-    ffn_dim=32,
-    num_attention_heads=2,
-    max_position_embeddings=24,
-)
 
 
 def listed() -> list[tuple[str, str]]:
@@ -32,7 +25,7 @@ def listed() -> list[tuple[str, str]]:
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="code has no qualified name")
 @pytest.mark.usefixtures("in_this_process")
 def test_a_checkpoint_goes_the_way_that_the_page_draws(tmp_path):
-    checkpoint = write_random_checkpoint(tmp_path / "checkpoint", CONFIG)
+    checkpoint = write_random_checkpoint(tmp_path / "checkpoint", SMALLEST)
     calls: dict[tuple[str, str], None] = {}
 
     def note(frame, event, _) -> None:

@@ -14,24 +14,16 @@ from optserve.export.errors import ExportError
 from optserve.export.estimate import estimate_savedmodel, read_config
 from optserve.export.options import ExportOptions
 from optserve.export.verify.process import require_verified
-from optserve.models.config import OPTConfig
 from optserve.models.examples.random_checkpoint import write_random_checkpoint
 from optserve.runtime.cli import main
 from optserve.runtime.model_dir import read_manifest
 
-CONFIG = OPTConfig(
-    vocab_size=64,
-    hidden_size=16,
-    num_hidden_layers=1,
-    ffn_dim=32,
-    num_attention_heads=2,
-    max_position_embeddings=24,
-)
+from tests.export.exports import SMALLEST
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    return write_random_checkpoint(tmp_path_factory.mktemp("checkpoint"), CONFIG)
+    return write_random_checkpoint(tmp_path_factory.mktemp("checkpoint"), SMALLEST)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +72,7 @@ def test_what_is_not_verified_is_not_published(
 
 
 def test_the_fresh_process_tells_another_checkpoint(out, tmp_path):
-    other = write_random_checkpoint(tmp_path, CONFIG, seed=1)
+    other = write_random_checkpoint(tmp_path, SMALLEST, seed=1)
     with pytest.raises(ExportError, match=r"not verified.*not the checkpoint's"):
         require_verified(out / "1", other, max_length=8)
     with pytest.raises(ExportError, match="did not end well"):

@@ -16,14 +16,7 @@ from optserve.models.checkpoints import (
     save_weights,
 )
 
-VARIANTS = ["pre_ln", "post_ln_proj", "no_final_ln"]
-
-
-def assert_same(weights, expected):
-    assert set(weights) == set(expected)
-    for name in expected:
-        assert weights.shape(name) == expected[name].shape
-        np.testing.assert_array_equal(weights[name], expected[name])
+from tests.models.checkpoints.golden import VARIANTS, assert_same
 
 
 def flat(tree, prefix=()):
