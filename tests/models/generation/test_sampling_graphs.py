@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from optserve.models.flax import sampling as sampling_jax
 from optserve.models.generation.modifiers import FROM_PROMPT, Marks
 from optserve.models.generation.sampling import SamplingParams, log_softmax
@@ -153,18 +155,21 @@ def stacked(rows: Sequence[Row]):
 
 
 @functools.cache
-def tf_graph(compiled: bool):
+def graph_tf(compiled: bool):
     """Traced once for each number of rows."""
     choose = functools.partial(sampling_tf.choose, compiled=compiled)
     return tf.function(choose, autograph=False, jit_compile=compiled)
 
 
+GRAPH_JAX = jax.jit(sampling_jax.choose)
+
+
 def by_tf(rows: Sequence[Row], *, compiled: bool):
-    return tf_graph(compiled)(*tf.nest.map_structure(tf.constant, stacked(rows)))
+    return graph_tf(compiled)(*tf.nest.map_structure(tf.constant, stacked(rows)))
 
 
 def by_jax(rows: Sequence[Row]):
-    return jax.jit(sampling_jax.choose)(*jax.tree.map(jnp.asarray, stacked(rows)))
+    return GRAPH_JAX(*jax.tree.map(jnp.asarray, stacked(rows)))
 
 
 GRAPHS = {
@@ -209,6 +214,40 @@ def test_rows_of_all_kinds_together(graph) -> None:
 @pytest.mark.parametrize("graph", GRAPHS.values(), ids=GRAPHS)
 def test_a_row_by_itself(graph, name) -> None:
     check(graph, [ROWS[name]])
+
+
+IDS = st.integers(0, 1002)
+MIXES = st.builds(
+    Row,
+    st.builds(
+        lambda seed, scale: scale * np.random.default_rng(seed).normal(size=1003),
+        st.integers(0, 2**32 - 1),
+        st.sampled_from([0.3, 1.0, 4.0]),
+    ),
+    st.builds(
+        Sampling,
+        temperature=st.sampled_from([0.0, 0.6, 1.0, 2.0]),
+        top_k=st.sampled_from([0, 1, 40, 2000]),
+        top_p=st.sampled_from([1.0, 0.9, 0.2]),
+        min_p=st.sampled_from([0.0, 0.03, 0.5, 1.0]),
+        repetition_penalty=st.sampled_from([1.0, 1.3, 0.8]),
+        presence_penalty=st.sampled_from([0.0, 1.0, -2.0]),
+        frequency_penalty=st.sampled_from([0.0, 0.3, -0.5]),
+        seed=st.integers(0, 2**64 - 1),
+    ),
+    history=st.lists(st.one_of(IDS, IDS.map(lambda i: -2 - i)), max_size=40),
+    bias=st.dictionaries(IDS, st.sampled_from([-np.inf, -3.0, 4.0]), max_size=4),
+    stops=st.lists(IDS, max_size=3),
+    min_new_tokens=st.integers(0, 4),
+    top=st.integers(0, 5),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.lists(MIXES, min_size=8, max_size=8))
+@pytest.mark.parametrize("graph", GRAPHS.values(), ids=GRAPHS)
+def test_any_mix(graph, rows) -> None:
+    check(graph, rows)
 
 
 @pytest.mark.parametrize("graph", GRAPHS.values(), ids=GRAPHS)
