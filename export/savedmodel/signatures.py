@@ -12,11 +12,11 @@ from typing import Any
 import tensorflow as tf
 
 from ...models.config import OPTConfig
-from ...models.generation.modifiers import FROM_PROMPT, Marks
 from ...models.generation.sampling import TOP_LOGPROBS, SamplingParams
 from ...models.tf.sampling import likeliest, nothing_reported
 from ...runtime.contract import CacheLayout, generate_name, signature
 from .backends import Backend
+from .marks import MarkMaker
 from .requests import GenerateRequest
 from .session_slots import SessionSlots
 from .sessions import Sessions
@@ -55,6 +55,7 @@ class Signatures(tf.Module):
     ) -> None:
         super().__init__(name="optserve")
         self._config, self._backend, self._layout = config, backend, layout
+        self._marks = MarkMaker(config.vocab_size)
         self.stored, self.resources = dict(stored), dict(backend.resources)
         self._texts = tuple(texts.items())
         self._tokens_per_call = tuple(generate)
@@ -249,24 +250,6 @@ class Signatures(tf.Module):
         often = max(self._tokens_per_call) == N
         return self._backend.generate(request, N, often=often)._asdict()
 
-    def _marks(
-        self, history, stop_ids, bias_ids, bias, params: SamplingParams
-    ) -> Marks:
-        V = self._config.vocab_size
-        told = tf.where(history < -1, -2 - history, history)
-        counts = tf.where(history < 0, FROM_PROMPT, 1)
-        biased = tf.reduce_any((bias_ids >= 0) & (bias != 0), axis=1)
-        return Marks(
-            counts=_by_id(told, counts, V),
-            stops=_by_id(stop_ids, tf.ones_like(stop_ids), V) > 0,
-            bias=_by_id(bias_ids, bias, V),
-            modified=biased
-            | (params.repetition_penalty != 1)
-            | (params.presence_penalty != 0)
-            | (params.frequency_penalty != 0)
-            | (params.min_new_tokens > 0),
-        )
-
     def _no_cache(self, input_ids):
         B = tf.shape(input_ids)[0]
         return tf.zeros([B, 0, *self._layout.row_shape]), tf.zeros([B], tf.int32)
@@ -284,17 +267,6 @@ def _given_before(x, first):
     """``x`` [B,S,…] of what follows each token, moved to the tokens that follow."""
     paddings = [[0, 0], [1, 0], *[[0, 0]] * (x.shape.rank - 2)]
     return tf.pad(x[:, :-1], paddings, constant_values=first)
-
-
-def _by_id(ids, values, V: int):
-    """``values`` [B,K], added up, where the ids [B,K] stand in the vocabulary: [B,V].
-
-    Negative ids, and ids beyond the vocabulary, stand nowhere.
-    """
-    B, K = tf.unstack(tf.shape(ids))
-    column = tf.where((ids < 0) | (ids >= V), V, ids)
-    at = tf.stack([tf.repeat(tf.range(B)[:, None], K, axis=1), column], axis=2)
-    return tf.ensure_shape(tf.scatter_nd(at, values, [B, V + 1])[:, :V], [None, V])
 
 
 def _constant(output: str, text: str):
