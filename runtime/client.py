@@ -192,7 +192,7 @@ class Client:
 
         With ``top_logprobs`` 1 to 5 each result also has the likeliest tokens of each
         step, and where greedy decoding would have said the same. What several texts
-        begin with is computed once, and long texts in pieces.
+        begin with is computed once, and long texts chunk by chunk.
         """
         task = self._engine.score(texts, top_logprobs, timeout)
         return self._run("score", task)

@@ -15,7 +15,7 @@ server may batch unrelated callers.
 token's id, or ``-2 - id`` for one of the prompt's, at which the repetition penalty
 alone looks; -1 is padding. ``top_ids`` and ``top_logprobs`` are -1 and 0 where they
 weren't asked for. ``score`` says nothing of a call's first token, so a text goes in
-pieces that overlap by one.
+chunks that overlap by one token.
 
 Signatures called ``session_…`` build on a cache that the server keeps in one of a few
 slots. ``ticket`` proves that ``slot`` is still the caller's; ``session_open`` gives

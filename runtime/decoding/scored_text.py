@@ -37,22 +37,22 @@ class ScoredText:
 
     @property
     def cached(self) -> int:
-        """Tokens in the cache, which is where the next piece begins."""
+        """Tokens in the cache, which is where the next chunk begins."""
         return 0 if self.cache is None else len(self.cache)
 
     @property
     def pending(self) -> int:
-        """Tokens that the next pieces feed; 0 at the end."""
+        """Tokens that the next chunks feed; 0 at the end."""
         return len(self.tokens) - self.cached if self.known < len(self.tokens) else 0
 
-    def piece(self, size: int) -> list[int]:
+    def chunk(self, size: int) -> list[int]:
         """The next up to ``size`` tokens to feed."""
         return self.tokens[self.cached : self.cached + size]
 
     def take(
         self, row: Mapping[str, np.ndarray], fed: int, cache: KVCache | None
     ) -> None:
-        """A reply's row for a piece of ``fed`` tokens.
+        """A reply's row for a chunk of ``fed`` tokens.
 
         ``cache`` is where its rows go, None where nothing comes after it.
         """

@@ -39,7 +39,7 @@ def score(
 ) -> Task[list[Score]]:
     """Each token's log-probability given those before it; NaN for the first.
 
-    Beginnings that texts have in common are computed once, and long texts in pieces,
+    Beginnings that texts have in common are computed once, and long texts in chunks,
     where the export's contract version has a cache for it. With ``top`` the likeliest
     tokens of each step are reported, too.
     """
@@ -77,7 +77,7 @@ def embed(
     return [x.mean(0) for x in states] if pooled else states
 
 
-# --- in pieces behind a cache ---------------------------------------------------------
+# --- chunk by chunk after a cache -----------------------------------------------------
 
 
 def _score_texts(
@@ -93,7 +93,7 @@ def _score_texts(
         group = [waiting[i] for i in chosen]
         while going := [text for text in group if text.pending]:
             try:
-                yield from _score_pieces(going, limits, top=top, keep=keep)
+                yield from _score_chunks(going, limits, top=top, keep=keep)
             except VersionGone:
                 restarts += 1
                 if restarts > _MOST_RESTARTS:
@@ -104,10 +104,10 @@ def _score_texts(
                 yield from with_deadline(learning, limits.deadline)
 
 
-def _score_pieces(
+def _score_chunks(
     texts: Sequence[ScoredText], limits: Limits, *, top: int, keep: bool
 ) -> Task[None]:
-    """One call with the next piece of each text that can go with the first one's."""
+    """One call with the next chunk of each text that can go with the first one's."""
     version, model_id = texts[0].version, texts[0].model_id
     model = limits.versions.of(version)
     texts = [t for t in texts if (t.version, t.model_id) == (version, model_id)]
@@ -115,22 +115,22 @@ def _score_pieces(
     size = model.whole_size(min(max(t.pending for t in texts), most))
     cached = model.cache_size(max(t.cached for t in texts))
     texts = texts[: min(most_rows(model, size, limits.capacity, cached), len(texts))]
-    pieces = [text.piece(size) for text in texts]
+    chunks = [text.chunk(size) for text in texts]
     goes_on = [keep or text.cached + size < len(text.tokens) for text in texts]
     outputs = ("logprobs",)
     outputs += ("top_ids", "top_logprobs") if top else ()
     outputs += ("new_cache",) if any(goes_on) else ()
-    inputs = _fed(model, pieces, size)
+    inputs = _fed(model, chunks, size)
     rows = inputs["input_ids"].shape[0]
     inputs |= _caches([text.cache for text in texts], model, rows)
     inputs["top_logprobs"] = np.full(rows, top, np.int32)
-    call = _call(model, "score", inputs, outputs, pieces, version, model_id)
+    call = _call(model, "score", inputs, outputs, chunks, version, model_id)
     reply = yield CallRequest(call, limits.deadline)
     model = yield from answering_model(call, reply, limits.versions, limits.deadline)
-    for b, (text, piece) in enumerate(zip(texts, pieces, strict=True)):
+    for b, (text, chunk) in enumerate(zip(texts, chunks, strict=True)):
         row = {name: array[b] for name, array in reply.outputs.items()}
         cache = text.cache or KVCache(model.layout)
-        text.take(row, len(piece), cache if goes_on[b] else None)
+        text.take(row, len(chunk), cache if goes_on[b] else None)
         text.version, text.model_id = reply.version, reply.model_id
 
 

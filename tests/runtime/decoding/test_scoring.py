@@ -1,4 +1,4 @@
-"""Scores and embeddings: pieces, common prefixes, likeliest tokens, both contracts."""
+"""Scores and embeddings: chunks, common prefixes, likeliest tokens, both contracts."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_any_mix_of_common_beginnings(parts):
     check(results, texts, 2)
 
 
-def test_long_texts_go_in_pieces_that_overlap_by_one_token():
+def test_long_texts_go_in_chunks_that_overlap_by_one_token():
     results, calls = scored([LONG[-1]], NumpyTransport(**BUCKETS))
     check(results, [LONG[-1]], 0)
     fed = [int(c.inputs["input_length"][0]) for c in calls]
@@ -115,7 +115,7 @@ def test_which_texts_share_a_beginning():
     ]
 
 
-def test_a_version_that_goes_away_between_pieces():
+def test_a_version_that_goes_away_between_chunks():
     transport = NumpyTransport(**BUCKETS)
 
     def replaced(call):
