@@ -285,7 +285,7 @@ def advance(
     B, N = opt.shape(state.tokens)
     marks = request.marks._replace(counts=state.counts)
     token, logprob, top_ids, top_logprobs = choose(
-        logits, request.sampling, marks, position, step, compiled=False
+        logits, request.sampling, marks, position, step
     )
     now = tf.range(N) == step
     tokens = tf.where(alive, token, -1)[:, None]

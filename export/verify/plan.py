@@ -229,7 +229,8 @@ def _cases(name: str, shapes: _Shapes, version: int) -> Iterator[TestCase]:
         rows = [*([row] for row in singles), shapes.mixed(True, shapes.batch)]
         candidates = [shapes.case(name, r, cache=True) for r in rows]
     elif name == "score" and version > 1:
-        singles = [Row(0, 0, 2), Row(0, 0, 7), Row(0, 6, 5)]
+        singles = [Row(0, 0, n) for n in shapes.lengths()[:4]]
+        singles += [Row(0, 6, 5), *(Row(0, c, 2) for c in shapes.pasts()[-1:])]
         rows = [*([row] for row in singles), shapes.mixed(True, shapes.batch)]
         candidates = [shapes.case(name, r, cache=True) for r in rows]
     else:

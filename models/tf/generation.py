@@ -97,18 +97,18 @@ class Stepper:
     def draw(self, logits, numbers: Numbers, new):
         """A token of each row."""
         at = self._each(logits, self._lengths) + new
-        return sampling.draw(logits, numbers.sampling, at, self._compiled)
+        return sampling.draw(logits, numbers.sampling, at)
 
     def warp(self, logits, numbers: Numbers):
         """Logits after temperature, top-k and top-p."""
-        x, kept = sampling.warp(logits, numbers.sampling, self._compiled)
+        x, kept = sampling.warp(logits, numbers.sampling)
         return tf.where(kept, x, float("-inf"))
 
     def noise(self, numbers: Numbers, new, size: int):
         """The noise of the ``new``-th new token."""
         seed = numbers.sampling.seed
         at = self._each(seed, self._lengths) + new
-        return sampling.gumbel(seed, at, size, self._compiled)
+        return sampling.gumbel(seed, at, size)
 
     def _fed(self, done) -> Fed:
         last = done.last_hidden_state[:, -1]

@@ -21,18 +21,14 @@ from ..generation.sampling import (
     SamplingParams,
 )
 from .arrays import ARRAYS
-from .xla_workarounds import barrier, first_argmax, sum_rows
 
 _LOWEST = -(2**31)
 
 
-def choose(
-    logits, params: SamplingParams, marks: Marks, position, new, *, compiled: bool
-) -> Chosen:
+def choose(logits, params: SamplingParams, marks: Marks, position, new) -> Chosen:
     """Tokens from raw ``logits`` [B,V].
 
     ``position`` [B] is the new tokens' slot, ``new`` how many the call made before.
-    ``compiled`` says that XLA compiles it.
     """
     x = tf.cond(
         tf.reduce_any(marks.modified),
@@ -42,18 +38,13 @@ def choose(
     best = first_argmax(x)
     token = tf.cond(
         tf.reduce_any(params.temperature != 0),
-        lambda: tf.where(
-            params.temperature == 0, best, draw(x, params, position, compiled)
-        ),
+        lambda: tf.where(params.temperature == 0, best, draw(x, params, position)),
         lambda: best,
     )
     chosen = tf.gather(logits, token, axis=1, batch_dims=1)
     top = tf.reduce_max(logits, axis=1)
-
-    def mass(x):
-        return tf.exp(x - top[:, None])
-
-    normalizer = top + tf.math.log(sum_rows(mass, logits, compiled=compiled))
+    mass = tf.reduce_sum(tf.exp(logits - top[:, None]), axis=1)
+    normalizer = top + tf.math.log(mass)
     asked = params.top_logprobs
     reported = tf.cond(
         tf.reduce_any(asked > 0),
@@ -81,26 +72,37 @@ def nothing_reported(B):
     return tf.fill([B, TOP_LOGPROBS], -1), tf.zeros([B, TOP_LOGPROBS])
 
 
-def draw(x, params: SamplingParams, position, compiled: bool):
+def first_argmax(x):
+    """The largest value's index [B] int32; the lowest one among equals.
+
+    In two steps, which XLA makes vector code of; of an argmax it doesn't.
+    """
+    V = tf.shape(x)[1]
+    largest = tf.reduce_max(x, axis=1, keepdims=True)
+    index = tf.reduce_min(tf.where(x == largest, tf.range(V), V), axis=1)
+    return tf.minimum(index, V - 1)  # of NaNs none is the largest
+
+
+def draw(x, params: SamplingParams, position):
     """One token of each row [B], as if its temperature were not 0."""
-    x, kept = warp(x, params, compiled)
-    noise = gumbel(params.seed, position, tf.shape(x)[1], compiled)
+    x, kept = warp(x, params)
+    noise = gumbel(params.seed, position, tf.shape(x)[1])
     return first_argmax(tf.where(kept, x + noise, x.dtype.min))
 
 
-def warp(x, params: SamplingParams, compiled: bool):
+def warp(x, params: SamplingParams):
     """Logits by the temperature, and which of them min-p, top-k and top-p keep."""
     x = x / tf.where(params.temperature == 0, 1.0, params.temperature)[:, None]
     keys = ordered_bits(x)
     likely = ordered_bits(min_p_threshold(ARRAYS, x, params.min_p))
     least = tf.cond(
         tf.reduce_any(params.top_k > 0),
-        lambda: tf.maximum(top_k_threshold(keys, params.top_k, compiled), likely),
+        lambda: tf.maximum(top_k_threshold(keys, params.top_k), likely),
         lambda: likely,
     )
     least = tf.cond(
         tf.reduce_any(params.top_p < 1),
-        lambda: top_p_threshold(x, keys, least, params.top_p, compiled),
+        lambda: top_p_threshold(x, keys, least, params.top_p),
         lambda: least,
     )
     return x, keys >= least[:, None]
@@ -117,34 +119,28 @@ def from_ordered_bits(keys):
     return tf.bitcast(tf.where(keys < 0, keys ^ 0x7FFFFFFF, keys), tf.float32)
 
 
-def top_k_threshold(keys, k, compiled: bool):
+def top_k_threshold(keys, k):
     """A number [B] that k of a row's ``keys`` [B,V] reach; more if some are equal."""
     k = tf.where(k > 0, k, tf.shape(keys)[1])
 
     def reaching(at):
-        def reaches(keys):
-            return tf.cast(keys >= at[:, None], tf.int32)
-
-        return sum_rows(reaches, keys, compiled=compiled)
+        return tf.reduce_sum(tf.cast(keys >= at[:, None], tf.int32), axis=1)
 
     return _largest(reaching, k, lambda key: tf.ones_like(key, tf.float32))
 
 
-def top_p_threshold(x, keys, least, p, compiled: bool):
+def top_p_threshold(x, keys, least, p):
     """The smallest key [B], at least ``least``, above which a mass below p lies."""
     top = tf.reduce_max(x, axis=1)
     weights = tf.where(keys >= least[:, None], tf.exp(x - top[:, None]), 0.0)
 
     def above(at):
-        def counted(keys, weights):
-            return tf.where(keys > at[:, None], weights, 0.0)
-
-        return sum_rows(counted, keys, weights, compiled=compiled)
+        return tf.reduce_sum(tf.where(keys > at[:, None], weights, 0.0), axis=1)
 
     def weight(key):
         return tf.exp(from_ordered_bits(key) - top)
 
-    limit = p * sum_rows(lambda weights: weights, weights, compiled=compiled)
+    limit = p * tf.reduce_sum(weights, axis=1)
     # The last number that still has p above it: what is above it is kept, the likeliest
     # in any case, even if p is so small that there is nothing left of the limit.
     threshold = tf.minimum(_largest(above, limit, weight), ordered_bits(top) - 1) + 1
@@ -181,19 +177,19 @@ def _largest(measure, target, weight):
     return tf.while_loop(open_at, settle, start)[1]
 
 
-def gumbel(seed, position, V, compiled: bool):
+def gumbel(seed, position, V):
     """Noise [B,V]: −log(−log u), u from Threefry with counter (position, token id)."""
     ids = tf.bitcast(tf.range(V), tf.uint32)[None, :]
     key = tf.bitcast(seed, tf.uint32)
     at = tf.bitcast(position, tf.uint32)[:, None]
     zeros = tf.zeros([tf.shape(seed)[0], V], tf.uint32)
-    word = threefry2x32(key[:, :1], key[:, 1:], at + zeros, ids + zeros, compiled)
+    word = threefry2x32(key[:, :1], key[:, 1:], at + zeros, ids + zeros)
     high = tf.bitcast(tf.bitwise.right_shift(word, tf.constant(9, tf.uint32)), tf.int32)
     u = (tf.cast(high, tf.float32) + 0.5) * 2.0**-23
     return -tf.math.log(-tf.math.log(u))
 
 
-def threefry2x32(k0, k1, x0, x1, compiled: bool):
+def threefry2x32(k0, k1, x0, x1):
     """First word of Threefry-2x32 with 20 rounds (Random123), uint32."""
     keys = (k0, k1, k0 ^ k1 ^ tf.constant(PARITY, tf.uint32))
     x0, x1 = x0 + k0, x1 + k1
@@ -205,5 +201,4 @@ def threefry2x32(k0, k1, x0, x1, compiled: bool):
             x1 = (left | right) ^ x0
         last = tf.constant(group + 1, tf.uint32)
         x0, x1 = x0 + keys[(group + 1) % 3], x1 + keys[(group + 2) % 3] + last
-        x0, x1 = barrier(x0, x1, compiled=compiled)
     return x0

@@ -157,8 +157,7 @@ def stacked(rows: Sequence[Row]):
 @functools.cache
 def graph_tf(compiled: bool):
     """Traced once for each number of rows."""
-    choose = functools.partial(sampling_tf.choose, compiled=compiled)
-    return tf.function(choose, autograph=False, jit_compile=compiled)
+    return tf.function(sampling_tf.choose, autograph=False, jit_compile=compiled)
 
 
 GRAPH_JAX = jax.jit(sampling_jax.choose)
