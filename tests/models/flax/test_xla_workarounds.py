@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -21,7 +22,11 @@ IN_FLOAT32 = 4 * N * K
 
 
 def compiled(function, *shapes) -> Any:
-    return jax.jit(function).lower(*shapes).compile()
+    """With everything on that ``make test`` leaves out."""
+    lowered = jax.jit(function).lower(*shapes)
+    return lowered.compile(
+        {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+    )
 
 
 def temporary_bytes(function, *shapes) -> int:
@@ -70,13 +75,18 @@ def fused_with_dot(program) -> str:
 
 
 @pytest.mark.parametrize("size", [1000, 5000])
-@pytest.mark.parametrize("count", [1, 3, 8, 9, 40])
-@pytest.mark.parametrize("dtype", ["int8", "float16", "float32"])
+@pytest.mark.parametrize(
+    ("dtype", "count"),
+    [
+        *itertools.product(["int8", "float16"], [1, 3, 8, 9, 40]),
+        *[("float32", 1), ("float32", 9)],
+    ],
+)
 def test_products_equal_numpys(dtype, count, size):
     """Of matrices of one block, and of several that don't divide it."""
     rng = np.random.default_rng(1)
     x = rng.standard_normal((count, size)).astype(np.float32)
-    matrix = rng.integers(-127, 128, (3001, size)).astype(dtype)
+    matrix = rng.integers(-127, 128, (701, size)).astype(dtype)
     exact = x.astype(np.float64) @ matrix.T.astype(np.float64)
     bound = 1e-5 * np.abs(exact).max()
     np.testing.assert_allclose(matmul_transposed(x, matrix), exact, atol=bound)
