@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -42,6 +43,9 @@ class Loaded:
             zip(names, self.servable.run(signature, inputs, names), strict=True)
         )
 
+    def close(self) -> None:
+        self.servable.close()
+
     def open(self, count: int = 1) -> dict[str, np.ndarray]:
         """New slots and tickets."""
         return self("session_open", row=np.zeros(count, np.int32))
@@ -54,14 +58,10 @@ class Loaded:
         return self(session_generate_name(8), **rest | held | fed | most | inputs)
 
 
-@lru_cache(maxsize=2)
-def loaded(kind: str) -> Loaded:
-    return Loaded(**KINDS[kind])
-
-
-@pytest.fixture
-def model() -> Loaded:
-    return loaded("tf float32")
+@pytest.fixture(scope="module")
+def model() -> Iterator[Loaded]:
+    with closing(Loaded()) as model:
+        yield model
 
 
 def error_of(model: Loaded, name: str, **inputs) -> str:
@@ -74,8 +74,8 @@ def error_of(model: Loaded, name: str, **inputs) -> str:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_schedule_equals_explicit_caches(kind):
-    model = loaded(kind)
-    Schedule(model, model.manifest, seed=3).run(50)
+    with closing(Loaded(**KINDS[kind])) as model:
+        Schedule(model, model.manifest, seed=3).run(50)
 
 
 def test_slots_are_given_in_turn_and_to_each_row_its_own(model):
@@ -139,7 +139,9 @@ def test_calls_beyond_a_slot_are_refused(model):
         assert "of a slot" in message
     rows = np.zeros((1, 3, *model.manifest.cache_layout.row_shape), np.float32)
     write = {**held, "cache": rows, "start": int32(0), "cache_length": int32(4)}
-    assert "cache's size" in error_of(model, "session_write", **write)
+    assert "cache_length should be at most the cache" in error_of(
+        model, "session_write", **write
+    )
 
 
 def test_padded_rows_write_what_the_row_itself_writes(model):
@@ -161,8 +163,7 @@ def test_padded_rows_write_what_the_row_itself_writes(model):
     np.testing.assert_allclose(*rows, atol=1e-5)
 
 
-def test_threads_in_their_own_slots_do_not_disturb_each_other():
-    model = loaded("tf float32")
+def test_threads_in_their_own_slots_do_not_disturb_each_other(model):
     prompts = [[2, 5 + i, 9] for i in range(SLOTS)]
     expected = []
     for prompt in prompts:
@@ -190,9 +191,8 @@ def test_threads_in_their_own_slots_do_not_disturb_each_other():
         list(pool.map(work, range(SLOTS)))
 
 
-def test_a_session_that_loses_its_slot_writes_nothing_to_it():
+def test_a_session_that_loses_its_slot_writes_nothing_to_it(model):
     """Callers open without end while others generate: whoever is alive is right."""
-    model = loaded("tf float32")
     inputs = off(model.manifest, 8, 1) | {"max_new_tokens": int32(8)}
     cache = np.zeros((1, 0, *model.manifest.cache_layout.row_shape), np.float32)
 
