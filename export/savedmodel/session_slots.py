@@ -7,16 +7,13 @@ it holds then doesn't matter, for no row is read that its session hasn't written
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import tensorflow as tf
 
 from ...runtime.contract import CacheLayout
 from .server_variables import ServerLock, ServerVariable, untouched
 
 
-class SessionSlots(tf.Module):
+class SessionSlots:
     """``slots`` of ``positions`` rows each, as the wire carries them.
 
     Rows are written in place. Nothing reads or assigns their variable as a whole, for
@@ -27,13 +24,13 @@ class SessionSlots(tf.Module):
         slots: how many sessions there are at a time.
         positions: how many rows each holds.
         layout: of the rows.
-        name: says which export it is: in one process it is one set of variables.
+        name: of the variables, which ``resources`` holds; says which export it is,
+            for in one process it is one set of variables.
     """
 
     def __init__(
         self, slots: int, positions: int, layout: CacheLayout, *, name: str
     ) -> None:
-        super().__init__(name="session_slots")
         self.slots, self.positions, self.layout = slots, positions, layout
         rows = [slots * positions, *layout.row_shape]
         self._rows = ServerVariable(f"{name}_rows", rows, tf.float32, untouched)
@@ -41,6 +38,20 @@ class SessionSlots(tf.Module):
         self._used = ServerVariable(f"{name}_used", [slots], tf.int64)
         self._written = ServerVariable(f"{name}_written", [slots], tf.int32)
         self._lock = ServerLock(f"{name}_lock")
+        self.resources = {
+            "rows": self._rows,
+            "ticket": self._ticket,
+            "used": self._used,
+            "written": self._written,
+            "lock": self._lock,
+        }
+        vector = tf.TensorSpec([None], tf.int32)
+        tickets = tf.TensorSpec([None], tf.int64)
+        new = tf.TensorSpec([None, None, *layout.row_shape])
+        # Functions that several signatures call, stored once.
+        self.held = _shared(self._held, vector, tickets, vector)
+        self.read = _shared(self._read, vector, vector, vector)
+        self.write = _shared(self._write, vector, tickets, new, vector, vector)
 
     def open(self, numbers):
         """A slot and a ticket for each of ``numbers`` [B]; equal ones get the same, but
@@ -69,7 +80,12 @@ class SessionSlots(tf.Module):
         slot, ticket = self._lock.hold(take)
         return tf.gather(slot, index), tf.gather(ticket, index)
 
-    def held(self, slot, ticket, length):
+    def is_held(self, slot, ticket):
+        """Which rows [B] hold their slot at the moment."""
+        known = (slot >= 0) & (slot < self.slots) & (ticket > 0)
+        return known & (self._ticket.at(self._known(slot)) == ticket)
+
+    def _held(self, slot, ticket, length):
         """Which rows [B] hold their slot, written to ``length`` [B] at least.
 
         Their slots count as used just now.
@@ -81,7 +97,7 @@ class SessionSlots(tf.Module):
         with tf.control_dependencies([self._used.put(mine, now)]):
             return tf.identity(held)
 
-    def read(self, slot, start, size):
+    def _read(self, slot, start, size):
         """Rows [B,C,…] from ``start`` [B] on, C the largest of ``size`` [B].
 
         What stands behind a row's own ``size`` is arbitrary, and so is all of a slot
@@ -91,25 +107,18 @@ class SessionSlots(tf.Module):
         at = tf.minimum(tf.range(longest), tf.maximum(size - 1, 0)[:, None])
         return self._rows.at(self._index(self._known(slot), start[:, None] + at))
 
-    def write(self, claims: Sequence[tuple[Any, Any]], rows, start, count):
-        """Put ``count`` [B] of ``rows`` [B,S,…] at ``start`` [B]; which were put.
+    def _write(self, slot, ticket, rows, start, count):
+        """Put ``count`` [B] of ``rows`` [B,S,…] at ``start`` [B] of slots still held.
 
-        Args:
-            claims: slots [B] and tickets [B] that must be held, the first of them
-                the slot that is written to. Of rows with the same slot the first one
-                is put: a batcher repeats rows to fill a batch up.
-            rows: as the wire carries them.
-            start: from which row of the slot on.
-            count: how many; those beyond the slot's end are left out.
+        Returns which are held. Of rows of the same slot the first one is put: a batcher
+        repeats rows to fill a batch up. What is beyond a slot's end is left out.
         """
-        slot, B, S = claims[0][0], *tf.unstack(tf.shape(rows)[:2])
+        B, S = tf.unstack(tf.shape(rows)[:2])
         at = start[:, None] + tf.range(S)
         end = tf.minimum(start + tf.maximum(count, 0), self.positions)
 
         def put():
-            held = self.is_held(*claims[0])
-            for other in claims[1:]:
-                held &= self.is_held(*other)
+            held = self.is_held(slot, ticket)
             first = held & _first_of_its_kind(tf.where(held, slot, -1))
             which = tf.where((at < end[:, None]) & first[:, None])
             flat = which[:, 0] * tf.cast(S, tf.int64) + which[:, 1]
@@ -124,11 +133,6 @@ class SessionSlots(tf.Module):
 
         return self._lock.hold(put)[0]
 
-    def is_held(self, slot, ticket):
-        """Which rows [B] hold their slot at the moment."""
-        known = (slot >= 0) & (slot < self.slots) & (ticket > 0)
-        return known & (self._ticket.at(self._known(slot)) == ticket)
-
     def _known(self, slot):
         return tf.clip_by_value(slot, 0, self.slots - 1)
 
@@ -136,6 +140,10 @@ class SessionSlots(tf.Module):
         """Where rows ``at`` [B,S] of slots [B] are in the variable, int64."""
         begin = tf.cast(slot, tf.int64) * self.positions
         return begin[:, None] + tf.cast(at, tf.int64)
+
+
+def _shared(function, *inputs: tf.TensorSpec):
+    return tf.function(function, input_signature=inputs, autograph=False)
 
 
 def _first_of_its_kind(x):

@@ -54,38 +54,29 @@ class Sessions:
 
     def rules(self, name: str, inputs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         """What must hold of a call's values, so that all of it is inside a slot."""
+        keys = ("start", "size", "cache_length", "input_length")
+        lengths = [inputs[key] for key in keys if key in inputs]
+        if N := session_tokens_per_call(name):
+            most_generated = tf.clip_by_value(inputs["max_new_tokens"], 1, N)
+            lengths.append(most_generated - 1)  # the last one isn't fed
         most = self._slots.positions
-        none = tf.constant(0)
-        start, size = inputs.get("start", none), inputs.get("size", none)
-        cached, fed = inputs.get("cache_length", none), inputs.get("input_length", none)
-        for key, length in (("start", start), ("size", size), ("cache_length", cached)):
-            yield (
-                f"{key} should be from 0 to the {most} positions of a slot",
-                (length >= 0) & (length <= most),
-            )
-        N = session_tokens_per_call(name)
-        # The last token that is generated isn't fed.
-        more = 0 if N is None else tf.clip_by_value(inputs["max_new_tokens"], 1, N) - 1
+        inside = [(length >= 0) & (length <= most) for length in lengths]
         yield (
             f"a call should stay within the {most} positions of a slot",
-            start + size + cached + fed + more <= most,
+            tf.reduce_all(inside) & (tf.add_n(lengths) <= most),
         )
         if "cache" in inputs:
             yield (
                 "cache_length should be at most the cache's size",
-                cached <= tf.shape(inputs["cache"])[1],
+                inputs["cache_length"] <= tf.shape(inputs["cache"])[1],
             )
-        longest = tf.reduce_max(size + cached)
+            return
+        longest = tf.reduce_max(inputs.get("size", inputs["cache_length"]))
         rows = tf.cast(longest, tf.int64) * tf.size(inputs["slot"], tf.int64)
-        yield (
-            f"a call's caches should be at most {self._most_tokens} slots in all",
-            rows <= self._most_tokens,
-        )
+        limit = self._most_tokens
         if "size" in inputs:
-            yield (
-                f"the rows read should be at most {MESSAGE_LIMIT} bytes in all",
-                rows * self._slots.layout.row_bytes <= MESSAGE_LIMIT,
-            )
+            limit = min(limit, MESSAGE_LIMIT // self._slots.layout.row_bytes)
+        yield f"a call's rows should have at most {limit} slots in all", rows <= limit
 
     def _open(self, row):
         slot, ticket = self._slots.open(row)
@@ -134,8 +125,7 @@ class Sessions:
     def _read(self, slot, ticket, start, size):
         held = self._slots.held(slot, ticket, start + size)
         rows = self._slots.read(slot, start, tf.where(held, size, 0))
-        with tf.control_dependencies([rows]):  # whose were they when they were read?
-            held &= self._slots.is_held(slot, ticket)
+        held &= self._still_held(rows, slot, ticket)
         mine = held[:, None] & (tf.range(tf.shape(rows)[1]) < size[:, None])
         rows = tf.where(mine[:, :, None, None, None, None], rows, 0.0)
         return {"cache": rows, **_alive(held)}
@@ -144,9 +134,14 @@ class Sessions:
         held = self._slots.held(slot, ticket, cache_length)
         held &= self._slots.held(to_slot, to_ticket, tf.zeros_like(to_slot))
         rows = self._cache(held, slot, cache_length)["cache"]
-        claims = (to_slot, _void_unless(held, to_ticket)), (slot, ticket)
+        held &= self._still_held(rows, slot, ticket)
         start = tf.zeros_like(cache_length)
-        return _alive(self._slots.write(claims, rows, start, cache_length))
+        return _alive(self._put(held, to_slot, to_ticket, rows, start, cache_length))
+
+    def _still_held(self, rows, slot, ticket):
+        """Whether ``rows`` were the caller's when they were read."""
+        with tf.control_dependencies([rows]):
+            return self._slots.is_held(slot, ticket)
 
     def _cache(self, held, slot, length) -> dict[str, Any]:
         """What a call builds on, as an explicit cache; nothing if it is not held."""
@@ -155,12 +150,8 @@ class Sessions:
         return {"cache": rows, "cache_length": length}
 
     def _put(self, held, slot, ticket, rows, start, count):
-        claim = slot, _void_unless(held, ticket)
-        return self._slots.write((claim,), rows, start, count)
-
-
-def _void_unless(held, ticket):
-    return tf.where(held, ticket, 0)
+        ticket = tf.where(held, ticket, 0)
+        return self._slots.write(slot, ticket, rows, start, count)
 
 
 def _alive(held) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Signatures(tf.Module):
         self._texts = tuple(texts.items())
         self._tokens_per_call = tuple(generate)
         self._most_tokens = most_tokens
-        self.slots = slots
+        self.session_resources = {} if slots is None else slots.resources
         self._sessions = slots and Sessions(
             slots, self._decode, self._generate, most_tokens=most_tokens
         )

@@ -36,7 +36,7 @@ def call(tmp_path_factory):
 
     @tf.function(input_signature=[vector, ticket, rows, vector, vector])
     def write(slot, ticket, rows, start, count):
-        held = slots.write([(slot, ticket)], rows, start, count)
+        held = slots.write(slot, ticket, rows, start, count)
         return {"held": tf.identity(held)}
 
     @tf.function(input_signature=[vector, vector, vector])
@@ -44,7 +44,7 @@ def call(tmp_path_factory):
         return {"rows": slots.read(slot, start, size)}
 
     module = tf.Module()
-    module.slots = slots
+    module.resources = slots.resources
     folder = tmp_path_factory.mktemp("slots")
     functions = {"take": take, "write": write, "read": read}
     tf.saved_model.save(module, str(folder), functions)
