@@ -71,7 +71,8 @@ class Sessions:
                 inputs["cache_length"] <= tf.shape(inputs["cache"])[1],
             )
             return
-        longest = tf.reduce_max(inputs.get("size", inputs["cache_length"]))
+        key = "size" if "size" in inputs else "cache_length"
+        longest = tf.reduce_max(inputs[key])
         rows = tf.cast(longest, tf.int64) * tf.size(inputs["slot"], tf.int64)
         limit = self._most_tokens
         if "size" in inputs:
