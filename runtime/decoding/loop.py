@@ -11,7 +11,13 @@ from itertools import islice
 
 import numpy as np
 
-from ..errors import IncompatibleModel, MalformedReply, Unavailable, VersionGone
+from ..errors import (
+    IncompatibleModel,
+    MalformedReply,
+    ServerError,
+    Unavailable,
+    VersionGone,
+)
 from ..transports.base import Reply
 from . import sessions
 from .model_versions import ModelVersions, answering_model
@@ -94,12 +100,13 @@ def run_step(
     except VersionGone:
         yield from _start_again(step, versions)
         return []
-    except (IncompatibleModel, MalformedReply, Unavailable) as error:
-        if step.in_session:
+    except (IncompatibleModel, MalformedReply, ServerError, Unavailable) as error:
+        if step.in_session:  # an explicit cache may do, elsewhere or here
             sessions.fail(step.sequences)
             return []
         # A newer version may lack the signature, or have another cache.
-        if step.call.version is not None or isinstance(error, Unavailable):
+        may_be_newer = isinstance(error, IncompatibleModel | MalformedReply)
+        if step.call.version is not None or not may_be_newer:
             raise
         if versions.current.version == planned_for:
             yield from with_deadline(versions.learn(), step.deadline)

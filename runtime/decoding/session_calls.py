@@ -12,6 +12,7 @@ from ..errors import (
     IncompatibleModel,
     MalformedReply,
     OptserveError,
+    ServerError,
     Unavailable,
     VersionGone,
 )
@@ -29,8 +30,7 @@ def open_slot(
 ) -> Task[bool]:
     """Have a server give one; False if it fails, and is left alone for a while.
 
-    Raises:
-        Unavailable, MalformedReply: no server could give one.
+    Where no server gives one, the sequence uses an explicit cache.
     """
     model = versions.current
     # Not 0 and the same in all rows: a batch of one session.
@@ -41,10 +41,11 @@ def open_slot(
     try:
         reply = yield CallRequest(call, sequence.deadline)
         yield from answering_model(call, reply, versions, sequence.deadline)
-    except (Unavailable, MalformedReply):
-        if not slot.target:
-            raise
-        pool.failed(slot.target)
+    except (Unavailable, MalformedReply, ServerError):
+        if slot.target:
+            pool.failed(slot.target)
+        else:
+            sequence.use_explicit_cache()
         return False
     except IncompatibleModel:  # a newer version without sessions, perhaps
         yield from with_deadline(versions.learn(), sequence.deadline)
@@ -155,7 +156,7 @@ def _call(
     except VersionGone:
         yield from with_deadline(versions.learn(), sequence.deadline)
         return None
-    except (Unavailable, MalformedReply, IncompatibleModel):
+    except (Unavailable, MalformedReply, IncompatibleModel, ServerError):
         return None
     sequence.counters.bytes_sent += reply.bytes_sent
     sequence.counters.bytes_received += reply.bytes_received

@@ -11,6 +11,12 @@ import random
 import shutil
 from collections import Counter
 
+import numpy as np
+from optserve.runtime.errors import OptserveError
+from optserve.runtime.transports.base import Call
+from optserve.runtime.transports.connection import Retry
+from optserve.runtime.transports.grpc_async import AsyncGrpcTransport
+
 from .replicas import Replica, Versions
 
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -81,3 +87,18 @@ async def stormer(
         finally:
             for writer in opened:
                 writer.close()
+
+
+async def evictor(
+    replicas: list[Replica], dice: random.Random, done: Counter[str]
+) -> None:
+    """Somebody else's sessions, each in the slot that was used longest ago."""
+    opening = Call("session_open", {"row": np.zeros(1, np.int32)})
+    while True:
+        await asyncio.sleep(dice.uniform(0.05, 0.5))
+        target = dice.choice(replicas).target
+        retry = Retry(connect=0, recover=0)
+        async with AsyncGrpcTransport(target, model="opt", retry=retry) as transport:
+            with contextlib.suppress(OptserveError):
+                await transport.call(opening, timeout=1)
+                done["slot taken"] += 1

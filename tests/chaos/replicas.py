@@ -140,13 +140,16 @@ class HostileReplica:
             return self._rng.bytes(int(self._rng.integers(1, 200)))
         version = spec.version or int(self._rng.choice([1, 2, 3, 10**6]))
         named = codec.ModelSpec(spec.name, spec.signature, version)
-        rows = len(asked.inputs["input_ids"])
+        rows = len(next(iter(asked.inputs.values())))
         values = [
             np.full([rows, 8], np.nan, np.float32),
             np.full([rows, 8], -(2**31), np.int32),
             np.zeros([0, 3], np.float64),
             np.array([b"\x1b[2J"] * 4, object),
         ]
-        names = ("tokens", "logprobs", "count", "new_cache", "logits")
+        names = ("tokens", "logprobs", "count", "new_cache", "logits", "alive", "cache")
         outputs = {name: values[self._rng.integers(4)] for name in names}
+        if spec.signature == "session_open":  # so that sessions come here
+            outputs["slot"] = np.zeros(rows, np.int32)
+            outputs["ticket"] = np.ones(rows, np.int64)
         return codec.encode_predict_response(named, outputs)

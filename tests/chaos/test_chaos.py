@@ -27,13 +27,14 @@ SEED = int(os.environ.get("OPTSERVE_CHAOS_SEED", "1"))
 PROMPTS = 50
 MODES = (None, Sampling(temperature=0.9, top_k=60, seed=3))
 OPTIONS = {"max_new_tokens": 24, "stop_token_ids": []}
-TROUBLES = ("SIGKILL", "SIGSTOP", "new version", "half-open connection")
+TROUBLES = ("SIGKILL", "SIGSTOP", "new version", "half-open connection", "slot taken")
 MOST_GROWTH = 64e6  # bytes, of the client, once it has done a fifth
 
 
 @pytest.fixture(scope="module")
 def versions(tmp_path_factory) -> Versions:
-    return Versions(exported("pre_ln"), tmp_path_factory.mktemp("chaos") / "opt")
+    export = exported("pre_ln", sessions=4, session_slots=48)
+    return Versions(export, tmp_path_factory.mktemp("chaos") / "opt")
 
 
 @pytest.fixture
@@ -50,15 +51,16 @@ def replicas(versions: Versions, tmp_path: Path) -> Iterator[list[Replica]]:
 
 
 def prompts() -> list[list[int]]:
+    """Half of them begin alike, with more than a block of the prefix cache."""
     rng = np.random.default_rng(5)
-    return [
-        [2, *rng.integers(4, 127, rng.integers(1, 16)).tolist()] for _ in range(PROMPTS)
-    ]
+    shared = rng.integers(4, 127, 16).tolist()
+    tails = [rng.integers(4, 127, rng.integers(1, 8)).tolist() for _ in range(PROMPTS)]
+    return [[2, *(shared if i % 2 else []), *tail] for i, tail in enumerate(tails)]
 
 
 def undisturbed(target: str) -> list[list[list[int]]]:
-    """Tokens of every mode and prompt, of one replica in peace."""
-    with Client(target) as client:
+    """Tokens of every mode and prompt, of one replica in peace, by explicit caches."""
+    with Client(target, sessions=False) as client:
         return [
             [g.tokens for g in client.generate(prompts(), sampling=mode, **OPTIONS)]
             for mode in MODES
@@ -77,7 +79,8 @@ def test_nothing_is_lost_and_nothing_is_different(replicas, versions):
     counts = ", ".join(f"{n} {what}" for what, n in sorted(done.items()))
     print(f"\nchaos, seed {SEED}: {counts}")
     assert done["failed"] == done["different"] == 0
-    assert done["hostile answer"]
+    for what in ("hostile answer", "session lost", "cached token"):
+        assert done[what], what
 
 
 async def _bad_day(targets, replicas, versions, expected, done: Counter[str]) -> None:
@@ -87,8 +90,10 @@ async def _bad_day(targets, replicas, versions, expected, done: Counter[str]) ->
         enemies.freezer(replicas, dice, done),
         enemies.publisher(versions, dice, done),
         enemies.stormer(replicas, dice, done),
+        enemies.evictor(replicas, dice, done),
     ]
-    async with AsyncClient(targets, max_active=16, attempt_timeout=2.0) as client:
+    options = {"max_active": 16, "attempt_timeout": 2.0, "prefix_cache": 1 << 20}
+    async with AsyncClient(targets, **options) as client:
         running = [asyncio.create_task(trouble) for trouble in troubles]
         try:
             await _generate(client, expected, done)
@@ -133,6 +138,9 @@ async def _generate(client: AsyncClient, expected, done: Counter[str]) -> None:
             done["different"] += result.tokens != expected[mode][number]
             done["call repeated"] += result.retries
             done["rebuild"] += result.rebuilds
+            done["session lost"] += result.counters.session_losses
+            done["explicit fallback"] += result.counters.session_fallbacks
+            done["cached token"] += result.cached_prompt_tokens
             if done["right"] == GENERATIONS // 5:
                 settled = resident(os.getpid())
 

@@ -455,17 +455,38 @@ def test_what_fails_midway_gives_its_slots_back():
     servers = Servers(sessions={"slots": 2, "positions": 64})
 
     def refuse(call: Call) -> None:
-        if call.signature == "session_decode":
-            raise ServerError("no", "INTERNAL")
+        if "decode" in call.signature and len(servers.calls) % 2:
+            raise DeadlineExceeded("too late")
 
     with Client(transport=servers) as client:
         for mode in MODES.values():
             servers.servers[0].before = refuse
             for _ in range(3):
-                with suppress(ServerError):
+                with suppress(DeadlineExceeded):
                     client.generate(PROMPTS[:3], max_new_tokens=3, **mode)
             servers.servers[0].before = None
             client.generate(PROMPTS[:3], max_new_tokens=3, timeout=20, **mode)
+
+
+@pytest.mark.parametrize(
+    "signature", ["session_open", "session_decode", "session_generate", "session_"]
+)
+def test_a_server_that_refuses_sessions_gets_explicit_caches(signature):
+    servers = Servers(2, generate=(8,))
+
+    def refuse(call: Call) -> None:
+        if call.signature.startswith(signature):
+            raise ServerError("the proxy forbids it", "PERMISSION_DENIED")
+
+    for server in servers.servers:
+        server.before = refuse
+    fallbacks = 0
+    with Client(transport=servers) as client:
+        for mode in MODES.values():
+            actual = client.generate(PROMPTS[:3], max_new_tokens=3, **mode)
+            assert same(actual, explicit(PROMPTS[:3], max_new_tokens=3, **mode))
+            fallbacks += sum(g.counters.session_fallbacks for g in actual)
+    assert fallbacks
 
 
 def test_reading_back_never_fails_what_has_ended_well():
