@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..models.checkpoints import resolve
+from ..runtime.printable import sentence
 from .checkpoint import Checkpoint
 from .full_disk import check_room, full_disk_explained
 from .options import ExportOptions
@@ -33,7 +34,8 @@ class PhaseClock:
     def __call__(self, message: str) -> None:
         self._begun.append((message, self.seconds()))
         if self.print_to is not None:
-            print(f"[{self.seconds():6.1f} s] {message}", file=self.print_to)
+            line = f"[{self.seconds():6.1f} s] {sentence(message)}"
+            print(line, file=self.print_to)
 
     def seconds(self) -> float:
         """Since the beginning."""

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ...runtime.model_dir import newest_version, read_manifest, version_folder
+from ...runtime.printable import sentence
 from ..deploy import FOLDER, DeployOptions, write_deployment
 from ..deploy.options import SERVER_IMAGE, TLS_MODES
 
@@ -101,5 +102,5 @@ def run(args: argparse.Namespace) -> int:
         )  # refuses versions that are not there
     directory = args.dir or args.out / FOLDER
     for path in write_deployment(manifest, directory, options):
-        print(path)
+        print(sentence(path))
     return 0

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from ...runtime.printable import sentence
 from ..estimate import (
     EdgeEstimate,
     Estimate,
@@ -46,7 +47,7 @@ def dry_run(args: argparse.Namespace, options: ExportOptions) -> int:
 
 
 def _show(folder: Path, estimate: Estimate | EdgeEstimate) -> None:
-    print(f"{'would write':26} {folder}")
+    print(f"{'would write':26} {sentence(folder)}")
     for field, value in estimate.to_dict().items():
         if field in _LABELS:
             label, in_bytes = _LABELS[field]

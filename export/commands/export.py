@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from ...runtime.contract import CACHE_DTYPES
 from ...runtime.model_dir import manifest_digest, read_manifest
+from ...runtime.printable import json_text, sentence
 from ..deploy import FOLDER, DeployOptions, write_deployment
 from ..errors import ExportError
 from ..options import (
@@ -194,7 +194,7 @@ def _show(
     path = exported.path
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     if not as_json:
-        print(f"{path} ({size / 1e6:.1f} MB)")
+        print(sentence(f"{path} ({size / 1e6:.1f} MB)"))
         return
     manifest = read_manifest(path)
     result = {
@@ -208,7 +208,7 @@ def _show(
         "verification": exported.verification,
         "deployment": [str(file) for file in deployed],
     }
-    print(json.dumps(result, indent=1))
+    print(json_text(result, indent=1))
 
 
 @contextmanager
@@ -228,11 +228,11 @@ def _deploy(version: Path, options: DeployOptions) -> list[Path]:
     """Deployment files for the first version; later ones must not move its labels."""
     folder = version.parent / FOLDER
     if folder.exists():
-        print(
+        text = (
             f"{folder} is left as it is: `optserve deploy` takes version "
-            f"{version.name} into service",
-            file=sys.stderr,
+            f"{version.name} into service"
         )
+        print(sentence(text), file=sys.stderr)
         return []
     options = replace(options, stable=int(version.name))
     try:

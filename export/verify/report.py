@@ -221,6 +221,7 @@ def _output(name: str, output: str, errors: list[_Error], allowed: float) -> Out
 
 def show(report: Report, console: Any) -> None:
     """Print a report as a table on a rich console."""
+    from rich.markup import escape
     from rich.table import Table
 
     console.print(sentence(f"export {report.export}: {report.kind}"), markup=False)
@@ -233,15 +234,14 @@ def show(report: Report, console: Any) -> None:
             table.add_column(column, justify="right")
         table.add_column("worst at")
         for o in report.outputs:
+            names = (o.signature, o.output, o.source)
             table.add_row(
-                o.signature,
-                o.output,
-                o.source,
+                *(escape(sentence(name)) for name in names),
                 f"{o.max_error:.2e}" + ("" if o.ok else " [red]✗[/]"),
                 f"{o.mean_error:.2e}",
                 "" if o.tolerance is None else f"{o.tolerance:g}",
                 "" if o.agreement is None else f"{o.agreement:.1%}",
-                o.worst,
+                escape(sentence(o.worst)),
             )
         console.print(table)
     if report.agreement is not None:

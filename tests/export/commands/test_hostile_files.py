@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from optserve.export.commands import doctor
 from optserve.export.doctor import Check
-from optserve.export.verify.report import Report, show
+from optserve.export.verify.report import Output, Report, show
 from optserve.runtime.cli import main
 from optserve.runtime.model_dir import MANIFEST_PATH
 
 from tests.runtime.contract.manifests import manifest
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "pre_ln"
+TINY = Path(__file__).parents[3] / "models" / "tiny_shakespeare"
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\u202etxt.exe"
 
 
@@ -138,13 +139,36 @@ def test_names_in_a_report_are_printed_escaped(capsys):
         digest="",
         made_of="",
         kind=ESCAPES,
+        against=ESCAPES,
+        outputs=[
+            Output(
+                signature=f"{ESCAPES}[red]",
+                output=ESCAPES,
+                source=ESCAPES,
+                worst=ESCAPES,
+                cases=1,
+                max_error=0.0,
+                mean_error=0.0,
+                tolerance=None,
+                agreement=None,
+            )
+        ],
         files=[f"{ESCAPES} is not in the manifest"],
         problems=[ESCAPES],
     )
-    show(report, Console(width=120))
+    show(report, Console(width=400))
     said = capsys.readouterr().out
     assert all(line.isprintable() for line in said.splitlines())
-    assert r"\x1b]0;owned\x07" in said and r"\u202e" in said
+    assert said.count(r"\x1b]0;owned\x07") == said.count(r"\u202e") == 9
+    assert "[red]" in said
+
+
+@pytest.mark.parametrize("target", ["savedmodel", "tflite"])
+def test_paths_are_printed_escaped(capsys, tmp_path, target):
+    out = tmp_path / f"{ESCAPES}\nready"
+    flags = ["--dry-run", "--target", target]
+    assert main(["export", str(TINY), str(out), *flags]) == 0
+    assert not {*"\x1b\x07\u202e"} & {*capsys.readouterr().out}
 
 
 def test_findings_are_printed_escaped(capsys):
