@@ -25,7 +25,7 @@ from .footprint import (
     weights_bytes,
 )
 from .options import ExportOptions
-from .savedmodel.exporter import session_sizes, signature_names
+from .savedmodel.exporter import call_sizes, session_sizes, signature_names
 from .tflite.exporter import chosen_sizes
 from .verify.plan import MOST_CACHE
 
@@ -94,6 +94,7 @@ def estimate_savedmodel(config: OPTConfig, options: ExportOptions) -> Estimate:
     stored = weights_bytes(values, weights)
     largest = 4 * config.vocab_size * config.embed_dim
     positions = config.max_position_embeddings
+    call_sizes(config, options)  # refuses what an export would refuse
     sessions = session_sizes(config, options)
     fixed = TOOLS_BYTES + GRAPH_BYTES * config.num_hidden_layers
     # One long sequence's cache and the token table: in files, in graphs, as copies to

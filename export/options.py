@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ..runtime.contract import CACHE_DTYPES, WEIGHT_DTYPES
+from ..runtime.contract import CACHE_DTYPES, INT32_LIMIT, WEIGHT_DTYPES
 from .errors import ExportError
 
 TARGETS = ("savedmodel", "tflite")
@@ -94,6 +94,15 @@ class ExportOptions:
             if (sizes := getattr(self, name)) is not None:
                 check_sizes(f"--{name.replace('_', '-')}", sizes)
 
+    def check_positions(self, positions: int) -> None:
+        """Compare the tokens of one call with a model's positions.
+
+        Raises:
+            ExportError: they are more.
+        """
+        if self.generate != GENERATE:  # the default does for small models, too
+            check_sizes("--generate", self.generate, positions)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
         return {
@@ -141,10 +150,11 @@ class ExportOptions:
     def _check_sessions(self) -> None:
         if self.sessions and self.target == "tflite":
             raise ExportError("a TFLite file has no sessions: no --sessions")
-        if self.sessions < 0 or self.session_slots < 1:
+        sessions, slots = self.sessions, self.session_slots
+        if not (0 <= sessions <= INT32_LIMIT and 1 <= slots <= INT32_LIMIT):
             raise ExportError(
-                "--sessions should be 0 or more and --session-slots 1 or more, got "
-                f"{self.sessions} and {self.session_slots}"
+                "--sessions should be 0 or more and --session-slots 1 or more, at most "
+                f"{INT32_LIMIT}, got {sessions} and {slots}"
             )
         if self.session_slots != SESSION_SLOTS and not self.sessions:
             raise ExportError("--session-slots is for --sessions: give both or none")

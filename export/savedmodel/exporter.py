@@ -59,7 +59,7 @@ def write_savedmodel(
     """
     source = Checkpoint.open(checkpoint)
     layout = _cache_layout(source.config, options.cache)
-    sizes = _sizes(source.config, options)
+    sizes = call_sizes(source.config, options)
     progress(f"reading the checkpoint, packing its weights as {options.weights}")
     with ThreadPoolExecutor(1) as aside:
         digest = aside.submit(weights_digest, source.config, source.weights)
@@ -118,7 +118,13 @@ def session_sizes(config: OPTConfig, options: ExportOptions) -> dict[str, int]:
     return {"slots": options.sessions, "positions": positions}
 
 
-def _sizes(config: OPTConfig, options: ExportOptions) -> Sizes:
+def call_sizes(config: OPTConfig, options: ExportOptions) -> Sizes:
+    """Sizes that the graph rounds up to; none unless it is compiled.
+
+    Raises:
+        ExportError: options with sizes beyond the model's.
+    """
+    options.check_positions(config.max_position_embeddings)
     if options.compiler == "none":
         return Sizes()
     return chosen_sizes(

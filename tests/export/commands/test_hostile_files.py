@@ -99,6 +99,21 @@ def test_a_version_that_no_server_reads(tmp_path, refused, version, dry):
     assert not out.exists()
 
 
+SIZES = {
+    "--generate": "within the model's 64 positions",
+    "--batch-sizes": "at most 4096",
+    "--prompt-buckets": "within the model's 64 positions",
+    "--sessions": "at most 2147483647",
+}
+
+
+@pytest.mark.parametrize("size", [2**31, 2**63, 10**30])
+@pytest.mark.parametrize("flag", SIZES)
+def test_sizes_beyond_the_model(refused, tmp_path, flag, size):
+    given = ["--dry-run", "--framework", "jax", f"{flag}={size}"]
+    assert SIZES[flag] in refused("export", GOLDEN, tmp_path / "out", *given)
+
+
 MANIFESTS = {
     "not JSON": b"\xff{",
     "deep": b"[" * 100_000,
