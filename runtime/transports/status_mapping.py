@@ -51,8 +51,15 @@ class Failure(enum.Enum):
 LEAVE_OUT = frozenset({Failure.DOWN, Failure.GARBLED, Failure.UNTRUSTED, Failure.ODD})
 """Failures that say something bad of the replica."""
 
-_OUR_LIMIT = re.compile(r"CLIENT: Received message larger|^Decompressed message", re.I)
-_TOO_LARGE = re.compile(r"(sent|received)\b.*\bmessage larger than max", re.I)
+_OUR_LIMIT = re.compile(
+    r"CLIENT: Received message larger|^Decompressed message|"
+    r"Stream removed \(received metadata size exceeds",
+    re.I,
+)
+_METADATA_TOO_LARGE = re.compile(r"^received metadata size exceeds", re.I)
+_TOO_LARGE = re.compile(
+    rf"(sent|received)\b.*\bmessage larger than max|{_METADATA_TOO_LARGE.pattern}", re.I
+)
 _BROKEN_STREAM = re.compile(r"RST_STREAM|stream removed|GOAWAY", re.I)
 _TLS = re.compile(r"certificate|SSL_ERROR_SSL|peer name|verification check", re.I)
 _QUEUE = re.compile(r"\bqueue\b|batch", re.I)
@@ -162,6 +169,10 @@ def _missing(details: str, target: str, model: ModelSpec) -> OptserveError:
 
 
 def _refused(code: str, details: str, target: str, model: ModelSpec) -> OptserveError:
+    if _METADATA_TOO_LARGE.search(details):
+        return InvalidRequest(
+            f"the call metadata is larger than {target} takes ({details}): send less"
+        )
     if code == "RESOURCE_EXHAUSTED":  # a message above a limit
         side = "request" if _is_request(details) else "reply"
         return InvalidRequest(

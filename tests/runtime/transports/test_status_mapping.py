@@ -160,3 +160,28 @@ def test_wrong_options(connect, tmp_path) -> None:
     ):
         with pytest.raises(InvalidRequest):
             make()
+
+
+LONG = "x" * 50_000
+
+
+@pytest.mark.parametrize("place", ["details", "trailing", "initial"])
+def test_a_reply_with_headers_beyond_measure_is_no_overload(server, connect, place):
+    def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
+        if place == "initial":
+            context.send_initial_metadata([("x", LONG)])
+        elif place == "trailing":
+            context.set_trailing_metadata([("x", LONG)])
+        context.abort(grpc.StatusCode.INTERNAL, LONG if place == "details" else "")
+        raise AssertionError("abort raises")
+
+    server.behave = answer
+    with pytest.raises(MalformedReply, match="metadata size exceeds"):
+        connect(server.target).call(CALL, timeout=10)
+
+
+def test_metadata_that_no_server_takes_is_told(server, connect):
+    with pytest.raises(
+        InvalidRequest, match=r"call metadata is larger than 127.* less"
+    ):
+        connect(server.target, metadata=[("x", LONG)]).call(CALL, timeout=10)
