@@ -114,7 +114,7 @@ def _notice_newer_version(
 ) -> Task[None]:
     """Ask now and then: a slot pins its sequence, so replies never tell of another."""
     new = any(sequence.version is None for sequence in sequences)
-    if new and pool.ask_again(_ASK_AGAIN):
+    if new and versions.current.manifest.sessions and pool.ask_again(_ASK_AGAIN):
         with suppress(OptserveError):
             yield from with_deadline(versions.learn(), sequences[0].deadline)
 

@@ -196,6 +196,10 @@ def test_a_newer_version_is_noticed_though_sessions_pin(monkeypatch):
         server.versions[2] = server.model
         (result,) = client.generate([[2, 5, 6]], max_new_tokens=3)
     assert result.model_version == 2
+    plain = NumpyTransport()
+    with Client(transport=plain) as client:
+        client.generate([[2, 5, 6]], max_new_tokens=3)
+    assert [call.signature for call in plain.calls].count("describe") == 1
 
 
 def test_a_prompt_too_long_for_a_slot_uses_an_explicit_cache():
