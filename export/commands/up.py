@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ...runtime.commands import gateway
-from ...runtime.commands.arguments import whole
+from ...runtime.commands.argument_types import whole
 from ...runtime.model_dir import version_folders
 from ..errors import ExportError
 from ..options import WEIGHTS, ExportOptions

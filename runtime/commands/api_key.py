@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from .arguments import whole
+from .argument_types import whole
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -16,9 +16,9 @@ from typing import Any
 from ..client import Client
 from ..errors import InvalidRequest
 from ..options import GenerationOptions
-from .arguments import opened_client
 from .batch_input import Item, opened_input, read_items
 from .batch_output import Output, failure, record
+from .connection_arguments import opened_client
 
 
 def run_batch(

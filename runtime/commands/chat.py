@@ -10,15 +10,9 @@ from ..conversation import Conversation
 from ..errors import InvalidRequest, PromptTooLong
 from ..options import GenerationKeywords
 from ..printable import sentence
-from .arguments import (
-    add_connection,
-    add_generation,
-    add_prefix_cache,
-    generation_keywords,
-    opened_client,
-    say,
-    utf8,
-)
+from .connection_arguments import add_connection, add_prefix_cache, opened_client
+from .generation_arguments import add_generation, generation_keywords
+from .prompt_text import say, utf8
 
 _HELP = "/reset forgets, /tokens counts, /quit (or Ctrl-D) ends, Ctrl-C stops a turn"
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from ..contract import Manifest, signature
 from ..printable import json_text, sentence
-from .arguments import add_connection, opened_client
+from .connection_arguments import add_connection, opened_client
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

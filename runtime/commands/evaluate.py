@@ -14,7 +14,9 @@ from ...models.regular_files import read_regular_file
 from ..client import Client
 from ..errors import InvalidRequest
 from ..printable import json_text
-from .arguments import add_connection, opened_client, utf8, whole
+from .argument_types import whole
+from .connection_arguments import add_connection, opened_client
+from .prompt_text import utf8
 
 _MOST_BYTES = 1 << 30
 _ROWS = 8  # windows between two steps of the progress bar

@@ -12,15 +12,14 @@ from ...models.regular_files import read_regular_file
 from ..async_client import AsyncClient
 from ..decoding.prefix_cache import PrefixCache
 from ..errors import InvalidRequest
-from .arguments import (
+from .argument_types import seconds, whole
+from .connection_arguments import (
     add_connection,
     add_prefix_cache,
     client_options,
     opened_prefix_cache,
-    seconds,
-    utf8,
-    whole,
 )
+from .prompt_text import utf8
 
 if TYPE_CHECKING:
     from ..gateway import GatewaySettings

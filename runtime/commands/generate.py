@@ -12,20 +12,11 @@ from ..client import Client
 from ..errors import InvalidRequest
 from ..options import GenerationOptions
 from ..results import Generation
-from .arguments import (
-    add_connection,
-    add_generation,
-    add_prefix_cache,
-    beams_of,
-    generation_keywords,
-    number,
-    opened_client,
-    read_prompt,
-    say,
-    utf8,
-    whole,
-)
+from .argument_types import number, whole
 from .batch import run_batch
+from .connection_arguments import add_connection, add_prefix_cache, opened_client
+from .generation_arguments import add_generation, beams_of, generation_keywords
+from .prompt_text import read_prompt, say, utf8
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ..errors import InvalidRequest
 from ..model_dir import version_folders
 from ..printable import json_text, sentence
-from .arguments import number, whole
+from .argument_types import number, whole
 
 if TYPE_CHECKING:
     from ..server import EmbeddedServer

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 from optserve.runtime import Client, ServerError, cli
-from optserve.runtime.commands import arguments as command_arguments
+from optserve.runtime.commands.prompt_text import say
 from optserve.runtime.transports.base import Call
 
 from tests.runtime.numpy_model import NumpyTransport
@@ -116,7 +116,7 @@ def test_a_prompt_that_is_not_utf8(transport, capsys, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("way", ["--file /dev/zero", "-"])
 def test_a_prompt_without_an_end(transport, capsys, monkeypatch, way):
-    monkeypatch.setattr("optserve.runtime.commands.arguments._LONGEST_PROMPT", 1000)
+    monkeypatch.setattr("optserve.runtime.commands.prompt_text._LONGEST_PROMPT", 1000)
     monkeypatch.setattr("sys.stdin", standard_input(b"x" * 1001))
     assert generate(*way.split()) == 1
     assert "has more than 1000 bytes" in capsys.readouterr().err
@@ -299,9 +299,9 @@ def test_what_a_server_says_reaches_the_terminal_escaped(transport, capsys):
 
 
 def test_generated_text_is_escaped_on_a_terminal_only(monkeypatch, capsys):
-    command_arguments.say("a\x1b[2Jb\n")
+    say("a\x1b[2Jb\n")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    command_arguments.say("a\x1b[2Jb\n")
+    say("a\x1b[2Jb\n")
     assert capsys.readouterr().out == "a\x1b[2Jb\na\\x1b[2Jb\n"
 
 

@@ -7,7 +7,7 @@ import os
 
 import pytest
 from optserve.runtime import cli
-from optserve.runtime.commands.arguments import add_connection, opened_client
+from optserve.runtime.commands.connection_arguments import add_connection, opened_client
 from optserve.runtime.errors import InvalidRequest
 from optserve.runtime.transports.addresses import is_local
 
@@ -26,7 +26,7 @@ def opened(monkeypatch):
         def __exit__(self, *_):
             pass
 
-    monkeypatch.setattr("optserve.runtime.commands.arguments.Client", Told)
+    monkeypatch.setattr("optserve.runtime.commands.connection_arguments.Client", Told)
 
     def parse(*arguments: object) -> Told:
         parser = argparse.ArgumentParser()
