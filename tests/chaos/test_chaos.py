@@ -9,62 +9,19 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
-import numpy as np
 import pytest
-from optserve.runtime import AsyncClient, Client, Sampling
-
-pytest.importorskip("tensorflow")
-from tests.export.exports import exported
+from optserve.runtime import AsyncClient
 
 from . import enemies
-from .replicas import HostileReplica, Replica, Versions, resident
+from .peace import MODES, OPTIONS, PROMPTS, prompts, undisturbed
+from .replicas import HostileReplica, resident
 
 pytestmark = pytest.mark.slow
 GENERATIONS = int(os.environ.get("OPTSERVE_CHAOS_GENERATIONS", "200"))
 SEED = int(os.environ.get("OPTSERVE_CHAOS_SEED", "1"))
-PROMPTS = 50
-MODES = (None, Sampling(temperature=0.9, top_k=60, seed=3))
-OPTIONS = {"max_new_tokens": 24, "stop_token_ids": []}
 TROUBLES = ("SIGKILL", "SIGSTOP", "new version", "half-open connection", "slot taken")
 MOST_GROWTH = 64e6  # bytes, of the client, once it has done a fifth
-
-
-@pytest.fixture(scope="module")
-def versions(tmp_path_factory) -> Versions:
-    export = exported("pre_ln", sessions=4, session_slots=48)
-    return Versions(export, tmp_path_factory.mktemp("chaos") / "opt")
-
-
-@pytest.fixture
-def replicas(versions: Versions, tmp_path: Path) -> Iterator[list[Replica]]:
-    started = [Replica(versions.out, tmp_path / f"{i}.log") for i in range(3)]
-    try:
-        for replica in started:
-            replica.wait_until_ready()
-        yield started
-    finally:
-        for replica in started:
-            replica.thaw()
-            replica.kill()
-
-
-def prompts() -> list[list[int]]:
-    """Half of them begin alike, with more than a block of the prefix cache."""
-    rng = np.random.default_rng(5)
-    shared = rng.integers(4, 127, 16).tolist()
-    tails = [rng.integers(4, 127, rng.integers(1, 8)).tolist() for _ in range(PROMPTS)]
-    return [[2, *(shared if i % 2 else []), *tail] for i, tail in enumerate(tails)]
-
-
-def undisturbed(target: str) -> list[list[list[int]]]:
-    """Tokens of every mode and prompt, of one replica in peace, by explicit caches."""
-    with Client(target, sessions=False) as client:
-        return [
-            [g.tokens for g in client.generate(prompts(), sampling=mode, **OPTIONS)]
-            for mode in MODES
-        ]
 
 
 def test_nothing_is_lost_and_nothing_is_different(replicas, versions):

@@ -1,0 +1,97 @@
+"""Sixty-four streams through a gateway while the replicas behind it are killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import time
+from collections import Counter
+
+import httpx
+import pytest
+from optserve.runtime import AsyncClient
+from optserve.runtime.gateway import create_app
+
+from tests.runtime.gateway.conftest import serving
+
+from . import enemies
+from .peace import MODES, OPTIONS, PROMPTS, prompts, undisturbed
+from .replicas import resident
+
+pytestmark = pytest.mark.slow
+SECONDS = float(os.environ.get("OPTSERVE_CHAOS_SECONDS", "60"))
+SEED = int(os.environ.get("OPTSERVE_CHAOS_SEED", "1"))
+STREAMS = 64
+MOST_GROWTH = 64e6  # bytes, once a fifth of the time is over
+
+
+def test_no_stream_fails_and_none_is_different(replicas):
+    expected = undisturbed(replicas[0].target)
+    done: Counter[str] = Counter()
+    targets = [replica.target for replica in replicas]
+    client = AsyncClient(targets, attempt_timeout=2.0, max_active=STREAMS)
+    with serving(create_app({"opt": client})) as address:
+        asyncio.run(_bad_day(address, replicas, expected, done))
+    counts = ", ".join(f"{n} {what}" for what, n in sorted(done.items()))
+    print(f"\ngateway, seed {SEED}: {counts}")
+    assert done["failed"] == done["different"] == 0
+    assert done["right"] and done["SIGKILL"]
+
+
+async def _bad_day(address, replicas, expected, done: Counter[str]) -> None:
+    dice = random.Random(SEED)
+    killer = asyncio.create_task(enemies.killer(replicas, dice, done))
+    limits = httpx.Limits(max_connections=STREAMS)
+    async with httpx.AsyncClient(timeout=300, limits=limits) as http:
+        end = time.monotonic() + SECONDS
+        memory = asyncio.create_task(_memory(SECONDS))
+        streams = [
+            _stream(http, address, i, end, expected, done) for i in range(STREAMS)
+        ]
+        await asyncio.gather(*streams)
+    killer.cancel()
+    (ended,) = await asyncio.gather(killer, return_exceptions=True)
+    assert isinstance(ended, asyncio.CancelledError), ended
+    assert resident(os.getpid()) < await memory + MOST_GROWTH
+
+
+async def _memory(seconds: float) -> int:
+    """This process's, which is the gateway's, when a fifth of the time is over."""
+    await asyncio.sleep(seconds / 5)
+    return resident(os.getpid())
+
+
+async def _stream(http, address, i, end, expected, done: Counter[str]) -> None:
+    """One caller: a stream after the other, each compared with what peace gave."""
+    dice, asked = random.Random(SEED * STREAMS + i), prompts()
+    while time.monotonic() < end:
+        mode, number = dice.randrange(len(MODES)), dice.randrange(PROMPTS)
+        sampling = MODES[mode]
+        body = {
+            "prompt": asked[number],
+            "max_tokens": OPTIONS["max_new_tokens"],
+            "ignore_eos": True,
+            "temperature": 0 if sampling is None else sampling.temperature,
+            "top_k": 0 if sampling is None else sampling.top_k,
+            "seed": 0 if sampling is None else sampling.seed,
+            "user": str(i),
+            "stream": True,
+            "return_token_ids": True,
+        }
+        tokens: list[int] = []
+        try:
+            path = f"{address}/v1/completions"
+            async with http.stream("POST", path, json=body) as answer:
+                assert answer.status_code == 200, await answer.aread()
+                async for line in answer.aiter_lines():
+                    if line.startswith("data: {"):
+                        event = json.loads(line[6:])
+                        tokens += event["choices"][0]["token_ids"]
+        except Exception as error:
+            print(f"\nfailed: {type(error).__name__}: {error}")
+            done["failed"] += 1
+            continue
+        right = tokens == expected[mode][number]
+        done["right" if right else "different"] += 1
