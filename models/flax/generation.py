@@ -26,6 +26,7 @@ from ..outputs import FlaxBeamSearchOutput, FlaxGreedySearchOutput, FlaxSampleOu
 from . import model as opt
 from . import sampling
 from .arrays import ARRAYS
+from .checks import check_inputs
 from .modules import OPTModule, update
 from .params import plain
 
@@ -152,11 +153,10 @@ class Generation:
             self.generation_config, generation_config, options, {"attention_mask"}
         )
         plans.check(config, self.config.vocab_size)
-        ids = jnp.asarray(input_ids).astype(jnp.int32)
-        if ids.ndim != 2:
-            raise ValueError(f"input_ids should have shape (B, S), got {ids.shape}")
-        mask = rest.get("attention_mask")
-        mask = jnp.ones_like(ids) if mask is None else jnp.asarray(mask, jnp.int32)
+        ids, mask, _ = check_inputs(
+            self.config, input_ids, rest.get("attention_mask"), None, None
+        )
+        ids = ids.astype(jnp.int32)
         traced = any(isinstance(x, Tracer) for x in (ids, mask))
         B, S = ids.shape
         longest = S if traced else int(jnp.max(jnp.sum(mask, 1)))

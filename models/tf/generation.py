@@ -31,6 +31,7 @@ from ..outputs import (
 from . import model as opt
 from . import sampling
 from .arrays import ARRAYS
+from .inputs import check_ids, check_mask
 
 STYLE = BeamStyle(never=-1e9, best_end=True, scored_running=True)
 
@@ -198,6 +199,7 @@ class Generation:
         ids = tf.cast(ids, tf.int32)
         if ids.shape.rank != 2:
             raise ValueError(f"inputs should have shape (B, S), got {ids.shape}")
+        ids = check_ids(self.config, ids, "inputs")
         mask = self._prompt_mask(ids, rest.get("attention_mask"), config)
         if tf.executing_eagerly():
             result = self._run(config, ids, mask, logits_processor, seed, jit_compile)
@@ -213,7 +215,7 @@ class Generation:
 
     def _prompt_mask(self, ids, mask, config: GenerationConfig):
         if mask is not None:
-            return tf.cast(mask, tf.int32)
+            return check_mask(mask, *opt.shape(ids))
         pad, eos = config.pad_token_id, plans.eos_ids(config)
         if pad is None or pad in eos:
             return tf.ones_like(ids)

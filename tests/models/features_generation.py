@@ -232,6 +232,10 @@ def refusals(kind, base):
     ):
         with pytest.raises(ValueError, match=fault):
             model.generate(ids, **options)
+    with pytest.raises(Exception, match="should be from 0 to 60"):
+        model.generate(ids + 60, max_new_tokens=2)
+    with pytest.raises(ValueError, match="attention_mask should"):
+        model.generate(ids, attention_mask=ids[:, 1:], max_new_tokens=2)
     wanted, _ = generated(kind, model, ids, max_new_tokens=5)
     off = {"num_beam_groups": 1, "typical_p": 1.0, "renormalize_logits": False}
     found, _ = generated(kind, model, ids, max_new_tokens=5, **off)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from optserve.models.checkpoints import save_weights
+from optserve.models.generation.config import GenerationConfig
 
 from ..kinds import KINDS, padded, random_weights, small_config, tokens
 
@@ -135,6 +136,38 @@ def test_options(reference, framework, what, tmp_path):
     expected, _ = sequences(theirs, ids, mask, **options)
     actual, _ = sequences(ours, ids, mask, **options)
     assert actual.tolist() == expected.tolist()
+
+
+def test_the_generation_configuration_is_read_both_ways(reference, tmp_path):
+    theirs = reference.GenerationConfig(
+        max_new_tokens=7,
+        min_length=3,
+        num_beams=3,
+        num_return_sequences=2,
+        early_stopping="never",
+        length_penalty=0.5,
+        do_sample=True,
+        temperature=0.7,
+        top_k=9,
+        top_p=0.8,
+        repetition_penalty=1.2,
+        no_repeat_ngram_size=2,
+        bad_words_ids=[[5], [6, 7]],
+        suppress_tokens=[4],
+        begin_suppress_tokens=[6],
+        forced_bos_token_id=2,
+        forced_eos_token_id=2,
+        eos_token_id=[2, 9],
+        pad_token_id=1,
+        bos_token_id=2,
+    )
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = GenerationConfig.from_pretrained(tmp_path / "theirs")
+    ours.save_pretrained(tmp_path / "ours")
+    again = reference.GenerationConfig.from_pretrained(tmp_path / "ours")
+    for name, value in ours.to_dict().items():
+        assert getattr(theirs, name, value) == value, name
+        assert getattr(again, name, value) == value, name
 
 
 def test_the_text_generation_pipeline_takes_our_model(reference, tmp_path):
