@@ -11,6 +11,7 @@ from optserve.models import WeightsError
 from optserve.models.checkpoints import open_weights, save_weights
 from optserve.models.push import PushError
 
+from .checkpoints.hub_server import HubServer
 from .conformance import feature
 from .kinds import (
     CONFIGS,
@@ -199,6 +200,24 @@ def formats(kind, base, tmp_path):
         model.save_pretrained(tmp_path / "native", push_to_hub=True)
     with pytest.raises(TypeError, match="'sharded'"):
         model.save_pretrained(tmp_path / "native", sharded=True)
+
+
+@feature(FILES, "`push_to_hub`, `save_pretrained(push_to_hub=True)` to a loopback hub")
+def uploaded(kind, base, tmp_path):
+    model, config = loaded(kind, base)
+    with HubServer({}) as hub, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_ENDPOINT", hub.url)
+        patch.delenv("HF_HUB_OFFLINE", raising=False)
+        model.push_to_hub("somebody/new", use_auth_token="hf_t", use_temp_dir=True)
+        options = {"push_to_hub": True, "repo_id": "somebody/same", "token": "hf_t"}
+        model.save_pretrained(tmp_path / "out", **options)
+    assert {token for method, _, token in hub.requests if method == "POST"} == {"hf_t"}
+    assert hub.uploaded["somebody/new"] == hub.uploaded["somebody/same"]
+    for name, content in hub.uploaded["somebody/new"].items():
+        (tmp_path / name).write_bytes(content)
+    again = kind.cls.from_pretrained(tmp_path)
+    ids = tokens(config, 1, 3)
+    close(kind.value(again, ids), kind.value(model, ids), tolerance=0)
 
 
 @feature(FILES, "`config` as an object or a path; `subfolder`; needless options")

@@ -41,7 +41,12 @@ def mappings(kind, base):
     close(actual[kind.main], kind.value(model, ids))
 
 
-@feature(SURFACE, "`fit` and `evaluate` of any mapping", "tf", head=True)
+@feature(
+    SURFACE,
+    '`fit`, `evaluate`, `…_on_batch` of any mapping; `compile(loss="passthrough")`',
+    "tf",
+    head=True,
+)
 def fitted_mapping(kind, base):
     import keras
 
@@ -117,7 +122,11 @@ def pruned(kind, base, tmp_path):
         model.prune_heads({2: [0]})
 
 
-@feature(SURFACE, "`serving`, `input_signature`, `.model.decoder.layers` …", "tf")
+@feature(
+    SURFACE,
+    "`serving`, `input_signature`, `.model.decoder.layers`, `set_…_embeddings` …",
+    "tf",
+)
 def methods(kind, base):
     model, config = loaded(kind, base)
     ids = native(kind, tokens(config, 2, 5).astype(np.int32))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from optserve import models
+
 from . import conformance
 
 
@@ -24,3 +28,5 @@ def test_markdown():
     table = conformance.markdown()
     assert table.count("\n") > 40
     assert "| `TFOPTModel` |" in table
+    page = Path(models.__file__).with_name("README.md")
+    assert table in page.read_text(), "models/README.md lacks the table as it is"

@@ -10,7 +10,8 @@ from optserve.runtime import Client, Sampling
 from ..exports import TINY, exported_tiny
 
 PROMPTS = [[2, 713, 16, 90], [2, 5], [2, 88, 1000]]
-OPTIONS = {"temperature": 0.9, "top_k": 50, "top_p": 0.95, "repetition_penalty": 1.1}
+OPTIONS = {"temperature": 0.9, "top_k": 50, "top_p": 0.95, "min_p": 0.01}
+OPTIONS |= {"repetition_penalty": 1.1}
 
 
 @pytest.mark.parametrize("cls", [TFOPTForCausalLM, FlaxOPTForCausalLM])

@@ -15,7 +15,6 @@ from optserve.models.checkpoints import (
     save_weights,
 )
 
-from ..kinds import KINDS, small_config, tokens
 from .hub_server import COMMIT, HubServer
 
 REPOSITORY = "somebody/opt-tiny"
@@ -189,26 +188,6 @@ def test_a_configuration_is_uploaded_and_the_commit_told(hub):
     assert url == f"{hub.url}/somebody/new/commit/{COMMIT}"
     assert b'"num_hidden_layers": 3' in hub.uploaded["somebody/new"]["config.json"]
     assert {token for method, _, token in hub.requests if method == "POST"} == {"hf_t"}
-
-
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_a_model_is_uploaded_and_read_back(kind, hub, tmp_path):
-    """Both ways that Transformers documents; ``use_auth_token`` is an older name."""
-    config = small_config()
-    model = kind.cls(config)
-    model.push_to_hub("somebody/new", use_auth_token="hf_t", use_temp_dir=True)
-    model.save_pretrained(
-        tmp_path / "out", push_to_hub=True, repo_id="somebody/same", token="hf_t"
-    )
-    assert {token for method, _, token in hub.requests if method == "POST"} == {"hf_t"}
-    files = hub.uploaded["somebody/new"]
-    for name, content in hub.uploaded["somebody/same"].items():
-        assert files[name] == content == (tmp_path / "out" / name).read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(files["model.safetensors"])
-    (tmp_path / "config.json").write_bytes(files["config.json"])
-    again = kind.cls.from_pretrained(tmp_path)
-    ids = tokens(config, 1, 3)
-    assert (kind.value(again, ids) == kind.value(model, ids)).all()
 
 
 def test_an_upload_that_fails_is_one_clear_error(hub, tmp_path):
