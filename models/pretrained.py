@@ -16,7 +16,7 @@ from .generation.config import FILE as GENERATION_FILE
 from .generation.config import GenerationConfig
 from .weights import Shape, check_weights, weight_shapes
 
-_NEEDLESS = (
+NEEDLESS = (
     *("from_pt", "from_tf", "from_flax", "use_safetensors", "framework"),
     *("resume_download", "trust_remote_code", "low_cpu_mem_usage", "_fast_init"),
     *("proxies", "mirror", "_commit_hash", "_from_auto", "_from_pipeline"),
@@ -60,7 +60,7 @@ class Pretrained:
         :class:`.checkpoints.CheckpointError` for files that cannot be read,
         :class:`.weights.WeightsError` for weights that do not fit.
         """
-        for name in _NEEDLESS:
+        for name in NEEDLESS:
             options.pop(name, None)
         if (token := options.pop("use_auth_token", None)) is not None:
             options.setdefault("token", token)  # its older name
