@@ -39,6 +39,9 @@ def test_forks_never_disturb_each_other(steps):
     for cache, expected in caches:
         assert len(cache) == len(expected)
         assert content(cache) == expected
+        half = len(expected) // 2
+        copied = cache.rows(half, len(expected))[:, 0, 0, 0, 0]
+        assert copied.tolist() == expected[half:]
 
 
 def test_forks_share_the_prompt():
