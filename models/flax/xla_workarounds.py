@@ -48,7 +48,8 @@ def matmul_transposed(x, matrix):
         return _one_row(x, matrix)
     few = len(x) <= _FEW_ROWS
     row_bytes = matrix.shape[1] * (matrix.dtype.itemsize if few else 4)
-    size = min(max(1, _BLOCK_BYTES // row_bytes), len(matrix))
+    blocks = -(-len(matrix) * row_bytes // _BLOCK_BYTES)
+    size = -(-len(matrix) // blocks)  # alike, or the last two would overlap by much
     return _by_blocks(x, matrix, size, _row_by_row if few else _product)
 
 
