@@ -81,6 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors are ours to tell
     try:
+        if sys.stdout is None:  # a descriptor that was closed before we began
+            raise OptserveError(
+                "standard output is closed: send it to /dev/null if nobody needs it"
+            )
         return _dispatch(arguments)
     except KeyboardInterrupt:
         print("optserve: interrupted", file=sys.stderr)

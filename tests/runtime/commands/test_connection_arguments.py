@@ -139,3 +139,9 @@ def test_a_usage_error_is_one_sentence(capsys, arguments):
     assert cli.main(["generate", *arguments.split()]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "see optserve generate --help" in err
+
+
+def test_a_standard_output_that_is_closed_is_told(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout", None)
+    assert cli.main(["describe", "--target", "127.0.0.1:1"]) == 1
+    assert capsys.readouterr().err.startswith("optserve: standard output is closed")
