@@ -136,6 +136,8 @@ class Operations:
     ) -> None:
         if not model:
             raise InvalidRequest("the model has no name: give the served model's name")
+        if any("\ud800" <= letter <= "\udfff" for letter in model):
+            raise InvalidRequest(f"the model's name {model!a} is not text")
         checked_label(label)
         if not callable(connection.metadata):
             check_secrecy(connection.metadata, targets, connection)

@@ -169,6 +169,11 @@ def _missing(details: str, target: str, model: ModelSpec) -> OptserveError:
 
 
 def _refused(code: str, details: str, target: str, model: ModelSpec) -> OptserveError:
+    if "Failed to create channel to" in details:
+        return InvalidRequest(
+            f"{target} is not a server's address: write HOST:PORT, unix:PATH (at most "
+            "107 bytes) or dns:///NAME:PORT"
+        )
     if _METADATA_TOO_LARGE.search(details):
         return InvalidRequest(
             f"the call metadata is larger than {target} takes ({details}): send less"

@@ -185,3 +185,15 @@ def test_metadata_that_no_server_takes_is_told(server, connect):
         InvalidRequest, match=r"call metadata is larger than 127.* less"
     ):
         connect(server.target, metadata=[("x", LONG)]).call(CALL, timeout=10)
+
+
+@pytest.mark.parametrize("target", ["dns:///", "ipv4:999.1.1.1:1", f"unix:{'x' * 200}"])
+def test_addresses_that_grpc_makes_no_channel_of(connect, target):
+    with pytest.raises(InvalidRequest, match="is not a server's address"):
+        connect(target).call(CALL, timeout=10)
+
+
+def test_a_name_that_is_no_text(connect):
+    """As an argument's bytes become that are not UTF-8."""
+    with pytest.raises(InvalidRequest, match=r"name '\\udcff' is not text"):
+        connect("127.0.0.1:1", model="\udcff")
