@@ -56,6 +56,10 @@ class Schedule:
         alone: nobody else opens sessions, so it is known whose slot is taken.
     """
 
+    fewest_slots = 0
+    """Of an explicit cache: as many as a session reads, or a size that can be joined
+    with other callers'."""
+
     def __init__(
         self, call: Call, manifest: Manifest, seed: int, *, alone: bool = True
     ) -> None:
@@ -229,7 +233,8 @@ class Schedule:
         alive = np.array([s.alive for s in sessions])
         cached = np.where(alive, cached, 0).astype(np.int32)
         row_shape = self.manifest.cache_layout.row_shape
-        cache = np.full((len(cached), cached.max(), *row_shape), 7e7, np.float32)
+        size = max(cached.max(), self.fewest_slots)
+        cache = np.full((len(cached), size, *row_shape), 7e7, np.float32)
         for b, session in enumerate(sessions):
             cache[b, : cached[b]] = session.rows[: cached[b]]
         explicit = {**inputs, "cache": cache, "cache_length": cached}
