@@ -108,15 +108,15 @@ class Sampling:
         """It as one row of the graphs' inputs."""
         return SamplingParams(
             seed=self.key()[None],
-            temperature=np.float32([self.temperature]),
-            top_k=np.int32([self.top_k]),
-            top_p=np.float32([self.top_p]),
-            repetition_penalty=np.float32([self.repetition_penalty]),
-            min_p=np.float32([self.min_p]),
-            presence_penalty=np.float32([self.presence_penalty]),
-            frequency_penalty=np.float32([self.frequency_penalty]),
-            min_new_tokens=np.int32([min_new_tokens]),
-            top_logprobs=np.int32([top_logprobs]),
+            temperature=np.array([self.temperature], np.float32),
+            top_k=np.array([self.top_k], np.int32),
+            top_p=np.array([self.top_p], np.float32),
+            repetition_penalty=np.array([self.repetition_penalty], np.float32),
+            min_p=np.array([self.min_p], np.float32),
+            presence_penalty=np.array([self.presence_penalty], np.float32),
+            frequency_penalty=np.array([self.frequency_penalty], np.float32),
+            min_new_tokens=np.array([min_new_tokens], np.int32),
+            top_logprobs=np.array([top_logprobs], np.int32),
         )
 
 
@@ -160,7 +160,7 @@ def modify(
     )
     params = sampling.params(min_new_tokens=1)  # what is forbidden is so now
     with np.errstate(over="ignore"):  # of a large penalty: −inf is right
-        return modify_rows(NUMPY, np.float32(logits)[None], params, marks, 0)[0]
+        return modify_rows(NUMPY, logits[None].astype(np.float32), params, marks, 0)[0]
 
 
 def _row(

@@ -128,7 +128,7 @@ class ExportRunner:
 
     def _check_session(self, plan: Plan, prefixes: Prefixes, case: TestCase) -> None:
         try:
-            inputs = _inputs(plan, prefixes, case)
+            inputs = _inputs(plan, prefixes, case, self._manifest)
             layout = self._manifest.cache_layout
             self.problems.extend(session_problems(case, inputs, layout, self._call))
         except Exception as error:

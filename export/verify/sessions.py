@@ -64,7 +64,7 @@ def session_problems(
         alive.append(outputs["alive"])
     if not np.all(alive):
         yield f"session_{name} {case}: a session is not alive"
-    for key in reply.keys() & explicit.keys():
+    for key in reply.keys() & explicit.keys() - {"top_ids"}:  # of equals any is first
         if not _alike(reply[key], explicit[key]):
             yield f"session_{name} {case}: {key} differs from the explicit cache's"
     for b in range(B):

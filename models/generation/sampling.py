@@ -102,7 +102,7 @@ def keep_min_p(logits: np.ndarray, p: float) -> np.ndarray:
     likeliest; 0 keeps all."""
     if p <= 0:
         return logits
-    threshold = min_p_threshold(NUMPY, logits[None], np.float32([p]))
+    threshold = min_p_threshold(NUMPY, logits[None], np.array([p], np.float32))
     return np.where(logits >= threshold, logits, np.float32(-np.inf))
 
 
