@@ -58,7 +58,7 @@ class Stepper:
         self._ids, self._mask, self._slots = ids, mask, plan.slots
         self._compiled = compiled
         self._lengths = tf.reduce_sum(mask, axis=1)
-        self._kept = {
+        self._kept: dict[str, Any] = {
             "output_hidden_states": plan.with_hidden_states,
             "output_attentions": plan.with_attentions,
         }
