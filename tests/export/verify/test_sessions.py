@@ -106,3 +106,18 @@ def test_cases_are_those_that_fit_the_slots(model):
         assert any(row.past for row in case.rows)
     named = {case.signature for case in plan.cases}
     assert not any(name.startswith("session_") for name in named)
+
+
+def test_an_export_with_sessions_has_no_problems():
+    from optserve.export.verify.runner import ExportRunner
+    from optserve.runtime.model_dir import read_manifest
+
+    from tests.export.exports import exported
+
+    sessions = {"sessions": 3, "session_slots": 40, "generate": (1, 8)}
+    folder = exported("pre_ln", **sessions)
+    manifest = read_manifest(folder)
+    runner = ExportRunner(folder, manifest)
+    runner.run(make_plan(manifest, max_length=24))
+    runner.close()
+    assert runner.problems == []
