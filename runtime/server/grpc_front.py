@@ -97,10 +97,14 @@ class Workers:
         return future
 
     def largest_message(self) -> int:
-        """Bytes of the largest message of those running now or ended since asked."""
+        """Bytes of the largest message of those running now or ended since asked.
+
+        As one, what is held now: a level of memory measured meanwhile is no level to
+        return to.
+        """
         with self._lock:
             largest, self._largest = self._largest, 0
-            return max(largest, self._bytes)
+            return max(largest, self._bytes + self._unread)
 
     def unread(self, size: int) -> None:
         """A reply of so many bytes is on its way; a negative number: it has gone."""

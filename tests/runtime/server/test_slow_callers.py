@@ -214,6 +214,12 @@ def test_bytes_held_are_bounded():
     with pytest.raises(AttributeError):
         workers.submit(lambda data: data.nothing, b"z" * 50).result(10)
     assert workers.largest_message() == 50  # refused, and it took its memory
+    workers.unread(80)
+    assert workers.largest_message() == 80 == workers.largest_message()
+    with pytest.raises(ServingError, match="Exhausted"):
+        workers.submit(method, b"x" * 21)
+    workers.unread(-80)
+    assert workers.largest_message() == 0
     workers.close()
 
 
