@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..contract import Manifest
-from ..memory import on_huge_pages
+from ..memory import on_huge_pages, release_freed_memory
 from ..model_dir import (
     MANIFEST_PATH,
     WARMUP_PATH,
@@ -56,11 +56,13 @@ class VersionLoader:
                     exported=manifest is not None,
                     limits=limits,
                 )
+            release_freed_memory()  # what reading the weights has taken besides
             try:
                 warm_up(servable, folder / WARMUP_PATH, self.run, progress)
             except BaseException:
                 servable.close()
                 raise
+        release_freed_memory()
         return servable
 
 
