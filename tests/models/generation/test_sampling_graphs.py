@@ -179,7 +179,7 @@ GRAPHS = {
 
 
 def check(graph, rows: Sequence[Row]) -> None:
-    found = graph(rows)
+    actual = graph(rows)
     for b, row in enumerate(rows):
         logits = row.logits.astype(np.float32)
         early = row.min_new_tokens > NEW
@@ -194,13 +194,13 @@ def check(graph, rows: Sequence[Row]) -> None:
             )
             ids = likeliest(logits, row.top)
             logprobs = log_softmax(logits)[ids]
-        assert found.token[b] == token, row
-        np.testing.assert_allclose(found.logprob[b], logprob, rtol=1e-5, atol=1e-5)
+        assert actual.token[b] == token, row
+        np.testing.assert_allclose(actual.logprob[b], logprob, rtol=1e-5, atol=1e-5)
         rest = 5 - row.top
-        assert np.asarray(found.top_ids)[b].tolist() == [*ids.tolist(), *[-1] * rest]
+        assert np.asarray(actual.top_ids)[b].tolist() == [*ids.tolist(), *[-1] * rest]
         expected = [*logprobs, *[0.0] * rest]
         np.testing.assert_allclose(
-            found.top_logprobs[b], expected, rtol=1e-5, atol=1e-5
+            actual.top_logprobs[b], expected, rtol=1e-5, atol=1e-5
         )
 
 
