@@ -13,10 +13,9 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def quick_compiler():
-    """Let JAX's XLA optimise little: compiling is most of the conformance tests' time.
+    """Let JAX's XLA optimise little, as ``make test`` does everywhere.
 
-    What XLA makes of the same functions with everything on is compared in the tests of
-    the golden values, of fine-tuning and of the exports.
+    Compiling is most of the conformance tests' time.
     """
     import jax
 

@@ -12,6 +12,7 @@ import pytest
 from optserve.export.errors import ExportError
 from optserve.export.options import ExportOptions
 from optserve.export.verify import compare_exports, verify_export
+from optserve.export.verify.process import verify_in_subprocess
 from optserve.export.verify.report import show
 from optserve.export.verify.weights import StoredWeights
 from optserve.export.weights import packed_weights
@@ -68,6 +69,18 @@ def test_a_right_export_passes(export, checkpoint):
     assert max(o.max_error for o in report.outputs) < 1e-4
     assert report.agreement == 1.0
     assert report.scores
+
+
+def test_a_compiled_export_passes_as_servers_compile_it(
+    checkpoint, tmp_path, monkeypatch
+):
+    """``make test`` leaves out most of XLA's optimisations, this process does not."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    sizes = {"prompt_buckets": [8], "batch_sizes": [2], "generate": [2]}
+    folder = export_to(tmp_path, checkpoint, ExportOptions(framework="jax", **sizes))
+    report = verify_in_subprocess(folder, checkpoint, max_length=12)
+    assert report.ok, (report.files, report.problems)
+    assert len({o.signature for o in report.outputs}) == 6
 
 
 @pytest.mark.parametrize(
