@@ -29,11 +29,13 @@ from .savedmodel.exporter import call_sizes, session_sizes, signature_names
 from .tflite.exporter import chosen_sizes
 from .verify.plan import MOST_CACHE
 
-TOOLS_BYTES = int(0.9 * GIB)
-"""What TensorFlow and JAX take by themselves."""
-GRAPH_BYTES = int(0.032 * GIB)
+TOOLS_BYTES = int(0.6 * GIB)
+"""What TensorFlow takes by itself."""
+JAX_BYTES = int(0.15 * GIB)
+"""What JAX takes besides, where its programs are written."""
+GRAPH_BYTES = int(0.003 * GIB)
 """What a layer takes in the graphs of all signatures, traced or loaded."""
-PROGRAM_BYTES = int(0.03 * GIB)
+PROGRAM_BYTES = int(0.05 * GIB)
 """What a layer takes more where XLA compiles it, for all sizes that are tried."""
 LITERT_BYTES = int(0.1 * GIB)
 """What LiteRT takes by itself."""
@@ -98,16 +100,14 @@ def estimate_savedmodel(config: OPTConfig, options: ExportOptions) -> Estimate:
     sessions = session_sizes(config, options)
     fixed = TOOLS_BYTES + GRAPH_BYTES * config.num_hidden_layers
     # One long sequence's cache and the token table: in files, in graphs, as copies to
-    # compare and multiply. At 1.3b (`make test-full-size`), GiB to write and to verify,
-    # planned in brackets:
-    # float32 5.97 and 7.44 (7.34 and 9.43), int8 2.61 and 5.20 (3.68 and 6.99), int8
-    # that XLA compiles 3.68 and 5.85 (4.44 and 8.48), as a JAX graph 2.75 and 5.69
-    # (4.44 and 7.26), in float32 6.23 and 9.56 (8.10 and 10.92).
+    # compare and multiply. Measured with int8 weights, GiB to write (planned): 125m
+    # 0.82 (1.04), as a JAX graph 1.02 (1.23), 350m 1.05 (1.18), 1.3b 1.96 (2.68); to
+    # verify 125m 1.55 (2.30).
     tried = min(MOST_CACHE, positions * cache_layout(values).row_bytes)
     working = 6 * (tried + largest)
     programs = 0
     if options.compiler == "xla":  # and what is compiled is in the graphs twice
-        fixed += GRAPH_BYTES * config.num_hidden_layers
+        fixed += JAX_BYTES + GRAPH_BYTES * config.num_hidden_layers
         programs = PROGRAM_BYTES * config.num_hidden_layers
     return Estimate(
         parameters=parameter_count(values).total,
