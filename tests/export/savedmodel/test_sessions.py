@@ -18,8 +18,12 @@ SLOTS, POSITIONS = 3, 40
 KINDS = {
     "tf float32": {},
     "tf int8 cache": {"cache": "int8", "weights": "int8"},
-    "tf xla bfloat16 cache": {"compiler": "xla", "cache": "bfloat16"},
-    "jax": {"framework": "jax"},
+    "tf xla bfloat16 cache": {
+        "compiler": "xla",
+        "cache": "bfloat16",
+        "batch_sizes": (3,),
+    },
+    "jax": {"framework": "jax", "batch_sizes": (3,), "prompt_buckets": (16,)},
 }
 
 

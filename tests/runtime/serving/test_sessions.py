@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from optserve.export.verify.cache import unpack
 from optserve.runtime.contract import Manifest
 
 from tests.runtime.session_schedule import Schedule
@@ -13,6 +14,7 @@ from tests.runtime.session_schedule import Schedule
 from .test_serving import call
 
 pytestmark = pytest.mark.serving
+COARSE = {"float32": 1e-3, "bfloat16": 0.05, "int8": 0.1}
 
 
 class Close(Schedule):
@@ -21,12 +23,16 @@ class Close(Schedule):
     fewest_slots = 1  # a batcher does not join nothing and something
 
     def equal(self, actual, expected) -> None:
-        """Integers to the bit; packed numbers cannot be compared so."""
-        expected = np.asarray(expected)
-        if actual.dtype.kind == "i" or self.manifest.cache_dtype != "float32":
+        """Integers to the bit, cache rows as numbers as coarse as they are stored."""
+        expected = np.broadcast_to(expected, actual.shape)
+        if actual.dtype.kind == "i":
             np.testing.assert_array_equal(actual, expected)
-        else:
-            np.testing.assert_allclose(actual, expected, atol=1e-3)
+            return
+        layout, tolerance = self.manifest.cache_layout, 1e-3
+        if actual.shape[1:] == layout.row_shape:
+            actual, expected = unpack(actual, layout), unpack(expected, layout)
+            tolerance = COARSE[layout.dtype]
+        np.testing.assert_allclose(actual, expected, atol=tolerance)
 
 
 @pytest.fixture(scope="module")
