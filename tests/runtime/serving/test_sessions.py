@@ -23,16 +23,15 @@ class Close(Schedule):
     fewest_slots = 1  # a batcher does not join nothing and something
 
     def equal(self, actual, expected) -> None:
-        """Integers to the bit, cache rows as numbers as coarse as they are stored."""
+        """Integers to the bit, numbers as coarse as the cache is stored."""
         expected = np.broadcast_to(expected, actual.shape)
         if actual.dtype.kind == "i":
             np.testing.assert_array_equal(actual, expected)
             return
-        layout, tolerance = self.manifest.cache_layout, 1e-3
+        layout = self.manifest.cache_layout
         if actual.shape[1:] == layout.row_shape:
             actual, expected = unpack(actual, layout), unpack(expected, layout)
-            tolerance = COARSE[layout.dtype]
-        np.testing.assert_allclose(actual, expected, atol=tolerance)
+        np.testing.assert_allclose(actual, expected, atol=COARSE[layout.dtype])
 
 
 @pytest.fixture(scope="module")
