@@ -20,8 +20,8 @@ from ..errors import InvalidRequest
 from .base import Call, Reply, Transport
 from .grpc_base import GrpcBase, GrpcKeywords
 from .grpc_channel import open_channel, outcome_of, reply_limit
-from .operations import Operation, Pause, TargetStatus
 from .status_mapping import Outcome
+from .steps import Operation, Pause, TargetStatus
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

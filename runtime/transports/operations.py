@@ -13,16 +13,15 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from ..codec import (
     MalformedMessage,
     ModelMetadata,
     ModelSpec,
     PredictResponse,
-    VersionStatus,
     decode_metadata_response,
     decode_predict_response,
     decode_status_response,
@@ -51,8 +50,7 @@ from .status_mapping import (
     connect_failure,
     one_line,
 )
-
-T = TypeVar("T")
+from .steps import Attempt, Operation, Pause, TargetStatus
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 GET_METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
@@ -62,42 +60,6 @@ _CONTROL_LIMIT = 4 << 20  # bytes of a reply that carries no tensors
 _READY_PAUSE = 0.2  # seconds between questions whether the model is there
 _STATUS_TIMEOUT = 5.0
 _CLOCKS_APART = 0.005  # seconds between gRPC's clock and ours
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """Call ``method`` of replica ``target`` (an index) and give back its Outcome."""
-
-    target: int
-    method: str
-    payload: bytes
-    timeout: float | None
-    most_bytes: int
-    """Bytes of the largest right reply; a longer one need not be received."""
-
-
-@dataclass(frozen=True)
-class Pause:
-    """Wait, unless the transport is closed meanwhile."""
-
-    seconds: float
-
-
-@dataclass(frozen=True)
-class TargetStatus:
-    """What one server says of the model: its versions, or why it says nothing."""
-
-    target: str
-    versions: tuple[VersionStatus, ...] = ()
-    error: str = ""
-
-    @property
-    def available(self) -> bool:
-        """Whether a version is ready to answer."""
-        return any(version.state == "AVAILABLE" for version in self.versions)
-
-
-Operation = Generator[Attempt | Pause, Any, T]
 
 
 @dataclass(frozen=True)

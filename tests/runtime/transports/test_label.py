@@ -12,7 +12,8 @@ from optserve.runtime.cli import main
 from optserve.runtime.codec import decode_predict_request, decode_status_response
 from optserve.runtime.transports.base import Call
 from optserve.runtime.transports.connection import Connection
-from optserve.runtime.transports.operations import Attempt, Operations
+from optserve.runtime.transports.operations import Operations
+from optserve.runtime.transports.steps import Attempt
 
 PROMPT = [2, 9, 40, 17]
 OPTIONS = {"max_new_tokens": 12, "stop_token_ids": []}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from optserve.runtime.errors import Unavailable
 from optserve.runtime.transports.connection import Connection
-from optserve.runtime.transports.operations import Attempt, Operations, Pause
+from optserve.runtime.transports.operations import Operations
 from optserve.runtime.transports.status_mapping import Outcome
+from optserve.runtime.transports.steps import Attempt, Pause
 
 REFUSED = Outcome("NOT_FOUND", "no such model")
 CUT_SHORT = Outcome("DEADLINE_EXCEEDED", "Deadline Exceeded")

@@ -17,9 +17,10 @@ from optserve.runtime.errors import (
 )
 from optserve.runtime.transports.base import Call
 from optserve.runtime.transports.connection import Connection, Ejection, Retry
-from optserve.runtime.transports.operations import Attempt, Operations, Pause
+from optserve.runtime.transports.operations import Operations
 from optserve.runtime.transports.replicas import Replicas
 from optserve.runtime.transports.status_mapping import Outcome
+from optserve.runtime.transports.steps import Attempt, Pause
 
 CALL = Call("decode", {"x": np.ones((1, 2), np.float32)})
 PINNED = Call("decode", {"x": np.ones((1, 2), np.float32)}, version=1)
