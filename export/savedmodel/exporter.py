@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,10 @@ from .buckets import Sizes, chosen_sizes
 from .compiled import compile_for_this_processor
 from .reproducible import settle_fingerprint, without_locations
 from .warmup import write_warmup
+
+if TYPE_CHECKING:  # these import TensorFlow
+    from .backends import Backend
+    from .signatures import Signatures
 
 _MOST_FULL_ROWS = 32
 """Rows of a call that may have all positions; of shorter ones there may be more.
@@ -58,41 +62,39 @@ def write_savedmodel(
         ExportError: options that the model excludes.
     """
     source = Checkpoint.open(checkpoint)
-    layout = _cache_layout(source.config, options.cache)
-    sizes = call_sizes(source.config, options)
+    config, layout = source.config, _cache_layout(source.config, options.cache)
+    sizes = call_sizes(config, options)
     progress(f"reading the checkpoint, packing its weights as {options.weights}")
-    with ThreadPoolExecutor(1) as aside:
-        digest = aside.submit(weights_digest, source.config, source.weights)
-        packed = {
-            name: _variable(name, array)
-            for name, array in packed_weights(
-                source.config, source.weights, options.weights
-            )
-        }
+    weights, digest = _variables(source, options.weights)
     manifest = source.manifest(
         options,
         signature_names(options),
-        digest.result(),
+        digest,
         generate=list(options.generate),
         batch_sizes=list(sizes.rows),
         max_tokens_per_call=max([_MOST_FULL_ROWS, *sizes.rows])
-        * source.config.max_position_embeddings,
+        * config.max_position_embeddings,
         compiled_prompts=list(sizes.prompt),
-        sessions=session_sizes(source.config, options),
+        sessions=session_sizes(config, options),
     )
     texts = {} if source.tokenizer is None else {"tokenizer": source.tokenizer}
     texts["describe"] = manifest.to_json()
-    _write(
-        folder,
-        source.config,
-        packed,
+    backend = _backend(config, weights, layout, options, sizes)
+    from .signatures import Signatures
+
+    module = Signatures(
+        config,
+        backend,
+        weights,
         layout,
-        manifest,
         texts,
-        sizes,
-        options.portable,
-        progress,
+        manifest.generate,
+        most_tokens=manifest.max_tokens_per_call,
+        slots=_session_slots(manifest),
     )
+    _save(folder, module, options.framework, progress)
+    write_warmup(folder, manifest, backend.compiled, backend.compiled_loop)
+    settle_fingerprint(folder)
     progress("writing the manifest")
     write_manifest(folder, manifest)
     if options.compile_for_this_processor:
@@ -135,54 +137,45 @@ def call_sizes(config: OPTConfig, options: ExportOptions) -> Sizes:
     )
 
 
-def _write(
-    folder: Path,
+def _variables(source: Checkpoint, dtype: str) -> tuple[dict[str, Any], str]:
+    """The weights as variables by their names in the export, and their digest."""
+    with ThreadPoolExecutor(1) as beside:
+        digest = beside.submit(weights_digest, source.config, source.weights)
+        variables = {
+            name: _variable(name, array)
+            for name, array in packed_weights(source.config, source.weights, dtype)
+        }
+        return variables, digest.result()
+
+
+def _backend(
     config: OPTConfig,
-    stored: Mapping[str, Any],
+    weights: Mapping[str, Any],
     layout: CacheLayout,
-    manifest: Manifest,
-    texts: Mapping[str, str],
+    options: ExportOptions,
     sizes: Sizes,
-    portable: bool,
-    progress: Progress,
-) -> None:
-    import tensorflow as tf
-
-    from .signatures import Signatures
-
-    tokens = max(manifest.generate, default=1)
-    if manifest.framework == "jax":
+) -> Backend:
+    tokens = max(options.generate, default=1)
+    if options.framework == "jax":
         from .backend_jax import JaxBackend
 
-        backend = JaxBackend(config, stored, layout, tokens=tokens, sizes=sizes)
-    else:
-        from .backend_tf import TFBackend
+        return JaxBackend(config, weights, layout, tokens=tokens, sizes=sizes)
+    from .backend_tf import TFBackend
 
-        backend = TFBackend(
-            config, stored, layout, tokens=tokens, sizes=sizes, portable=portable
-        )
-    module = Signatures(
-        config,
-        backend,
-        stored,
-        layout,
-        texts,
-        manifest.generate,
-        most_tokens=manifest.max_tokens_per_call,
-        slots=_session_slots(manifest),
+    return TFBackend(
+        config, weights, layout, tokens=tokens, sizes=sizes, portable=options.portable
     )
+
+
+def _save(folder: Path, module: Signatures, framework: str, progress: Progress) -> None:
+    import tensorflow as tf
+
     progress("tracing the signatures")
-    with without_locations() if manifest.framework == "jax" else nullcontext():
+    with without_locations() if framework == "jax" else nullcontext():
         concrete = module.concrete()
     progress("writing the SavedModel")
-    tf.saved_model.save(
-        module,
-        str(folder),
-        concrete,
-        tf.saved_model.SaveOptions(save_debug_info=False),
-    )
-    write_warmup(folder, manifest, backend.compiled, backend.compiled_loop)
-    settle_fingerprint(folder)
+    options = tf.saved_model.SaveOptions(save_debug_info=False)
+    tf.saved_model.save(module, str(folder), concrete, options)
 
 
 def _session_slots(manifest: Manifest) -> Any:
