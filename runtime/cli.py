@@ -61,6 +61,7 @@ COMMANDS = {
 }
 
 _GATEWAY_PACKAGES = ("jinja2", "prometheus_client", "pydantic", "starlette", "uvicorn")
+_STDOUT = 1  # its file descriptor
 _log = logging.getLogger("optserve.cli")
 _SUMMARY = "OPT language models as served graphs: export, serve, generate."
 
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("optserve: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
         return 141
     except Exception as error:
         if os.environ.get("OPTSERVE_TRACEBACK"):

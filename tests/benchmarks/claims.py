@@ -53,7 +53,7 @@ def by_both_compilers(name: str, function: Any, *inputs: np.ndarray) -> Sides:
 
     held, tensors = (
         [jax.device_put(x) for x in inputs],
-        [tf.Variable(x) for x in inputs],
+        [tf.Variable(tf.constant(x)) for x in inputs],
     )
     by_jax = jax.jit(function)
     exported = jax2tf.convert(function)
@@ -86,7 +86,7 @@ def tf_norm() -> Sides:
     from optserve.export.savedmodel.matmul_tf import Norm
     from optserve.models.tf.model import layer_norm
 
-    weight, bias = tf.Variable(numbers(768)), tf.Variable(numbers(768))
+    weight, bias = (tf.Variable(tf.constant(numbers(768))) for _ in range(2))
     x = tf.constant(numbers(1, 768))
 
     def many(norm: Callable[[Any], Any]) -> Callable[[], Any]:
@@ -107,7 +107,7 @@ def int8_rows() -> Sides:
     import tensorflow as tf
     from optserve.export.savedmodel import int8_matmul
 
-    values = tf.Variable(numbers(50272, 768).astype(np.int8))
+    values = tf.Variable(tf.constant(numbers(50272, 768).astype(np.int8)))
     wide = tf.Variable(tf.cast(values, tf.float32))
     half = tf.Variable(tf.cast(values, tf.bfloat16))
     x = tf.constant(numbers(8, 768))
@@ -126,7 +126,7 @@ def packed_rows() -> Sides:
     """15 and 16 rows times one matrix (``export/verify/plan.py``)."""
     import tensorflow as tf
 
-    matrix = tf.Variable(numbers(8192, 2048))
+    matrix = tf.Variable(tf.constant(numbers(8192, 2048)))
     rows = {n: tf.constant(numbers(n, 2048)) for n in (15, 16)}
     product = tf.function(lambda x: tf.matmul(x, matrix, transpose_b=True))
     return {f"{n} rows": lambda x=x: product(x).numpy() for n, x in rows.items()}
