@@ -176,7 +176,7 @@ def test_a_storm_of_small_requests_takes_no_memory(caller):
     storm = [
         small(caller, "prefill", [0, 500_000_000], input_length=np.zeros(0, np.int32)),
         small(caller, "prefill", [1, 500_000_000], input_length=np.int32([1])),
-        small(caller, "score", [1, 6000], input_length=np.int32([6000])),
+        small(caller, "embed", [1, 6000], input_length=np.int32([6000])),
         small(caller, "describe", [100_000], row=np.int32([0])),
     ]
     caller.predict("describe", row=np.int32([0]))
