@@ -86,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise OptserveError(
                 "standard output is closed: send it to /dev/null if nobody needs it"
             )
+        if any("\0" in argument for argument in arguments):  # no shell lets one through
+            raise _UsageError("an argument holds a NUL character: leave it out")
         return _dispatch(arguments)
     except KeyboardInterrupt:
         print("optserve: interrupted", file=sys.stderr)
