@@ -97,7 +97,6 @@ class _Gateway:
         self._runner = Runner(
             admission, self._metrics, seconds=settings.request_seconds
         )
-        self._draining = False
 
     def app(self) -> Starlette:
         """The application."""
@@ -148,7 +147,6 @@ class _Gateway:
         try:
             yield
         finally:
-            self._draining = True
             connecting.cancel()
             await asyncio.gather(connecting, return_exceptions=True)
             await self._models.close()
@@ -245,8 +243,9 @@ class _Gateway:
         return Json({"status": "ok"})
 
     async def _ready(self, _request: Request) -> Response:
-        if self._draining or not await self._models.ready():
-            raise ApiError(503, "not every model can be reached", kind="server_error")
+        if not await self._models.ready():
+            message = "not every model has been reached yet"
+            raise ApiError(503, message, kind="server_error")
         return Json({"status": "ready"})
 
     async def _version(self, _request: Request) -> Response:

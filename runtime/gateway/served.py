@@ -118,7 +118,7 @@ class Models:
                 _log.info("model %s is ready after %.1f s", name, seconds)
 
     async def ready(self) -> bool:
-        """Whether every model can be reached now."""
+        """Whether every model has been reached; one that went away since counts."""
         try:
             for name in self.names:
                 await asyncio.wait_for(self.get(name), _READY_SECONDS)

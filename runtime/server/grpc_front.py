@@ -99,7 +99,7 @@ class Workers:
     def largest_message(self) -> int:
         """Bytes of the largest message of those running now or ended since asked.
 
-        As one, what is held now: a level of memory measured meanwhile is no level to
+        As one, what is held now: no level of memory measured meanwhile is one to
         return to.
         """
         with self._lock:

@@ -469,7 +469,8 @@ def test_what_fails_midway_gives_its_slots_back():
                 with suppress(DeadlineExceeded):
                     client.generate(PROMPTS[:3], max_new_tokens=3, **mode)
             servers.servers[0].before = None
-            client.generate(PROMPTS[:3], max_new_tokens=3, timeout=20, **mode)
+            after = client.generate(PROMPTS[:3], max_new_tokens=3, timeout=20, **mode)
+            assert same(after, explicit(PROMPTS[:3], max_new_tokens=3, **mode))
 
 
 @pytest.mark.parametrize(
