@@ -21,7 +21,7 @@ from ..generation.beam_search import BeamStyle
 from ..generation.call import Defaults, merged, rounded, row_seeds, search, seed_words
 from ..generation.config import GenerationConfig
 from ..generation.plan import Numbers, Plan
-from ..generation.search import Fed, Found, Prompt
+from ..generation.search import Prompt, SearchResult, StepOutput
 from ..outputs import FlaxBeamSearchOutput, FlaxGreedySearchOutput, FlaxSampleOutput
 from . import model as opt
 from . import sampling
@@ -44,7 +44,7 @@ class Stepper:
         self._ids, self._mask, self._slots = ids, mask, slots
         self._lengths = jnp.sum(mask, axis=1)
 
-    def prefill(self, rows: int) -> Fed:
+    def prefill(self, rows: int) -> StepOutput:
         """Feed the prompts."""
 
         def store(_, k, v):
@@ -54,9 +54,9 @@ class Stepper:
         done = opt.base_model(
             self._config, self._params, self._ids, self._mask, store=store
         )
-        return jax.tree.map(lambda x: ARRAYS.repeat(x, rows), self._fed(done))
+        return jax.tree.map(lambda x: ARRAYS.repeat(x, rows), self._output(done))
 
-    def step(self, token, new, cache) -> Fed:
+    def step(self, token, new, cache) -> StepOutput:
         """Feed the ``new``-th new token of each row."""
         config, S = self._config, self._ids.shape[1]
         last = config.max_position_embeddings - 1
@@ -69,7 +69,7 @@ class Stepper:
         mask = jnp.concatenate([seen, now], axis=1)[:, None, None, :]
         store = partial(update, S + new)
         done = opt.decoder(config, self._params, hidden, mask, past=cache, store=store)
-        return self._fed(done)
+        return self._output(done)
 
     def draw(self, logits, numbers: Numbers, new):
         """A token of each row."""
@@ -87,10 +87,12 @@ class Stepper:
         at = self._each(seed, self._lengths) + new
         return sampling.gumbel(seed, at, size)
 
-    def _fed(self, done) -> Fed:
+    def _output(self, done) -> StepOutput:
         last = done.last_hidden_state[:, -1]
         logits = opt.lm_logits(self._config, self._params, last)
-        return Fed(logits.astype(jnp.float32), done.last_hidden_state, done.cache)
+        return StepOutput(
+            logits.astype(jnp.float32), done.last_hidden_state, done.cache
+        )
 
     def _each(self, rows, x):
         """``x`` [B,…], repeated to as many rows as ``rows`` has."""
@@ -172,7 +174,7 @@ class Generation:
             custom=tuple(logits_processor or ()),
         )
         left = [(0, 0), (padding, 0)]
-        result: Found = (_program if trace else _search)(
+        result: SearchResult = (_program if trace else _search)(
             self.module,
             plan,
             plain(self.params if params is None else params),
@@ -215,7 +217,7 @@ def _dtype(x: Any) -> Any:
     return np.float32 if isinstance(x, float) else np.int32
 
 
-def _result(plan: Plan, ids, result: Found, limit: int):
+def _result(plan: Plan, ids, result: SearchResult, limit: int):
     """What ``generate`` returns."""
     copies = result.tokens.shape[0] // ids.shape[0]
     prompts = ARRAYS.repeat(ids, copies)

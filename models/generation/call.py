@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -11,10 +11,12 @@ import numpy as np
 
 from ..config import OPTConfig
 from .arrays import Arrays
-from .beam_search import BeamStyle, beam_search
+from .beam_search import BeamSearch, BeamStyle
 from .config import GenerationConfig
+from .contrastive_search import ContrastiveSearch
 from .plan import NEEDLESS, NOT_FOLLOWED, Numbers, Plan
-from .search import Found, Model, Prompt, choose_rows, contrastive_search
+from .row_search import RowSearch
+from .search import Model, Prompt, SearchResult
 
 IGNORED = ("token_type_ids", "position_ids", "tokenizer", "use_model_defaults")
 """Arguments that tokenizers and pipelines give and that change nothing."""
@@ -128,11 +130,9 @@ def search(
     numbers: Numbers,
     prompt: Prompt,
     style: BeamStyle,
-) -> Found:
+) -> SearchResult:
     """Run the search that the plan is for."""
     if plan.mode.startswith("beam"):
-        return beam_search(xp, model, plan, numbers, prompt, style)
-    run: Callable[..., Found] = (
-        contrastive_search if plan.mode == "contrastive" else choose_rows
-    )
-    return run(xp, model, plan, numbers, prompt)
+        return BeamSearch(xp, model, plan, numbers, prompt, style).run()
+    kind = ContrastiveSearch if plan.mode == "contrastive" else RowSearch
+    return kind(xp, model, plan, numbers, prompt).run()

@@ -20,7 +20,7 @@ from ..generation.beam_search import BeamStyle
 from ..generation.call import Defaults, merged, rounded, row_seeds, search, seed_words
 from ..generation.config import GenerationConfig
 from ..generation.plan import Numbers, Plan
-from ..generation.search import Fed, Found, Prompt, States
+from ..generation.search import Prompt, SearchResult, States, StepOutput
 from ..outputs import (
     TFBeamSampleDecoderOnlyOutput,
     TFBeamSearchDecoderOnlyOutput,
@@ -63,7 +63,7 @@ class Stepper:
             "output_attentions": plan.with_attentions,
         }
 
-    def prefill(self, rows: int) -> Fed:
+    def prefill(self, rows: int) -> StepOutput:
         """Feed the prompts."""
 
         def store(_, k, v):
@@ -73,9 +73,11 @@ class Stepper:
         done = opt.base_model(
             self._config, self._params, self._ids, self._mask, store=store, **self._kept
         )
-        return tf.nest.map_structure(lambda x: ARRAYS.repeat(x, rows), self._fed(done))
+        return tf.nest.map_structure(
+            lambda x: ARRAYS.repeat(x, rows), self._output(done)
+        )
 
-    def step(self, token, new, cache) -> Fed:
+    def step(self, token, new, cache) -> StepOutput:
         """Feed the ``new``-th new token of each row."""
         config, S = self._config, opt.shape(self._ids)[1]
         at = tf.minimum(self._each(token, self._lengths) + new, _last(config))
@@ -93,7 +95,7 @@ class Stepper:
             return k, v, (k, v)
 
         options = {"past": cache, "store": store, **self._kept}
-        return self._fed(opt.decoder(config, self._params, hidden, mask, **options))
+        return self._output(opt.decoder(config, self._params, hidden, mask, **options))
 
     def draw(self, logits, numbers: Numbers, new):
         """A token of each row."""
@@ -111,11 +113,11 @@ class Stepper:
         at = self._each(seed, self._lengths) + new
         return sampling.gumbel(seed, at, size)
 
-    def _fed(self, done) -> Fed:
+    def _output(self, done) -> StepOutput:
         last = done.last_hidden_state[:, -1]
         logits = opt.lm_logits(self._config, self._params, last)
         states = States(done.hidden_states or (), done.attentions or ())
-        return Fed(
+        return StepOutput(
             tf.cast(logits, tf.float32), done.last_hidden_state, done.cache, states
         )
 
@@ -252,7 +254,7 @@ class Generation:
             ).get_concrete_function(*given)
         return programs[key](*given)
 
-    def _trace(self, config, ids, mask, processors, seed) -> Found:
+    def _trace(self, config, ids, mask, processors, seed) -> SearchResult:
         """Inside a ``tf.function``: at the length that was asked for."""
         B, S = opt.shape(ids)
         if isinstance(S, int):
@@ -291,13 +293,15 @@ class Generation:
         seeds = tf.tile(tf.convert_to_tensor(seeds), [B, 1])
         return numbers._replace(sampling=sampling._replace(seed=seeds))
 
-    def _search(self, plan: Plan, ids, mask, padding, numbers, *, compiled) -> Found:
+    def _search(
+        self, plan: Plan, ids, mask, padding, numbers, *, compiled
+    ) -> SearchResult:
         stepper = Stepper(self.config, self.params(), ids, mask, plan, compiled)
         prompt = Prompt(tf.where(mask > 0, ids, -1), padding)
         return search(ARRAYS, stepper, plan, numbers, prompt, STYLE)
 
 
-def _result(config: GenerationConfig, ids, result: Found, steps: int | None):
+def _result(config: GenerationConfig, ids, result: SearchResult, steps: int | None):
     """What ``generate`` returns: the rows, or an output with more.
 
     ``steps`` is how many new tokens are shown; None in a graph: all there is room for.
@@ -320,14 +324,14 @@ def _result(config: GenerationConfig, ids, result: Found, steps: int | None):
     return OUTPUTS[plans.mode(config)](sequences=sequences, **more)
 
 
-def _hidden_states(result: Found, S: int, steps: int):
+def _hidden_states(result: SearchResult, S: int, steps: int):
     """For each new token those of what was fed for it: L+1 of (rows, fed, E)."""
     first = tuple(x[:, -S:] for x in result.prompt_states.hidden_states)
     rest = (tuple(x[i] for x in result.states.hidden_states) for i in range(steps - 1))
     return (first, *rest) if first else None
 
 
-def _attentions(result: Found, S: int, steps: int):
+def _attentions(result: SearchResult, S: int, steps: int):
     """For each new token L of (rows, H, fed, length); without our own padding."""
     if not result.prompt_states.attentions:
         return None
