@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from ...models.config import OPTConfig
 from ...models.generation.sampling import TOP_LOGPROBS, SamplingParams
-from ...models.tf.sampling import likeliest, nothing_reported
+from ...models.tf.sampling import likeliest
 from ...runtime.contract import CacheLayout, generate_name, signature
 from .backends import Backend
 from .marks import MarkMaker
@@ -197,19 +197,14 @@ class Signatures(tf.Module):
         hidden = tf.gather(hidden, last, axis=1, batch_dims=1)
         return {"logits": self._backend.logits(hidden), "new_cache": new_cache}
 
-    def _score(self, input_ids, input_length, cache, cache_length, top_logprobs):
+    def _score(self, input_ids, input_length, cache, cache_length):
         hidden, new_cache = self._backend.extend(input_ids, cache, cache_length)
         logits, logprobs = self._backend.scores(input_ids, hidden)
-        top = tf.cond(
-            tf.reduce_any(top_logprobs > 0),
-            lambda: _likeliest(logits, top_logprobs),
-            lambda: nothing_reported(tf.size(input_ids)),
-        )
-        shape = tf.concat([tf.shape(input_ids), [TOP_LOGPROBS]], 0)
+        top_ids, top_logprobs = _likeliest(logits)
         return {
             "logprobs": _given_before(logprobs, 0.0),
-            "top_ids": _given_before(tf.reshape(top[0], shape), -1),
-            "top_logprobs": _given_before(tf.reshape(top[1], shape), 0.0),
+            "top_ids": _given_before(top_ids, -1),
+            "top_logprobs": _given_before(top_logprobs, 0.0),
             "new_cache": new_cache,
         }
 
@@ -255,12 +250,17 @@ class Signatures(tf.Module):
         return tf.zeros([B, 0, *self._layout.row_shape]), tf.zeros([B], tf.int32)
 
 
-def _likeliest(logits, asked):
-    """Ids and log-probabilities [B·S,5] of the likeliest tokens of ``logits`` [B,S,V],
-    as many of each row as ``asked`` [B]."""
-    S, V = tf.shape(logits)[1], logits.shape[-1]
-    logits = tf.reshape(logits, [-1, V])
-    return likeliest(logits, tf.reduce_logsumexp(logits, 1), tf.repeat(asked, S))
+def _likeliest(logits):
+    """Ids and log-probabilities [B,S,5] of the likeliest tokens of ``logits`` [B,S,V].
+
+    Nobody else uses what they are computed from, so a server leaves it out where they
+    aren't fetched.
+    """
+    shape = tf.concat([tf.shape(logits)[:2], [TOP_LOGPROBS]], 0)
+    logits = tf.reshape(logits, [-1, logits.shape[-1]])
+    asked = tf.fill(tf.shape(logits)[:1], TOP_LOGPROBS)
+    ids, logprobs = likeliest(logits, tf.reduce_logsumexp(logits, 1), asked)
+    return tf.reshape(ids, shape), tf.reshape(logprobs, shape)
 
 
 def _given_before(x, first):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...runtime.contract import TOP_LOGPROBS, Manifest, signature, tokens_per_call
+from ...runtime.contract import Manifest, signature, tokens_per_call
 from ...runtime.memory import release_freed_memory
 from .answers import Answer, answer_of, brief, check_shapes
 from .plan import TOKEN_SEQUENCES, Plan, TestCase
@@ -174,7 +174,6 @@ def _inputs(
         inputs.update(prefixes.cache(case))
     if tokens_per_call(case.signature):
         inputs.update(greedy_inputs(case))
-    inputs.setdefault("top_logprobs", np.full(len(rows), TOP_LOGPROBS, np.int32))
     version = manifest.contract_version
     spec = signature(case.signature, manifest.cache_layout, version=version)
     return {tensor.name: inputs[tensor.name] for tensor in spec.inputs}

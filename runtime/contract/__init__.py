@@ -22,6 +22,7 @@ from .constants import (
 )
 from .manifest import Manifest
 from .signatures import (
+    EXTRA_OUTPUTS,
     Dim,
     SignatureSpec,
     TensorSpec,
@@ -36,6 +37,7 @@ from .signatures import (
 __all__ = [
     "CACHE_DTYPES",
     "CONTRACT_VERSION",
+    "EXTRA_OUTPUTS",
     "INT32_LIMIT",
     "MANIFEST_LIMIT",
     "MESSAGE_LIMIT",

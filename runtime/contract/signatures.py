@@ -11,10 +11,13 @@ layers are one contiguous row. Slots at or beyond ``cache_length`` are never rea
 Rows are packed from slot 0. Every tensor of every signature has B as axis 0, so a
 server may batch unrelated callers.
 
-``history`` holds what penalties look at besides the tokens made in this call: a new
-token's id, or ``-2 - id`` for one of the prompt's, at which the repetition penalty
-alone looks; -1 is padding. ``top_ids`` and ``top_logprobs`` are -1 and 0 where they
-weren't asked for. ``score`` says nothing of a call's first token, so a text goes in
+``history`` holds the ids that penalties look at besides the tokens made in this call;
+-1 is padding. An id written as ``-2 - id`` is one at which the repetition penalty looks
+and the presence and frequency penalties don't, as a client has it for the prompt's
+tokens.
+
+``top_ids`` and ``top_logprobs`` are -1 and 0 where they weren't asked for. ``score``
+has them for all tokens but a call's first, of which it says nothing: a text goes in
 chunks that overlap by one token.
 
 Signatures called ``session_…`` build on a cache that the server keeps in one of a few
@@ -72,6 +75,11 @@ class SignatureSpec:
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+
+EXTRA_OUTPUTS = {"score": frozenset({"top_ids", "top_logprobs"})}
+"""Outputs of a signature that take computations of their own. The others come by the
+way, so a server may compute these whether they are fetched or not."""
 
 
 def generate_name(tokens_per_call: int) -> str:
@@ -252,7 +260,7 @@ _TABLE: dict[str, tuple[_Tensors, _Tensors]] = {
     "prefill": (_NEW_TOKENS, _NEXT),
     "decode": (_CONTINUED, _NEXT),
     "score": (
-        (*_NEW_TOKENS, *_cache(since=2), _int32("top_logprobs", "B", since=2)),
+        (*_NEW_TOKENS, *_cache(since=2)),
         (
             _float32("logprobs", "B", "S"),
             *_top("S"),

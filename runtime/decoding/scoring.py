@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -123,8 +123,8 @@ def _score_chunks(
     inputs = _fed(model, chunks, size)
     rows = inputs["input_ids"].shape[0]
     inputs |= _caches([text.cache for text in texts], model, rows)
-    inputs["top_logprobs"] = np.full(rows, top, np.int32)
-    call = _call(model, "score", inputs, outputs, chunks, version, model_id)
+    call = _call(model, "score", inputs, outputs, chunks, top=top)
+    call = replace(call, version=version, model_id=model_id)
     reply = yield CallRequest(call, limits.deadline)
     model = yield from answering_model(call, reply, limits.versions, limits.deadline)
     for b, (text, chunk) in enumerate(zip(texts, chunks, strict=True)):
@@ -197,15 +197,14 @@ def _call(
     inputs: dict[str, Tensor],
     outputs: tuple[str, ...],
     rows: Sequence[Sequence[int]],
-    version: int | None = None,
-    model_id: str = "",
+    *,
+    top: int = 0,
 ) -> Call:
     B, S = inputs["input_ids"].shape
     fed = tuple(map(len, rows))
-    asked = inputs.get("top_logprobs") if "top_ids" in outputs else None
-    top = () if asked is None else tuple(np.asarray(asked)[: len(rows)].tolist())
-    expected = ExpectedReply(model, signature, outputs, B, fed, S, top=top)
-    return Call(signature, inputs, outputs, version, model_id, expected)
+    asked = (top,) * len(rows)
+    expected = ExpectedReply(model, signature, outputs, B, fed, S, top=asked)
+    return Call(signature, inputs, outputs, expected=expected)
 
 
 def most_rows(model: ServedModel, size: int, capacity: int, cached: int = 0) -> int:

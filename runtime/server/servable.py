@@ -16,12 +16,15 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, rewriter_config_pb2
 
+from ..contract import EXTRA_OUTPUTS
 from .aligned_buffers import BUFFERS
 from .request_limits import RequestLimits
 from .serving_error import ServingError, from_tensorflow, internal, invalid_argument
 from .settings import SessionOptions
 from .xla_signatures import xla_signatures
 
+_MOST_PROGRAMS = 256
+"""Beyond so many the oldest goes: outputs allow for two to their number of choices."""
 _TYPE_NAMES = {"float32": "float", "float64": "double", "float16": "half"}
 
 
@@ -79,16 +82,17 @@ class Servable:
             path: its folder.
             options: TensorFlow's threads and XLA.
             exported: it is ours. TensorFlow's passes that find nothing in such a graph
-                are left out (:func:`_few_passes`). And all outputs are always fetched:
-                they cost little beside a second program of the same signature, which
-                its first caller would wait for.
+                are left out (:func:`_few_passes`). And outputs that nobody asks for are
+                fetched all the same unless they are ``EXTRA_OUTPUTS``: they cost little
+                beside another program of the same signature, which its first caller
+                would wait for.
             limits: what its requests may be, for ``predict.predict`` to check.
 
         Raises:
             ServingError: it can't be loaded.
         """
         self.limits = limits
-        self._one_program = exported
+        self._exported = exported
         config = config_pb2.ConfigProto(
             intra_op_parallelism_threads=options.intra_op_threads,
             inter_op_parallelism_threads=options.inter_op_threads,
@@ -130,7 +134,7 @@ class Servable:
         """
         if signature.name in self._refused:
             raise internal("XLA compilation disabled")
-        fetched = tuple(signature.outputs) if self._one_program else tuple(outputs)
+        fetched = self._fetched(signature, outputs)
         run = self._callable(signature, fetched)
         try:
             results = run(*(BUFFERS.aligned(inputs[a]) for a in signature.inputs))
@@ -144,6 +148,14 @@ class Servable:
         """Free the model's memory; no ``run`` may be under way."""
         self._callables.clear()
         self._session.close()
+
+    def _fetched(self, signature: Signature, outputs: Sequence[str]) -> tuple[str, ...]:
+        """What to fetch for ``outputs``: each choice is a program of its own."""
+        if not self._exported:
+            return tuple(sorted(outputs))
+        extra = EXTRA_OUTPUTS.get(signature.name, frozenset())
+        left_out = extra if extra.isdisjoint(outputs) else frozenset()
+        return tuple(alias for alias in signature.outputs if alias not in left_out)
 
     def _callable(
         self, signature: Signature, outputs: tuple[str, ...]
@@ -161,6 +173,8 @@ class Servable:
                 if run is None:
                     run = self._session._make_callable_from_options(options)
                     self._callables[key] = run
+                    if len(self._callables) > _MOST_PROGRAMS:
+                        del self._callables[next(iter(self._callables))]
         return run
 
 

@@ -90,7 +90,6 @@ def read(tmp_path_factory):
             input_length=lengths,
             cache=np.zeros((ROWS, 0, *model.row_shape), np.float32),
             cache_length=np.zeros(ROWS, np.int32),
-            top_logprobs=np.zeros(ROWS, np.int32),
         )["logprobs"]
         loss, best = decode(model, ids)
         return Reading(-float(scored[:, 1:].mean()), loss, best, free(model, ids))

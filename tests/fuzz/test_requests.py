@@ -55,7 +55,7 @@ def inputs(row_shape: tuple[int, ...]) -> dict[str, dict[str, np.ndarray]]:
     return {
         "prefill": ids,
         "decode": ids | cache,
-        "score": {**ids, **cache, "top_logprobs": np.array([2], np.int32)},
+        "score": ids | cache,
         "embed": ids,
         "describe": {"row": np.zeros([1], np.int32)},
     }

@@ -253,8 +253,7 @@ class NumpyTransport(Transport):
             if name == "score":
                 for i, row in enumerate(logits[:-1], start=1):
                     out["logprobs"][b, i] = log_softmax(row)[ids[b, i]]
-                    if "top_logprobs" in inputs:
-                        self._report(out, b, i, row, int(inputs["top_logprobs"][b]))
+                    self._report(out, b, i, row, TOP_LOGPROBS)
             if steps:
                 new = self._generate(model, inputs, b, cache, new, logits[-1], out)
             out["new_cache"][b, : len(new)] = new

@@ -90,7 +90,6 @@ def test_scores_equal_the_reference_at_once_and_behind_a_cache(case, framework):
         input_length=int32(*[S] * B),
         cache=none,
         cache_length=int32(0, 0, 0),
-        top_logprobs=int32(5, 5, 5),
     )
     check(whole, 0, S)
     cached = S // 2
@@ -104,7 +103,6 @@ def test_scores_equal_the_reference_at_once_and_behind_a_cache(case, framework):
             np.nan,
         ).astype(np.float32),
         cache_length=int32(*[cached] * B),
-        top_logprobs=int32(5, 5, 5),
     )
     check(rest, cached, S)
     np.testing.assert_allclose(
@@ -113,7 +111,7 @@ def test_scores_equal_the_reference_at_once_and_behind_a_cache(case, framework):
 
 
 @pytest.mark.parametrize("framework", ROUTES)
-def test_likeliest_tokens_that_nobody_asks_for_are_not_computed(framework):
+def test_likeliest_tokens_that_nobody_fetches_are_not_computed(framework):
     """As a server runs the graph: the operations of one call."""
     import tensorflow as tf
     from optserve.runtime.server.servable import Servable
@@ -130,17 +128,19 @@ def test_likeliest_tokens_that_nobody_asks_for_are_not_computed(framework):
     }
     feed = {spec.inputs[name][0]: value for name, value in given.items()}
 
-    def operations(top: int) -> str:
+    def operations(*fetched: str) -> str:
         told = tf.compat.v1.RunMetadata()
         level = tf.compat.v1.RunOptions(trace_level=3)
-        fetches = list(spec.outputs.values())
-        feed[spec.inputs["top_logprobs"][0]] = int32(top)
+        fetches = [spec.outputs[name] for name in fetched]
         servable._session.run(fetches, feed, options=level, run_metadata=told)
         devices = told.step_stats.dev_stats
         return " ".join(n.timeline_label for d in devices for n in d.node_stats)
 
-    assert "TopKV2" in operations(1)
-    assert "TopKV2" not in operations(0)
+    assert "TopKV2" in operations("logprobs", "top_ids")
+    assert "TopKV2" not in operations("logprobs", "new_cache")
+    servable.run(spec, given, ["logprobs"])
+    ((_, fetched),) = servable._callables
+    assert set(fetched) == {"logprobs", "new_cache"}
     servable.close()
 
 

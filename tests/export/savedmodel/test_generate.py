@@ -185,6 +185,24 @@ def test_modifiers_and_likeliest_tokens_equal_numpy(model, prompts):
         assert not reply["top_logprobs"][b, :, TOP[b] :].any()
 
 
+def test_plain_ids_of_history_count_for_each_penalty(model, prompts):
+    """Where the second one that came twice is worth less than the first."""
+    logits = logits_of(model, prompts[0])[-1].astype(np.float64)
+    first, second = np.argsort(-logits)[:2]
+    gap = logits[first] - logits[second]
+    penalties = {  # each by itself is enough for another token, or just not
+        "repetition_penalty": [100, 1, 1, 1, 1],
+        "presence_penalty": [0, gap + 0.01, 0, gap - 0.01, 0],
+        "frequency_penalty": [0, 0, gap / 2 + 0.01, 0, gap / 2 - 0.01],
+    }
+    history = np.tile(int32(-1, first, first), (5, 1))
+    reply = generate(
+        model, 8, prompts[:1] * 5, max_new_tokens=[1] * 5, history=history, **penalties
+    )
+    assert logits[first] > 0
+    assert reply["tokens"][:, 0].tolist() == [second] * 3 + [first] * 2
+
+
 def test_rows_end_by_themselves(model, prompts):
     greedy = expected(CASE)["greedy"]
     stop = int(greedy[2, 1])

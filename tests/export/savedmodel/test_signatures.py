@@ -1,0 +1,169 @@
+"""The table of the contract, typed by hand: each signature is called with these inputs,
+and nothing more, and gives these outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+
+import numpy as np
+import pytest
+from optserve.runtime.codec.predict import ModelSpec, PredictRequest
+from optserve.runtime.model_dir import read_manifest
+
+from tests.export.exports import exported
+
+B, S, C, N, W, K, J = 2, 3, 4, 8, 5, 2, 3
+CHOSEN = {
+    "max_new_tokens": "i4 B",
+    "history": "i4 B W",
+    "stop_ids": "i4 B K",
+    "seed": "i4 B 2",
+    "temperature": "f4 B",
+    "top_k": "i4 B",
+    "top_p": "f4 B",
+    "repetition_penalty": "f4 B",
+    "min_p": "f4 B",
+    "presence_penalty": "f4 B",
+    "frequency_penalty": "f4 B",
+    "min_new_tokens": "i4 B",
+    "bias_ids": "i4 B J",
+    "bias": "f4 B J",
+    "top_logprobs": "i4 B",
+}
+IDS = {"input_ids": "i4 B S", "input_length": "i4 B"}
+CACHE = {"cache": "f4 B C row", "cache_length": "i4 B"}
+SLOT = {"slot": "i4 B", "ticket": "i8 B"}
+ALIVE = {"alive": "i4 B"}
+NEXT = {"logits": "f4 B V", "new_cache": "f4 B S row"}
+TOKENS = {
+    "tokens": "i4 B N",
+    "logprobs": "f4 B N",
+    "count": "i4 B",
+    "top_ids": "i4 B N 5",
+    "top_logprobs": "f4 B N 5",
+}
+TABLE = {
+    "serving_default": (
+        {"input_ids": "i4 B S", "attention_mask": "i4 B S"},
+        {"logits": "f4 B S V"},
+    ),
+    "prefill": (IDS, NEXT),
+    "decode": (IDS | CACHE, NEXT),
+    "generate_8": (IDS | CACHE | CHOSEN, TOKENS | {"new_cache": "f4 B S+N-1 row"}),
+    "score": (
+        IDS | CACHE,
+        {"logprobs": "f4 B S", "top_ids": "i4 B S 5", "top_logprobs": "f4 B S 5"},
+    ),
+    "embed": (IDS, {"last_hidden_state": "f4 B S E", "pooled": "f4 B E"}),
+    "describe": ({"row": "i4 B"}, {"manifest": "O B"}),
+    "session_open": ({"row": "i4 B"}, SLOT),
+    "session_write": (SLOT | CACHE | {"start": "i4 B"}, ALIVE),
+    "session_decode": (
+        IDS | SLOT | {"cache_length": "i4 B"},
+        {"logits": "f4 B V"} | ALIVE,
+    ),
+    "session_generate_8": (
+        IDS | SLOT | {"cache_length": "i4 B"} | CHOSEN,
+        TOKENS | ALIVE,
+    ),
+    "session_read": (
+        SLOT | {"start": "i4 B", "size": "i4 B"},
+        {"cache": "f4 B C row"} | ALIVE,
+    ),
+    "session_copy": (
+        SLOT | {"to_slot": "i4 B", "to_ticket": "i8 B", "cache_length": "i4 B"},
+        ALIVE,
+    ),
+}
+"""Dtypes and shapes; ``row`` is L, 2, H, D. Sessions in an order that works."""
+
+EXTENSIONS = {"score": {"new_cache"}}
+VALUES = {"input_length": 3, "max_new_tokens": 8, "cache_length": 4, "size": 4}
+VALUES |= {"top_p": 1, "repetition_penalty": 1, "attention_mask": 1, "top_logprobs": 5}
+VALUES |= {"history": -1, "stop_ids": -1, "bias_ids": -1}
+
+
+class Caller:
+    """Calls an export as a client of TensorFlow Serving does."""
+
+    def __init__(self, framework: str) -> None:
+        from optserve.runtime.server.servable import Servable
+        from optserve.runtime.server.settings import SessionOptions
+
+        few = {"batch_sizes": (3,), "prompt_buckets": (16,)}
+        options = {"sessions": 3, "session_slots": 40, "generate": (1, 8)}
+        options |= few if framework == "jax" else {}
+        folder = exported("pre_ln", framework=framework, **options)
+        manifest = read_manifest(folder)
+        sizes = {"B": B, "S": S, "C": C, "N": N, "W": W, "K": K, "J": J}
+        self.sizes = {key: (value,) for key, value in sizes.items()}
+        self.sizes |= {"S+N-1": (S + N - 1,), "row": manifest.cache_layout.row_shape}
+        self.sizes |= {"V": (manifest.vocab_size,), "E": (manifest.output_width,)}
+        self.servable = Servable(str(folder), SessionOptions(), exported=True)
+        self.close = self.servable.close
+
+    def __call__(self, name, inputs, outputs=()) -> dict[str, np.ndarray]:
+        from optserve.runtime.server.predict import predict, run_directly
+
+        request = PredictRequest(ModelSpec("", name), inputs, outputs)
+        return predict(self.servable, request, run_directly)[1]
+
+    def tensor(self, text: str) -> tuple[np.dtype, tuple[int, ...]]:
+        """The dtype and shape that the table writes."""
+        dtype, *dims = text.split()
+        return np.dtype(dtype), sum((self.sizes.get(d) or (int(d),) for d in dims), ())
+
+
+@pytest.fixture(scope="module", params=["tf", "jax"])
+def caller(request) -> Iterator[Caller]:
+    with closing(Caller(request.param)) as caller:
+        yield caller
+
+
+def held(caller: Caller) -> dict[str, np.ndarray]:
+    """Two slots with four rows each."""
+    slots = caller("session_open", {"row": np.zeros(B, np.int32)})
+    dtype, shape = caller.tensor("f4 B C row")
+    rows = {"cache": np.zeros(shape, dtype), "start": np.zeros(B, np.int32)}
+    length = {"cache_length": np.full(B, C, np.int32)}
+    assert caller("session_write", slots | rows | length)["alive"].tolist() == [1, 1]
+    return slots
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_each_signature_takes_and_gives_what_the_table_says(caller, name):
+    named_inputs, named_outputs = TABLE[name]
+    inputs = {}
+    for alias, text in named_inputs.items():
+        dtype, shape = caller.tensor(text)
+        inputs[alias] = np.full(shape, VALUES.get(alias, 0), dtype)
+    if "slot" in named_inputs:
+        slots = held(caller)
+        inputs |= slots
+        if "to_slot" in named_inputs:
+            inputs |= {"to_slot": slots["slot"][::-1].copy()}
+            inputs |= {"to_ticket": slots["ticket"][::-1].copy()}
+    every = caller(name, inputs)
+    assert every.keys() - EXTENSIONS.get(name, set()) == named_outputs.keys()
+    fetched = caller(name, inputs, tuple(named_outputs))
+    assert fetched.keys() == named_outputs.keys()
+    for alias, text in named_outputs.items():
+        assert (fetched[alias].dtype, fetched[alias].shape) == caller.tensor(text)
+    if "alive" in fetched:
+        assert fetched["alive"].tolist() == [1, 1]
+    if "tokens" in fetched:
+        assert (fetched["count"] == 8).all() and (fetched["top_ids"] >= 0).all()
+    if name == "score":
+        assert (fetched["top_ids"][:, 1:] >= 0).all()
+        some = caller(name, inputs, ("logprobs",))["logprobs"]
+        np.testing.assert_array_equal(some, fetched["logprobs"])
+
+
+def test_the_manifest_names_the_table(caller):
+    from optserve.runtime.contract import Manifest
+
+    text = caller("describe", {"row": np.zeros(1, np.int32)})["manifest"][0]
+    names = set(Manifest.from_json(text.decode()).signatures)
+    others = {"generate_1", "session_generate_1", "tokenizer"}
+    assert TABLE.keys() <= names <= TABLE.keys() | others
