@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...models.config import OPTConfig
-from ...runtime.contract import CacheLayout, Manifest, generate_name, session_names
+from ...runtime.contract import (
+    EXTRA_OUTPUTS,
+    CacheLayout,
+    Manifest,
+    generate_name,
+    session_names,
+)
 from ..checkpoint import Checkpoint
 from ..errors import ExportError
 from ..options import ExportOptions
@@ -22,6 +28,7 @@ from ..weights import packed_weights, weights_digest
 from .buckets import Sizes, chosen_sizes
 from .compiled import compile_for_this_processor
 from .reproducible import settle_fingerprint, without_locations
+from .separate_outputs import separate_outputs
 from .warmup import write_warmup
 
 if TYPE_CHECKING:  # these import TensorFlow
@@ -94,6 +101,7 @@ def write_savedmodel(
     )
     _save(folder, module, options.framework, progress)
     write_warmup(folder, manifest, backend.compiled, backend.compiled_loop)
+    separate_outputs(folder, tuple(EXTRA_OUTPUTS))
     settle_fingerprint(folder)
     progress("writing the manifest")
     write_manifest(folder, manifest)

@@ -31,6 +31,7 @@ _NOW_AND_THEN = (
     ("prefill", ("new_cache",)),  # of all but the last part of a long prompt
     ("decode", ("new_cache",)),
     ("score", ("logprobs",)),
+    ("score", ("logprobs", "top_ids", "top_logprobs")),
     ("score", ()),
     ("embed", ("last_hidden_state",)),
     ("serving_default", ()),
