@@ -196,7 +196,11 @@ class AsyncClient:
     ) -> list[Score]:
         """``Client.score`` for asyncio."""
         engine = await self.connect()
-        return await self._run("score", engine.score(texts, top_logprobs, timeout))
+        task = engine.score(texts, top_logprobs, timeout)
+        with self._telemetry.operation("score") as operation:
+            scores = await run_async(task, self._connected(), operation.observe)
+            operation.scored(scores)
+        return scores
 
     async def embed(
         self,

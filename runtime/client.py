@@ -195,7 +195,11 @@ class Client:
         begin with is computed once, and long texts chunk by chunk.
         """
         task = self._engine.score(texts, top_logprobs, timeout)
-        return self._run("score", task)
+        self._check_open()
+        with self._telemetry.operation("score") as operation:
+            scores = run(task, self._transport, operation.observe)
+            operation.scored(scores)
+        return scores
 
     def embed(
         self,

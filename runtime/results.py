@@ -180,11 +180,15 @@ class Score:
     ``logprobs`` has one entry for each of ``tokens``; the first, which nothing comes
     before, is NaN. So has ``top_logprobs``, where asked for: the likeliest tokens of
     the distribution that each token was drawn from, none for the first.
+    ``cached_tokens`` of them were known to the client's prefix cache, which had
+    ``cached_bytes`` of rows for them.
     """
 
     tokens: list[int]
     logprobs: list[float]
     top_logprobs: list[TopLogprobs] = field(default_factory=list)
+    cached_tokens: int = 0
+    cached_bytes: int = 0
 
     @property
     def greedy(self) -> list[bool]:

@@ -18,7 +18,7 @@ from .decoding.driver import ObservedCall, drive, drive_async
 from .decoding.sequence import Sequence
 from .decoding.task import Task
 from .errors import InvalidRequest
-from .results import Chunk, Generation
+from .results import Chunk, Generation, Score
 from .transports.base import AsyncTransport, Call, Reply, Transport
 
 _log = logging.getLogger("optserve.client")
@@ -60,6 +60,9 @@ class Operation:
                 result.finish_reason,
                 result.model_version,
             )
+
+    def scored(self, scores: Iterable[Score]) -> None:
+        """Note what the prefix cache knew of texts."""
 
     @contextmanager
     def observe(self, call: Call) -> Iterator[ObservedCall]:
@@ -152,6 +155,15 @@ class _Spans(Operation):
                 "gen_ai.response.finish_reasons", [g.finish_reason for g in results]
             )
 
+    def scored(self, scores: Iterable[Score]) -> None:
+        for score in scores:
+            self._count_cached(score.cached_tokens, score.cached_bytes)
+
+    def _count_cached(self, tokens: int, size: int) -> None:
+        if tokens:
+            self._telemetry.cached.add(tokens, self._telemetry.attributes)
+            self._telemetry.cached_bytes.add(size, self._telemetry.attributes)
+
     def _measure(self, result: Generation) -> None:
         telemetry, common = self._telemetry, self._telemetry.attributes
         kinds = (("input", result.prompt_tokens), ("output", len(result.tokens)))
@@ -167,9 +179,7 @@ class _Spans(Operation):
             telemetry.session_losses.add(result.counters.session_losses, common)
         if result.counters.session_fallbacks:
             telemetry.session_fallbacks.add(result.counters.session_fallbacks, common)
-        if result.cached_prompt_tokens:
-            telemetry.cached.add(result.cached_prompt_tokens, common)
-            telemetry.cached_bytes.add(result.counters.cached_bytes, common)
+        self._count_cached(result.cached_prompt_tokens, result.counters.cached_bytes)
 
     @contextmanager
     def observe(self, call: Call) -> Iterator[ObservedCall]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as GenericSequence
+
 from .kv_cache import KVCache
-from .prefix_cache import BLOCK, PrefixCache, block_hashes
+from .prefix_cache import BLOCK, PrefixCache, Rows, block_hashes
 from .sequence import Sequence
 from .served_model import ServedModel
 from .task import Task, Wait
@@ -27,14 +29,26 @@ def reuse(
     if prefixes is None or not identity:
         return
     hashes = block_hashes(identity, sequence.tokens[:-1])
-    blocks = prefixes.find(hashes)
-    missing = hashes[len(blocks) :]
-    if missing and (future := prefixes.load(missing, _block_shape(model))):
-        loaded = (yield Wait(future, sequence.deadline)) or []
-        prefixes.keep(dict(zip(missing, loaded, strict=False)), save=False)
-        blocks += loaded
+    shape, deadline = block_shape(model), sequence.deadline
+    blocks = yield from known_blocks(hashes, shape, prefixes, deadline)
     if blocks:
         sequence.begin_behind(KVCache(model.layout, tuple(blocks)))
+
+
+def known_blocks(
+    hashes: GenericSequence[bytes],
+    shape: tuple[int, ...],
+    prefixes: PrefixCache,
+    deadline: float | None,
+) -> Task[list[Rows]]:
+    """The first blocks, each of ``shape``, as far as memory or the folder has them."""
+    blocks = prefixes.find(hashes)
+    missing = hashes[len(blocks) :]
+    if missing and (future := prefixes.load(missing, shape)):
+        loaded = (yield Wait(future, deadline)) or []
+        prefixes.keep(dict(zip(missing, loaded, strict=False)), save=False)
+        blocks += loaded
+    return blocks
 
 
 def remember(
@@ -66,5 +80,6 @@ def remember(
     prefixes.keep(new)
 
 
-def _block_shape(model: ServedModel) -> tuple[int, ...]:
+def block_shape(model: ServedModel) -> tuple[int, ...]:
+    """Of one block's rows."""
     return (BLOCK, *model.layout.row_shape)

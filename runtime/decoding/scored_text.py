@@ -24,6 +24,7 @@ class ScoredText:
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self.tokens = list(tokens)
+        self.sought_prefix = False  # whether the prefix cache was asked
         self.restart()
 
     def restart(self) -> None:
@@ -32,6 +33,8 @@ class ScoredText:
         self.cache: KVCache | None = None
         self.version: int | None = None
         self.model_id = ""
+        self.reused = (0, 0)  # tokens that the prefix cache knew, bytes of their rows,
+        self.reused_as = ""  # and what model they are of
         self._logprobs: list[float] = []
         self._top: list[TopLogprobs] = []
 
@@ -50,15 +53,21 @@ class ScoredText:
         return self.tokens[self.cached : self.cached + size]
 
     def take(
-        self, row: Mapping[str, np.ndarray], fed: int, cache: KVCache | None
+        self,
+        row: Mapping[str, np.ndarray],
+        fed: int,
+        cache: KVCache | None = None,
+        *,
+        top: bool = False,
     ) -> None:
         """A reply's row for a chunk of ``fed`` tokens.
 
-        ``cache`` is where its rows go, None where nothing comes after it.
+        ``cache`` is where its rows go, None where nothing comes after it; ``top`` says
+        that the likeliest tokens were asked for.
         """
         new = slice(1 if self.known else 0, fed)
         self._logprobs += row["logprobs"][new].tolist()
-        if "top_ids" in row:
+        if top:
             pairs = zip(row["top_ids"][new], row["top_logprobs"][new], strict=True)
             self._top += [
                 list(zip(ids.tolist(), logprobs.tolist(), strict=True))
@@ -69,6 +78,36 @@ class ScoredText:
             cache.append(row["new_cache"][: fed - 1])
             self.cache = cache
 
+    def begin_after(
+        self, cache: KVCache, scores: Sequence[np.ndarray], identity: str
+    ) -> None:
+        """Go on after rows and ``numbers`` that are known of a model."""
+        numbers = np.concatenate(scores)
+        self.known = len(numbers)
+        self.reused = self.known, sum(rows.nbytes for rows in cache.blocks())
+        self.reused_as = identity
+        cache.truncate(self.known - 1)
+        self.cache = cache
+        self._logprobs = numbers[:, 0].tolist()
+        if numbers.shape[1] > 1:
+            ids, logprobs = np.split(numbers[:, 1:], 2, axis=1)
+            ids = ids.copy().view(np.int32)
+            pairs = zip(ids.tolist(), logprobs.tolist(), strict=True)
+            self._top = [list(zip(*pair, strict=True)) for pair in pairs]
+
+    def numbers(self, begin: int, end: int) -> np.ndarray:
+        """What is known of some tokens, ``[end - begin, 1 or 1 + 5 + 5]`` float32.
+
+        Each one's log-probability, and where asked for the ids of the likeliest tokens,
+        which are int32 in truth, and their log-probabilities.
+        """
+        logprobs = np.array(self._logprobs[begin:end], np.float32)[:, None]
+        if not any(self._top):
+            return logprobs
+        top = np.array(self._top[begin:end])
+        ids = top[..., 0].astype(np.int32).view(np.float32)
+        return np.concatenate([logprobs, ids, top[..., 1].astype(np.float32)], 1)
+
     def continued(self, tokens: Sequence[int]) -> ScoredText:
         """Another text that begins with this one, which is scored to its end."""
         other = ScoredText(tokens)
@@ -77,6 +116,7 @@ class ScoredText:
             self.version,
             self.model_id,
         )
+        other.reused, other.reused_as = self.reused, self.reused_as
         other.cache = None if self.cache is None else self.cache.fork()
         other._logprobs, other._top = self._logprobs.copy(), self._top.copy()
         return other
@@ -86,7 +126,8 @@ class ScoredText:
         likeliest = [step[:top] for step in self._top]
         if likeliest:
             likeliest[0] = []
-        return Score(self.tokens, [math.nan, *self._logprobs[1:]], likeliest)
+        logprobs = [math.nan, *self._logprobs[1:]]
+        return Score(self.tokens, logprobs, likeliest, *self.reused)
 
 
 def shared_prefixes(texts: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:

@@ -15,6 +15,7 @@ from ..transports.base import Call
 from .expected_reply import ExpectedReply
 from .kv_cache import KVCache
 from .model_versions import ModelVersions, answering_model
+from .score_reuse import is_kept, remember, reuse
 from .scored_text import ScoredText, shared_prefixes
 from .served_model import ServedModel
 from .task import CallRequest, Task, with_deadline
@@ -23,6 +24,8 @@ _LOGITS_LIMIT = 1 << 29
 """Bytes of logits that one call may make a server compute: ``score`` needs those of
 every token, and 32 texts of 2048 tokens would be 13 GB."""
 _MOST_RESTARTS = 20
+_PLAIN = ("logprobs",)
+_WITH_TOP = ("logprobs", "top_ids", "top_logprobs")
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,12 @@ def _score_texts(
 
     Some of them at a time, so that few caches are held.
     """
-    model, restarts = limits.versions.current, 0
+    versions, restarts = limits.versions, 0
+    model, prefixes = versions.current, versions.prefixes
     while waiting := [text for text in texts if text.pending]:
+        for text in waiting:
+            own = versions.of(text.version)
+            yield from reuse(text, own, prefixes, limits.deadline, top=top)
         chosen = next(_groups([text.pending for text in waiting], model, limits))
         group = [waiting[i] for i in chosen]
         while going := [text for text in group if text.pending]:
@@ -100,8 +107,7 @@ def _score_texts(
                     raise
                 for text in going:
                     text.restart()
-                learning = limits.versions.learn()
-                yield from with_deadline(learning, limits.deadline)
+                yield from with_deadline(versions.learn(), limits.deadline)
 
 
 def _score_chunks(
@@ -109,17 +115,19 @@ def _score_chunks(
 ) -> Task[None]:
     """One call with the next chunk of each text that can go with the first one's."""
     version, model_id = texts[0].version, texts[0].model_id
-    model = limits.versions.of(version)
+    model, prefixes = limits.versions.of(version), limits.versions.prefixes
     texts = [t for t in texts if (t.version, t.model_id) == (version, model_id)]
     most = model.whole_size(max(model.largest_prompt_chunk, 2))
     size = model.whole_size(min(max(t.pending for t in texts), most))
     cached = model.cache_size(max(t.cached for t in texts))
     texts = texts[: min(most_rows(model, size, limits.capacity, cached), len(texts))]
     chunks = [text.chunk(size) for text in texts]
-    goes_on = [keep or text.cached + size < len(text.tokens) for text in texts]
-    outputs = ("logprobs",)
-    outputs += ("top_ids", "top_logprobs") if top else ()
-    outputs += ("new_cache",) if any(goes_on) else ()
+    goes_on = [
+        keep or text.cached + size < len(text.tokens) or is_kept(text, model, prefixes)
+        for text in texts
+    ]
+    # A server prepares a program for each choice of outputs, so there are few.
+    outputs = () if any(goes_on) else (_WITH_TOP if top else _PLAIN)
     inputs = _fed(model, chunks, size)
     rows = inputs["input_ids"].shape[0]
     inputs |= _caches([text.cache for text in texts], model, rows)
@@ -128,10 +136,15 @@ def _score_chunks(
     reply = yield CallRequest(call, limits.deadline)
     model = yield from answering_model(call, reply, limits.versions, limits.deadline)
     for b, (text, chunk) in enumerate(zip(texts, chunks, strict=True)):
+        if text.reused_as not in ("", model.rows_identity):
+            text.restart()  # a newer version has answered
+            continue
+        text.version, text.model_id = reply.version, reply.model_id
         row = {name: array[b] for name, array in reply.outputs.items()}
         cache = text.cache or KVCache(model.layout)
-        text.take(row, len(chunk), cache if goes_on[b] else None)
-        text.version, text.model_id = reply.version, reply.model_id
+        text.take(row, len(chunk), cache if goes_on[b] else None, top=top > 0)
+        if not text.pending:
+            remember(text, model, prefixes)
 
 
 def _caches(
@@ -155,7 +168,7 @@ def _whole_scores(
     rows = yield from _run("score", "logprobs", prompts, limits)
     texts = [ScoredText(ids) for ids in prompts]
     for text, logprobs in zip(texts, rows, strict=True):
-        text.take({"logprobs": logprobs}, len(logprobs), None)
+        text.take({"logprobs": logprobs}, len(logprobs))
     return [text.score(0) for text in texts]
 
 
