@@ -234,7 +234,9 @@ class Engine:
         model = self.versions.of(call.version)
         new = call.inputs["input_ids"].shape[1]
         if call.signature.startswith("session_"):
-            fits = min(model.rows_that_fit(0, 0), model.rows_within_limit(new))
+            cached = int(np.max(call.inputs["cache_length"]))
+            within = model.rows_within_limit(max(new, cached))
+            fits = min(model.rows_that_fit(0, 0), within)
             return min(self.capacity, model.whole_batch(fits))
         cached = call.inputs["cache"].shape[1] if "cache" in call.inputs else 0
         if call.signature in ("score", "embed"):

@@ -72,7 +72,8 @@ def plan(
     size = model.prompt_size(fed)
     fits = model.rows_that_fit(size, cached, generated=generated)
     if lead.slot:  # neither the cache nor its new rows travel
-        fits = min(model.rows_that_fit(0, 0), model.rows_within_limit(size))
+        within = model.rows_within_limit(max(size, cached))
+        fits = min(model.rows_that_fit(0, 0), within)
     return _step(chosen[:fits], model, partial=partial, keep=keep)
 
 

@@ -55,14 +55,14 @@ def seat(
 
 
 def begin(sequences: GenericSequence[Sequence]) -> bool:
-    """A call on the sequences' slots begins; False if some have been taken away."""
-    alive = True
-    for sequence in sequences:
-        slot = sequence.slot
-        if slot is not None and not _pool_of(sequence).begin(slot):
+    """A call on the sequences' slots begins, unless some have been taken away."""
+    seated = [s for s in sequences if s.slot is not None]
+    revoked = [s for s in seated if s.slot and not _pool_of(s).begin(s.slot)]
+    if revoked:
+        end([s for s in seated if s not in revoked], doubtful=False)
+        for sequence in revoked:
             sequence.lose_slot()
-            alive = False
-    return alive
+    return not revoked
 
 
 def end(sequences: GenericSequence[Sequence], *, doubtful: bool) -> None:
@@ -207,7 +207,8 @@ def _prepared(
     model, known = versions.of(slot.version), sequence.cached
     length = min(slot.common(sequence.tokens), len(sequence.tokens) - 1)
     origin, prefix = _origin_of(sequence), sequence.cache
-    pool.begin(slot)
+    if not pool.begin(slot):
+        return False
     if length < known and origin is not None and origin.is_beside(slot):
         if not (yield from copy_slot(sequence, origin, slot, pool, versions)):
             return False

@@ -205,6 +205,9 @@ class NumpyTransport(Transport):
         for letter in ("S", "C"):
             tokens = sizes.get("B", 0) * sizes.get(letter, 0)
             assert tokens <= (manifest.max_tokens_per_call or tokens)
+        if name.startswith("session_") and "S" in sizes:
+            rows = sizes["B"] * int(inputs["cache_length"].max())
+            assert rows <= (manifest.max_tokens_per_call or rows)
         if manifest.batch_sizes and "S" in sizes:
             assert sizes["B"] in manifest.batch_sizes
         if manifest.prompt_buckets and "S" in sizes:

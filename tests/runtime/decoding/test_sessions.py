@@ -23,7 +23,15 @@ from optserve.runtime import (
     Sampling,
     ServerError,
 )
+from optserve.runtime.decoding.kv_cache import KVCache
+from optserve.runtime.decoding.model_versions import ModelVersions
 from optserve.runtime.decoding.prefix_cache import BLOCK
+from optserve.runtime.decoding.sequence import Sequence
+from optserve.runtime.decoding.served_model import ServedModel
+from optserve.runtime.decoding.session_cache import SessionCache
+from optserve.runtime.decoding.session_pool import SessionPool, Slot
+from optserve.runtime.decoding.sessions import _prepared, begin
+from optserve.runtime.options import GenerationOptions
 from optserve.runtime.transports.base import Call
 
 from tests.runtime.decoding.session_servers import AsyncServers, Servers
@@ -33,6 +41,9 @@ WARM = Sampling(temperature=1.2, top_k=50, top_p=0.95, repetition_penalty=1.1, s
 SHARED = [2, *range(5, 5 + 2 * BLOCK)]
 PROMPTS = [[2, 5, 6], [*SHARED, 9], [*SHARED, 8, 8], [2, 5], [7]]
 DIGEST = {"checkpoint_digest": "a" * 64}
+MODEL = ServedModel(
+    NumpyTransport(sessions={"slots": 3, "positions": 64}).manifest, version=1
+)
 MODES = {
     "greedy": {},
     "sampled": {"sampling": WARM},
@@ -551,3 +562,64 @@ def test_a_replica_that_lies_is_left(lie):
     with Client(transport=servers) as client:
         actual = client.generate(PROMPTS, **options)
     assert same(actual, explicit(PROMPTS, **options))
+
+
+def seated(pool: SessionPool) -> Sequence:
+    """A sequence in a slot of its own."""
+    slot = pool.take([2], MODEL)
+    assert slot is not None
+    number = len(pool._leased)
+    pool.opened(slot, Slot("", 1, "", number, number))
+    greedy = GenerationOptions(max_new_tokens=4)
+    sequence = Sequence([2, 5], greedy, sampling=Sampling(temperature=0), stop_ids=[])
+    sequence.take_slot(SessionCache(pool, slot, 0))
+    return sequence
+
+
+def test_a_slot_that_was_taken_away_leaves_its_neighbours_as_they_were():
+    pool = SessionPool([])
+    revoked, other = seated(pool), seated(pool)
+    assert revoked.slot and other.slot
+    revoked.slot.revoked = True
+    assert not begin([revoked, other])
+    assert revoked.slot is None and not other.slot.busy
+    assert begin([other]) and other.slot.busy
+
+
+def test_nothing_is_written_to_a_slot_that_was_taken_away_meanwhile():
+    pool = SessionPool([])
+    sequence = seated(pool)
+    slot = sequence.slot
+    assert slot is not None
+    slot.revoked = True
+    rows = np.zeros((4, *MODEL.layout.row_shape), np.float32)
+    sequence.cache, sequence.sought_prefix = KVCache(MODEL.layout, (rows,)), "same"
+    calls = _prepared(sequence, slot, pool, ModelVersions(MODEL))
+    with pytest.raises(StopIteration) as ended:
+        next(calls)
+    assert ended.value.value is False
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_no_more_rows_go_together_than_the_export_takes_of_their_slots(joined):
+    """The numpy server counts them."""
+    prompts = [[2, *range(5, 50), 60 + i] for i in range(4)]
+    options = {"max_new_tokens": 8, "stop_token_ids": []}
+    servers = Servers(
+        generate=(2,), sessions={"slots": 4, "positions": 64}, max_tokens_per_call=130
+    )
+    if joined:
+
+        async def go():
+            transport = AsyncServers(servers)
+            async with AsyncClient(transport=transport, in_flight=1) as client:
+                return await client.generate(prompts, **options)
+
+        results = asyncio.run(go())
+    else:
+        with Client(transport=servers) as client:
+            results = client.generate(prompts, **options)
+    assert same(results, explicit(prompts, **options))
+    assert not any(g.counters.session_losses for g in results)
+    calls = [call for call in servers.calls if call.signature == "session_generate_2"]
+    assert max(call.rows for call in calls) == 2
