@@ -20,6 +20,7 @@ from .served_model import ServedModel
 
 _QUICK = 8  # up to so many tokens in one call still give a quick first one
 _WASTE = 4  # the graph stops in time, but its reply has a cache row for each of N
+_GROWTH = 8  # a stream's next call makes so many times what there is already, at most
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def _tokens_per_call(sequences: GenericSequence[Sequence], model: ServedModel) -
     if streams := [s.generated for s in sequences if s.streaming]:
         if not min(streams) and sizes[0] > _QUICK:
             return 0
-        growth = max(2 * min(streams), sizes[0])
+        growth = max(_GROWTH * min(streams), sizes[0])
         sizes = tuple(size for size in sizes if size <= growth)
     enough = [size for size in sizes if remaining <= size <= _WASTE * remaining]
     below = [size for size in sizes if size <= remaining]

@@ -16,12 +16,10 @@ from optserve.runtime import (
     Sampling,
     ServerError,
 )
-from optserve.runtime.codec import RowBlocks
 from optserve.runtime.decoding.engine import Engine
 from optserve.runtime.decoding.model_versions import ModelVersions
 from optserve.runtime.decoding.served_model import ServedModel
 from optserve.runtime.transports.base import Call
-from optserve.runtime.transports.batching import joined
 
 from .numpy_model import AsyncNumpy, NumpyTransport
 
@@ -235,28 +233,6 @@ def test_a_closed_client_refuses():
             await client.generate([[2]], max_new_tokens=1)
 
     asyncio.run(go())
-
-
-def test_joining_pads_each_input_with_what_is_never_read():
-    def call(rows, slots, history):
-        cache = RowBlocks(tuple((np.ones((2, 3), "f4"),) for _ in range(rows)), slots)
-        return Call(
-            "decode",
-            {
-                "input_ids": np.full((rows, 1), 7, np.int32),
-                "cache": cache,
-                "cache_length": np.full(rows, 2, np.int32),
-                "history": np.array([history] * rows, np.int32),
-            },
-        )
-
-    both = joined([call(1, 4, [-1, 5]), call(2, 8, [-1, 6, 7, -1])], 4)
-    assert both.inputs["cache"].shape == (4, 8, 3)
-    np.testing.assert_array_equal(both.inputs["cache_length"], [2, 2, 2, 0])
-    np.testing.assert_array_equal(both.inputs["history"][0], [-1, 5, -1, -1])
-    np.testing.assert_array_equal(
-        np.asarray(both.inputs["cache"])[:, :3, 0].sum(1), [2, 2, 2, 0]
-    )
 
 
 def test_a_version_swap_in_the_middle_costs_rebuilds_and_no_token():

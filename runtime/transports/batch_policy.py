@@ -1,0 +1,194 @@
+"""Which waiting calls go next, together, and for how many new tokens. No I/O.
+
+Prompts go before decode steps, for somebody waits for a first token; but rows that have
+tokens already never stand still for longer than ``_PATIENCE``. While prompts wait, a
+decode call makes few tokens; otherwise as many as give the most tokens per second.
+A prompt's own call then makes one token, and its row goes on with all others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from .base import Call
+from .joining import most_new_tokens
+
+_PATIENCE = 1.0  # seconds that rows with tokens wait for others' prompts
+_FEW = 4  # new tokens of a decode call while prompts wait
+_CALL_COST = 4  # tokens that could be made in the time that a call takes besides
+_PROMPT_TOKENS = 1024  # of one call of prompts: more at once gain nothing
+_PADDING = 0.125  # of such a call that may be padding
+
+Kind = Literal["prompt", "decode"]
+
+
+@dataclass(eq=False)
+class Waiting:
+    """A call that waits for its turn, or for its reply.
+
+    ``arrival`` counts the calls; ``since`` is when it came.
+    """
+
+    call: Call
+    deadline: float | None
+    answer: asyncio.Future
+    arrival: int
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def size(self) -> int:
+        """S, the tokens that it feeds to a row."""
+        return self.call.inputs["input_ids"].shape[1]
+
+    @property
+    def kind(self) -> Kind:
+        """Texts to score or to embed are prompts as well."""
+        whole = self.call.signature in ("score", "embed")
+        return "prompt" if whole or self.size > 1 else "decode"
+
+    @property
+    def steps(self) -> int:
+        """Most new tokens that one of its rows asks for; 0 if it makes none."""
+        asked = self.call.inputs.get("max_new_tokens")
+        return 0 if asked is None else int(np.max(np.asarray(asked)))
+
+    @property
+    def key(self) -> Hashable:
+        """Calls with equal ones can be joined."""
+        call = self.call
+        name = call.signature
+        if most_new_tokens(call):
+            name = name.rpartition("_")[0]
+        origin = (call.version, call.model_id, call.replicas)
+        return (self.kind, name, call.outputs, *origin)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Calls that go together; ``steps`` bounds the new tokens of each row."""
+
+    members: tuple[Waiting, ...]
+    kind: Kind
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server and its export allow.
+
+    Attributes:
+        rows: most rows of a joined call, given one of its calls.
+        padded: B of a joined call, given one of its calls and the rows of all.
+        in_flight: calls under way at a time, at all addresses.
+        addresses: how many servers there are.
+    """
+
+    rows: Callable[[Call], int]
+    padded: Callable[[Call, int], int]
+    in_flight: int
+    addresses: int = 1
+
+    def allow(self, lead: Waiting, running: Sequence[Batch]) -> bool:
+        """Whether one more call of this kind may be under way.
+
+        Half of the calls may be decode steps and half prompts, one of each at least.
+        """
+        if len(running) >= self.in_flight:
+            return False
+        share = self.in_flight // 2
+        if replicas := lead.call.replicas:
+            running = [b for b in running if b.members[0].call.replicas == replicas]
+            share //= self.addresses
+        return sum(batch.kind == lead.kind for batch in running) < max(1, share)
+
+
+def next_batch(
+    waiting: Sequence[Waiting], running: Sequence[Batch], limits: Limits
+) -> Batch | None:
+    """The calls that should leave now, if any."""
+    groups: dict[Hashable, list[Waiting]] = {}
+    for one in waiting:
+        groups.setdefault(one.key, []).append(one)
+    ranked = sorted(groups.values(), key=_rank)
+    prompts_wait = any(group[0].kind == "prompt" for group in ranked)
+    for group in ranked:
+        lead = group[0]
+        if not limits.allow(lead, running):
+            continue
+        if lead.kind == "prompt":
+            members = _prompts(group, limits)
+            alone = not running and len(members) == len(waiting)
+            return Batch(members, "prompt", None if alone else 1)
+        if prompts_wait and not _impatient(lead):
+            continue
+        members = _first(group, limits)
+        return Batch(members, "decode", _steps(members, few=prompts_wait))
+    return None
+
+
+def _rank(group: Sequence[Waiting]) -> tuple[bool, int]:
+    """Impatient rows, then prompts, then the others; among equals the oldest."""
+    lead = group[0]
+    later = lead.kind == "decode" and not _impatient(lead)
+    return later, lead.arrival
+
+
+def _impatient(waiting: Waiting) -> bool:
+    return time.monotonic() - waiting.since > _PATIENCE
+
+
+def _first(group: Iterable[Waiting], limits: Limits) -> tuple[Waiting, ...]:
+    """The oldest, as many as fit in one call."""
+    members: list[Waiting] = []
+    rows, most = 0, None
+    for one in group:
+        allowed = limits.rows(one.call)
+        most = allowed if most is None else min(most, allowed)
+        rows += one.call.rows
+        if members and rows > most:
+            break
+        members.append(one)
+    return tuple(members)
+
+
+def _prompts(group: Sequence[Waiting], limits: Limits) -> tuple[Waiting, ...]:
+    """The oldest, and those most like it in length, so that little is padding."""
+    lead = group[0]
+    ranked = sorted(group, key=lambda w: (abs(w.size - lead.size), w.arrival))
+    rows = real = longest = 0
+    most, fitting = limits.rows(lead.call), 1
+    for count, one in enumerate(ranked, start=1):
+        rows, longest = rows + one.call.rows, max(longest, one.size)
+        real += one.size * one.call.rows
+        most = min(most, limits.rows(one.call))
+        if count > 1 and (rows > most or rows * longest > _PROMPT_TOKENS):
+            break
+        tokens = longest * limits.padded(one.call, rows)
+        if tokens - real <= _PADDING * tokens:
+            fitting = count  # fewer rows may be padded to as many
+    return tuple(sorted(ranked[:fitting], key=lambda w: w.arrival))
+
+
+def _steps(members: Sequence[Waiting], *, few: bool) -> int | None:
+    """How many tokens the rows should make, given what each asks for.
+
+    A row that asks for fewer is carried along, and rows that ask for more call again,
+    at the cost of a call. So the number is that which makes the most tokens in the
+    time. None where the calls make none, or all ask for the same.
+    """
+    asked = [(one.steps, one.call.rows) for one in members]
+    most = max(steps for steps, _ in asked)
+    if few:
+        return min(most, _FEW) or None
+
+    def tokens_per_second(k: int) -> float:
+        made = sum(min(steps, k) * rows for steps, rows in asked)
+        return made / (k + _CALL_COST)
+
+    return max({steps for steps, _ in asked}, key=tokens_per_second) or None

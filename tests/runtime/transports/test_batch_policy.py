@@ -1,0 +1,137 @@
+"""Who goes next, with whom, and for how many tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+
+import numpy as np
+import pytest
+from optserve.runtime.transports import batch_policy
+from optserve.runtime.transports.base import Call
+from optserve.runtime.transports.batch_policy import (
+    Batch,
+    Limits,
+    Waiting,
+    next_batch,
+)
+
+ARRIVALS = itertools.count()
+LIMITS = Limits(lambda call: 32, lambda call, rows: rows, in_flight=2)
+
+
+def waiting(size=1, steps=8, *, name="generate_8", age=0.0, replicas=()):
+    inputs = {
+        "input_ids": np.zeros((1, size), np.int32),
+        "max_new_tokens": np.array([steps], np.int32),
+    }
+    if not name.startswith(("generate", "session")):
+        del inputs["max_new_tokens"]
+    return Waiting(
+        Call(name, inputs, replicas=replicas),
+        None,
+        asyncio.Future(loop=LOOP),
+        next(ARRIVALS),
+        since=time.monotonic() - age,
+    )
+
+
+LOOP = asyncio.new_event_loop()
+
+
+def running(kind, *, replicas=()):
+    return Batch((waiting(2 if kind == "prompt" else 1, replicas=replicas),), kind)
+
+
+def sizes(batch):
+    return [member.size for member in batch.members]
+
+
+def test_a_lone_call_is_not_changed():
+    for one in (waiting(), waiting(100)):
+        batch = next_batch([one], [], LIMITS)
+        assert batch.members == (one,)
+        assert batch.steps in (None, 8)
+
+
+def test_prompts_go_first_and_make_one_token():
+    steps, prompt = waiting(), waiting(50)
+    batch = next_batch([steps, prompt], [], LIMITS)
+    assert batch.members == (prompt,) and batch.steps == 1
+
+
+def test_decode_steps_go_beside_a_prompt_and_wait_for_the_next_ones():
+    beside = [running("prompt")]
+    assert next_batch([waiting()], beside, LIMITS).kind == "decode"
+    assert next_batch([waiting(), waiting(50)], beside, LIMITS) is None
+    assert next_batch([waiting(50)], [running("decode")], LIMITS).kind == "prompt"
+    assert next_batch([waiting()], [running("decode")], LIMITS) is None
+
+
+def test_rows_that_wait_too_long_get_a_few_tokens_between_prompts():
+    old = [waiting(age=5, steps=32, name="generate_32") for _ in range(3)]
+    batch = next_batch([*old, waiting(50)], [running("prompt")], LIMITS)
+    assert batch.members == tuple(old)
+    assert batch.steps == batch_policy._FEW
+
+
+def test_prompts_of_like_length_go_together():
+    group = [waiting(size) for size in (100, 30, 96, 104, 240)]
+    batch = next_batch(group, [], LIMITS)
+    assert sizes(batch) == [100, 96, 104]  # in their order
+    long = [waiting(500) for _ in range(5)]
+    assert len(next_batch(long, [], LIMITS).members) == 2  # 1,024 tokens at most
+
+
+def test_rows_that_an_export_pads_count_as_padding():
+    eight = Limits(lambda call: 8, lambda call, rows: 1 if rows == 1 else 8, 2)
+    prompts = [waiting(64) for _ in range(8)]
+    assert len(next_batch(prompts[:7], [], eight).members) == 7
+    assert len(next_batch(prompts[:3], [], eight).members) == 1
+
+
+def test_signatures_and_servers_are_kept_apart_and_n_is_not():
+    group = [waiting(), waiting(name="generate_32"), waiting(name="session_generate_8")]
+    assert len(next_batch(group, [], LIMITS).members) == 2
+    left, right = (waiting(replicas=(address,)) for address in "ab")
+    two = Limits(lambda call: 32, lambda call, rows: rows, in_flight=4, addresses=2)
+    assert next_batch([left, right], [], two).members == (left,)
+    busy = [running("decode", replicas=("a",))]
+    assert next_batch([left, right], busy, two).members == (right,)
+
+
+def test_the_rows_of_a_call_are_bounded_by_its_longest():
+    def rows(call):
+        return 2 if call.inputs["input_ids"][0, 0] else 32
+
+    short, long = [waiting() for _ in range(4)], waiting()
+    long.call.inputs["input_ids"][:] = 1
+    limits = Limits(rows, lambda call, rows: rows, 2)
+    assert len(next_batch(short, [], limits).members) == 4
+    assert len(next_batch([*short[:2], long, *short[2:]], [], limits).members) == 2
+
+
+def best_steps(asked):
+    """Tokens in the time, for every number of steps."""
+
+    def rate(k):
+        return sum(min(k, one) for one in asked) / (k + batch_policy._CALL_COST)
+
+    return max(rate(k) for k in range(1, 33)), rate
+
+
+@pytest.mark.parametrize(
+    "asked", [[32], [32, 1], [8] * 7 + [32], [1] * 20 + [32], [3, 9, 27, 32], [5, 5]]
+)
+def test_steps_make_the_most_tokens_in_the_time(asked):
+    group = [waiting(steps=k, name="generate_32") for k in asked]
+    batch = next_batch(group, [], LIMITS)
+    assert len(batch.members) == len(asked)
+    best, rate = best_steps(asked)
+    assert rate(batch.steps) == pytest.approx(best)
+
+
+def test_texts_to_score_are_prompts():
+    text = waiting(1, name="score")
+    assert next_batch([text], [running("decode")], LIMITS).members == (text,)
