@@ -222,6 +222,15 @@ class AsyncClient:
         """What the served model says of itself."""
         return (await self.connect()).versions.current.manifest
 
+    async def check_ready(self, timeout: float | None = None) -> None:
+        """Ask now whether a server has the model, within ``timeout`` seconds.
+
+        Raises:
+            Unavailable: none has.
+        """
+        await self.connect()
+        await self._connected().wait_until_ready(timeout)
+
     async def connect(self) -> Engine:
         """Learn what is served, once; raises as ``Client``."""
         if self._closed:

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from .api_errors import ApiError
+
+_LEAST = 0.001  # seconds that whoever got a place has in any case
 
 
 @dataclass(eq=False)
@@ -55,12 +58,15 @@ class Admission:
     @asynccontextmanager
     async def place(
         self, user: str, priority: int = 0, seconds: float | None = None
-    ) -> AsyncIterator[None]:
+    ) -> AsyncIterator[float | None]:
         """Wait for a place, at most so long, and hold it within the block.
+
+        Gives the seconds that are left of them, at least a millisecond.
 
         Raises:
             ApiError: 429, as many wait as may; 504, none came free in time.
         """
+        begin = time.monotonic()
         if self.running < self._most:
             self._active[user] += 1
         else:
@@ -75,7 +81,8 @@ class Admission:
                     code="timeout",
                 ) from None
         try:
-            yield
+            left = seconds and max(_LEAST, begin + seconds - time.monotonic())
+            yield left
         finally:
             self._leave(user)
 

@@ -201,11 +201,12 @@ class _Gateway:
         self, body: bodies.EmbeddingBody, key: str, request: Request
     ) -> Response:
         served = await self._models.get(body.model)
-        place = self._runner.admission.place
-        async with place(
-            f"{key}/{body.user}", body.priority, self._settings.request_seconds
-        ):
-            return Json(await unless_disconnected(request, embeddings(body, served)))
+
+        async def answer() -> Any:
+            async with self._runner.place(f"{key}/{body.user}", body.priority) as left:
+                return await embeddings(body, served, timeout=left)
+
+        return Json(await unless_disconnected(request, answer()))
 
     async def _tokenize(
         self, body: bodies.TokenizeBody, _key: str, _request: Request
@@ -243,8 +244,8 @@ class _Gateway:
         return Json({"status": "ok"})
 
     async def _ready(self, _request: Request) -> Response:
-        if not await self._models.ready():
-            message = "not every model has been reached yet"
+        if (missing := await self._models.missing()) is not None:
+            message = f"the model {missing!r} is not served at the moment"
             raise ApiError(503, message, kind="server_error")
         return Json({"status": "ready"})
 
@@ -264,7 +265,7 @@ class _Gateway:
 
 async def _answer(request_made: Completion | Chat, request: Request) -> Response:
     if request_made.wants_stream:
-        return await event_response(request_made.streamed())
+        return await event_response(request_made.streamed(), request)
     return Json(await unless_disconnected(request, request_made.whole()))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 from ..async_tasks import all_results
@@ -127,7 +127,13 @@ class Runner:
     def __init__(
         self, admission: Admission, metrics: Metrics, *, seconds: float
     ) -> None:
-        self.admission, self._metrics, self._seconds = admission, metrics, seconds
+        self._admission, self._metrics, self._seconds = admission, metrics, seconds
+
+    def place(
+        self, user: str, priority: int
+    ) -> AbstractAsyncContextManager[float | None]:
+        """A place for work of this user; gives the seconds that are left."""
+        return self._admission.place(user, priority, self._seconds)
 
     async def whole(
         self, served: Served, choices: Sequence[Choice]
@@ -194,15 +200,15 @@ class Runner:
     @asynccontextmanager
     async def _turn(
         self, served: Served, choice: Choice
-    ) -> AsyncIterator[tuple[GenerationClock, float]]:
+    ) -> AsyncIterator[tuple[GenerationClock, float | None]]:
         """A place; gives the clock and the seconds that are left."""
         clock = self._metrics.clock(served.name)
-        async with self.admission.place(choice.user, choice.priority, self._seconds):
+        async with self.place(choice.user, choice.priority) as left:
             clock.started()
-            yield clock, max(0.001, self._seconds - clock.seconds)
+            yield clock, left
 
 
-def _within(options: GenerationKeywords, seconds: float) -> GenerationKeywords:
+def _within(options: GenerationKeywords, seconds: float | None) -> GenerationKeywords:
     limited = options.copy()
     limited["timeout"] = seconds
     return limited

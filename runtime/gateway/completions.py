@@ -36,6 +36,7 @@ class Completion:
     ) -> None:
         _check(body)
         self._body, self._served, self._runner = body, served, runner
+        self._user = user
         room = served.positions - body.max_tokens
         self._prompts = [
             truncated(body, served.encode(p, special=body.add_special_tokens), room)
@@ -107,11 +108,13 @@ class Completion:
 
     async def _echoed(self) -> list[Score]:
         """The prompts' own log-probabilities, where they are asked for."""
-        if not self._body.echo or self._body.logprobs is None:
+        body = self._body
+        if not body.echo or body.logprobs is None:
             return []
-        return await self._served.client.score(
-            self._prompts, top_logprobs=self._body.logprobs
-        )
+        async with self._runner.place(self._user, body.priority) as left:
+            return await self._served.client.score(
+                self._prompts, top_logprobs=body.logprobs, timeout=left
+            )
 
     def _choice(
         self, prompt: list[int], generation: Generation | None, score: Score | None

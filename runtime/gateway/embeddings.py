@@ -11,10 +11,12 @@ from .completions import Json
 from .served import Served
 
 
-async def embeddings(body: EmbeddingBody, served: Served) -> Json:
+async def embeddings(
+    body: EmbeddingBody, served: Served, *, timeout: float | None
+) -> Json:
     """The answer: a vector of E float32 numbers for each input."""
     texts = [served.encode(text) for text in one_by_one(body.input)]
-    vectors = await served.client.embed(texts, pooled=True)
+    vectors = await served.client.embed(texts, pooled=True, timeout=timeout)
     total = sum(map(len, texts))
     return {
         "object": "list",

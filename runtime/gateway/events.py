@@ -5,22 +5,33 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
+from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from ..printable import json_text
 from .api_errors import as_api_error
+from .receiving import unless_disconnected
 
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
-async def event_response(events: AsyncIterator[dict[str, Any]]) -> StreamingResponse:
+async def event_response(
+    events: AsyncIterator[dict[str, Any]], request: Request
+) -> StreamingResponse:
     """An answer that sends each of them.
 
     Waits for the first one, so that what is refused by then has its own status.
+
+    Raises:
+        ClientDisconnect: the caller went away first, which has ended the events.
     """
-    first = await anext(events, None)
+    first = await unless_disconnected(request, _first(events))
     body = _lines(first, events)
     return StreamingResponse(body, media_type="text/event-stream", headers=_HEADERS)
+
+
+async def _first(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any] | None:
+    return await anext(events, None)
 
 
 async def _lines(

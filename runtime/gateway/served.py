@@ -16,6 +16,7 @@ from ..options import Prompt
 from .api_errors import ApiError
 
 _READY_SECONDS = 2.0
+_LOOK_AGAIN = 1.0
 _log = logging.getLogger("optserve.gateway")
 
 
@@ -80,6 +81,8 @@ class Models:
     def __init__(self, clients: Mapping[str, AsyncClient]) -> None:
         self._clients = dict(clients)
         self.created = int(time.time())
+        self._looking = asyncio.Lock()
+        self._looked, self._missing = -_LOOK_AGAIN, None
 
     @property
     def names(self) -> list[str]:
@@ -117,14 +120,26 @@ class Models:
                 seconds = time.monotonic() - begin
                 _log.info("model %s is ready after %.1f s", name, seconds)
 
-    async def ready(self) -> bool:
-        """Whether every model has been reached; one that went away since counts."""
-        try:
-            for name in self.names:
-                await asyncio.wait_for(self.get(name), _READY_SECONDS)
-        except (OptserveError, asyncio.TimeoutError):
-            return False
-        return True
+    async def missing(self) -> str | None:
+        """A model that no server has now, None if all are there; asked once at a time.
+
+        However many ask: what was found counts for ``_LOOK_AGAIN`` seconds.
+        """
+        async with self._looking:
+            if time.monotonic() >= self._looked + _LOOK_AGAIN:
+                self._missing = await self._look()
+                self._looked = time.monotonic()
+            return self._missing
+
+    async def _look(self) -> str | None:
+        for name, client in self._clients.items():
+            try:
+                await asyncio.wait_for(
+                    client.check_ready(_READY_SECONDS), _READY_SECONDS
+                )
+            except (OptserveError, asyncio.TimeoutError):
+                return name
+        return None
 
     async def close(self) -> None:
         """End what is under way and release the connections."""

@@ -12,6 +12,7 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 
+from ..codec import ModelMetadata
 from ..errors import Cancelled, DeadlineExceeded, ServerError, VersionGone
 from .base import AsyncTransport, Call, Reply
 from .batch_policy import Batch, Limits, Waiting, next_batch
@@ -79,6 +80,16 @@ class DynamicBatcher(AsyncTransport):
     def targets(self) -> tuple[str, ...]:
         """The transport's."""
         return self._transport.targets
+
+    async def metadata(
+        self, *, version: int | None = None, timeout: float | None = None
+    ) -> ModelMetadata | None:
+        """The transport's."""
+        return await self._transport.metadata(version=version, timeout=timeout)
+
+    async def wait_until_ready(self, timeout: float | None = None) -> None:
+        """The transport's."""
+        await self._transport.wait_until_ready(timeout)
 
     async def close(self) -> None:
         """Cancel what is under way and close the transport."""

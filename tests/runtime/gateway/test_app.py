@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 
@@ -170,6 +171,65 @@ def test_a_caller_that_goes_away_frees_its_place(stream):
         assert calls < 12
         time.sleep(0.5)
         assert len(transport.inner.calls) == calls  # nobody goes on for it
+
+
+def _leave_after_asking(address, body):
+    """Send a request and go away a moment later."""
+    host, port = address[7:].split(":")
+    data = json.dumps(body).encode()
+    with socket.create_connection((host, int(port)), timeout=30) as caller:
+        head = f"Host: x\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+        caller.sendall(b"POST /v1/completions HTTP/1.1\r\n" + head + data)
+        time.sleep(0.2)
+
+
+def test_a_streaming_caller_that_leaves_the_queue_frees_its_place_at_once():
+    settings = GatewaySettings(max_active=1)
+    with running(settings, delay=0.4) as (address, transport):
+        body = {"prompt": "a", "max_tokens": 8, "stream": True, "ignore_eos": True}
+        with (
+            httpx.Client(base_url=address, timeout=60) as http,
+            http.stream("POST", "/v1/completions", json=body) as answer,
+        ):
+            lines = answer.iter_lines()
+            next(lines)
+            _leave_after_asking(address, {**body, "prompt": [7]})
+            deadline = time.monotonic() + 1
+            while _figure(http, "waiting") and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert _figure(http, "waiting") == 0
+            assert _figure(http, "running") == 1  # the first one goes on
+            assert any("[DONE]" in line for line in lines)
+        fed = [
+            call.inputs.get("input_ids", [[0]])[0][0] for call in transport.inner.calls
+        ]
+        assert 7 not in fed
+
+
+def _figure(http, name):
+    lines = http.get("/metrics").text.splitlines()
+    line = next(x for x in lines if x.startswith(f"vllm:num_requests_{name}{{"))
+    return float(line.split()[-1])
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"input": "a"}),
+        ("/v1/completions", {"prompt": "a", "echo": True, "logprobs": 1}),
+        ("/v1/completions", {"prompt": "a"}),
+    ],
+)
+def test_every_request_has_a_deadline(path, body):
+    settings = GatewaySettings(request_seconds=0.3)
+    with running(settings) as (address, transport), httpx.Client() as http:
+        http.get(f"{address}/ready")
+        transport.delay = 5.0
+        begin = time.monotonic()
+        answer = http.post(address + path, json=body, timeout=10)
+        assert time.monotonic() - begin < 2
+    assert answer.status_code == 504
+    assert answer.json()["error"]["code"] == "timeout"
 
 
 def _running(http):
