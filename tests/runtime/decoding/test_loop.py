@@ -69,7 +69,7 @@ def test_streams_start_with_few_tokens_a_call_and_go_on_with_more():
             len(chunk.tokens)
             for chunk in client.stream([2, 5], max_new_tokens=31, stop_token_ids=[])
         ]
-        assert sizes[:5] == [1, 2, 4, 4, 16] and sum(sizes) == 31
+        assert sizes == [1, 4, 16, 10]
         client.generate([[2, 5]], max_new_tokens=31, stop_token_ids=[])
     assert [c.signature for c in transport.calls[-2:]] == ["generate_16"] * 2
     for call in transport.calls:
