@@ -231,6 +231,11 @@ class AsyncClient:
         await self.connect()
         await self._connected().wait_until_ready(timeout)
 
+    @property
+    def session_use(self) -> float | None:
+        """What share of the servers' sessions is in use, 0 to 1; None without any."""
+        return None if self._engine is None else self._engine.session_use
+
     async def connect(self) -> Engine:
         """Learn what is served, once; raises as ``Client``."""
         if self._closed:

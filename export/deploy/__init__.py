@@ -15,7 +15,8 @@ from ..publish import write_whole
 from . import serving
 from .compose import compose_file
 from .gateway import gateway_objects
-from .kserve import kserve_object
+from .grafana import dashboard
+from .kserve import kserve_objects
 from .kubernetes import kubernetes_objects
 from .options import DeployOptions, batches, needs_xla
 from .readme import readme
@@ -25,6 +26,8 @@ __all__ = ["DeployOptions", "deployment_files", "needs_xla", "write_deployment"]
 
 FOLDER = "deploy"
 GATEWAY_FILE = "gateway.yaml"
+GRAFANA_FILE = "grafana.json"
+_SOMETIMES = {serving.BATCHING_FILE, GATEWAY_FILE, GRAFANA_FILE}
 
 
 def deployment_files(manifest: Manifest, options: DeployOptions) -> dict[str, str]:
@@ -36,7 +39,7 @@ def deployment_files(manifest: Manifest, options: DeployOptions) -> dict[str, st
         serving.TLS_SCRIPT: serving.tls_script(options),
         "compose.yaml": yaml_text(compose_file(manifest, options)),
         "kubernetes.yaml": yaml_text(*kubernetes_objects(manifest, options)),
-        "kserve.yaml": yaml_text(kserve_object(manifest, options)),
+        "kserve.yaml": yaml_text(*kserve_objects(manifest, options)),
         "README.md": readme(manifest, options),
     }
     if batches(manifest, options):
@@ -44,6 +47,7 @@ def deployment_files(manifest: Manifest, options: DeployOptions) -> dict[str, st
         files[serving.BATCHING_FILE] = text
     if options.gateway_image:
         files[GATEWAY_FILE] = yaml_text(*gateway_objects(options))
+        files[GRAFANA_FILE] = dashboard(options.name)
     return dict(sorted(files.items()))
 
 
@@ -62,6 +66,6 @@ def write_deployment(
     files = deployment_files(manifest, options or DeployOptions())
     for name, text in files.items():
         write_whole(directory / name, text)
-    for name in {serving.BATCHING_FILE, GATEWAY_FILE} - files.keys():
+    for name in _SOMETIMES - files.keys():
         (directory / name).unlink(missing_ok=True)
     return [directory / name for name in files]

@@ -57,8 +57,9 @@ def compose_service(options: DeployOptions) -> dict[str, Any]:
     return service
 
 
-def gateway_objects(options: DeployOptions) -> list[Object]:
-    """Deployment, Service and autoscaler.
+def gateway_objects(options: DeployOptions, *, target: str = "") -> list[Object]:
+    """Deployment, Service and autoscaler, before the servers at ``target`` (by default
+    those of ``kubernetes.yaml``).
 
     The autoscaler follows the queue: its metric comes of Prometheus through an adapter
     of custom metrics, as ``vllm:num_requests_waiting`` without the prefix.
@@ -76,7 +77,7 @@ def gateway_objects(options: DeployOptions) -> list[Object]:
     }
     template = {
         "metadata": {"labels": labels, "annotations": annotations},
-        "spec": _pod(options),
+        "spec": _pod(options, target or _cluster_target(options)),
     }
     deployment = {
         "apiVersion": "apps/v1",
@@ -96,7 +97,11 @@ def gateway_objects(options: DeployOptions) -> list[Object]:
     return [deployment, service, _autoscaler(name, metadata, options)]
 
 
-def _pod(options: DeployOptions) -> Object:
+def _cluster_target(options: DeployOptions) -> str:
+    return f"dns:///{options.name}:{serving.GRPC_PORT}"
+
+
+def _pod(options: DeployOptions, target: str) -> Object:
     probe = {"port": "http"}
     mounts: list[Object] = [{"name": "scratch", "mountPath": "/tmp"}]
     volumes: list[Object] = [{"name": "scratch", "emptyDir": {}}]
@@ -104,7 +109,6 @@ def _pod(options: DeployOptions) -> Object:
         secret = {"secretName": f"{options.name}-tls"}
         volumes.append({"name": "secret", "secret": secret})
         mounts.append({"name": "secret", "mountPath": CERTIFICATES, "readOnly": True})
-    target = f"dns:///{options.name}:{serving.GRPC_PORT}"
     sizes = {"cpu": "1", "memory": "2Gi"}
     container = {
         "name": "gateway",
@@ -113,6 +117,8 @@ def _pod(options: DeployOptions) -> Object:
         "ports": [{"name": "http", "containerPort": PORT}],
         "resources": {"requests": sizes, "limits": sizes},
         "readinessProbe": {"httpGet": {"path": "/ready", **probe}, "periodSeconds": 5},
+        # No new callers come by then: SIGTERM closes the port at once.
+        "lifecycle": {"preStop": {"exec": {"command": ["sleep", "5"]}}},
         "livenessProbe": {"httpGet": {"path": "/health", **probe}, "periodSeconds": 20},
         "securityContext": locked_down(),
         "volumeMounts": mounts,

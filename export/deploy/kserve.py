@@ -2,10 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ...runtime.contract import Manifest
 from . import serving
+from .gateway import gateway_objects
 from .options import DeployOptions
 from .resources import TLS_DIR, Object, env, labels, resources
+
+_GRPC_PORT = 9000  # of KServe's TensorFlow Serving runtime
+
+
+def kserve_objects(manifest: Manifest, options: DeployOptions) -> list[Object]:
+    """The InferenceService, and a gateway before it where an image of one is named."""
+    objects = [kserve_object(manifest, options)]
+    if options.gateway_image:
+        service = _headless_service(options)
+        target = f"dns:///{service['metadata']['name']}:{_GRPC_PORT}"
+        plain = replace(options, tls="none")  # as the runtime serves
+        objects += [service, *gateway_objects(plain, target=target)]
+    return objects
+
+
+def _headless_service(options: DeployOptions) -> Object:
+    """The predictor's pods by their addresses, so that calls balance over them."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": f"{options.name}-grpc", "labels": labels(options)},
+        "spec": {
+            "clusterIP": "None",
+            "selector": {
+                "serving.kserve.io/inferenceservice": options.name,
+                "component": "predictor",
+            },
+            "ports": [{"name": "grpc", "port": _GRPC_PORT, "targetPort": _GRPC_PORT}],
+        },
+    }
 
 
 def kserve_object(manifest: Manifest, options: DeployOptions) -> Object:
@@ -47,7 +80,7 @@ def kserve_object(manifest: Manifest, options: DeployOptions) -> Object:
                     "storageUri": options.storage_uri,
                     "args": [str(flag) for flag in flags if flag.name in kept],
                     "ports": [
-                        {"name": "h2c", "containerPort": 9000, "protocol": "TCP"}
+                        {"name": "h2c", "containerPort": _GRPC_PORT, "protocol": "TCP"}
                     ],
                     "readinessProbe": {
                         "exec": {"command": serving.ready_command(options.name, 8080)},

@@ -91,16 +91,20 @@ def _batching_row(manifest: Manifest, options: DeployOptions) -> str:
 def _gateway_row(options: DeployOptions) -> str:
     if not options.gateway_image:
         return ""
-    return "| `gateway.yaml` | a gateway before it: `kubectl apply -f gateway.yaml` |\n"
+    return (
+        "| `gateway.yaml` | a gateway before it: `kubectl apply -f gateway.yaml` |\n"
+        "| `grafana.json` | its dashboard, to be imported by Grafana |\n"
+    )
 
 
 def _gateway(options: DeployOptions) -> str:
     if not options.gateway_image:
         return ""
     return f"""
-The gateway (`gateway.yaml`; compose starts it, too) speaks OpenAI's protocol at port
-{gateway.PORT} of the service `{options.name}-gateway`, or of this machine. Its image
-is yours: Python, and `pip install 'optserve[gateway]'` with `ENTRYPOINT ["optserve"]`.
+The gateway (`gateway.yaml`; compose and `kserve.yaml` have it, too) speaks OpenAI's
+protocol at port {gateway.PORT} of the service `{options.name}-gateway`, or of this
+machine. Its image is yours: Python, and `pip install 'optserve[gateway]'` with
+`ENTRYPOINT ["optserve"]`.
 It has no API keys until `--keys FILE` is added. Its autoscaler follows the queue, so
 the cluster needs an adapter that serves Prometheus' `vllm:num_requests_waiting` as the
 pods' metric `num_requests_waiting`.

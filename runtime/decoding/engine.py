@@ -216,6 +216,14 @@ class Engine:
         pool = self.versions.sessions
         return 0 if pool is None else pool.held(tokens)
 
+    @property
+    def session_use(self) -> float | None:
+        """What share of the servers' slots sequences have; None without sessions."""
+        pool, manifest = self.versions.sessions, self.versions.current.manifest
+        if pool is None or not manifest.sessions:
+            return None
+        return pool.leased / (manifest.sessions["slots"] * pool.servers)
+
     def score(
         self, texts: Iterable[Prompt], top_logprobs: int, timeout: float | None
     ) -> Task[list[Score]]:

@@ -126,6 +126,16 @@ class SessionPool:
         self._asked = clock()
         self._lock = threading.Lock()
 
+    @property
+    def servers(self) -> int:
+        """How many addresses there are."""
+        return len(self._targets)
+
+    @property
+    def leased(self) -> int:
+        """How many slots sequences have."""
+        return len(self._leased)
+
     def take(
         self, tokens: Sequence[int], model: ServedModel, *, target: str | None = None
     ) -> Slot | None:

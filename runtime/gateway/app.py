@@ -92,7 +92,10 @@ class _Gateway:
         self._models = Models(clients)
         admission = Admission(most=settings.max_active, most_waiting=settings.max_queue)
         self._metrics = Metrics(
-            lambda: admission.running, lambda: admission.waiting, self._models.names[0]
+            lambda: admission.running,
+            lambda: admission.waiting,
+            lambda: self._models.cache_use(admission.running / settings.max_active),
+            self._models.names[0],
         )
         self._runner = Runner(
             admission, self._metrics, seconds=settings.request_seconds

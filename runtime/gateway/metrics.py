@@ -24,13 +24,18 @@ class Metrics:
 
     Args:
         running, waiting: tell how many generations run and wait now.
+        caches: tells what share of the places for caches is in use, 0 to 1.
         model: the name that these two are counted under.
     """
 
     content_type = CONTENT_TYPE_LATEST
 
     def __init__(
-        self, running: Callable[[], float], waiting: Callable[[], float], model: str
+        self,
+        running: Callable[[], float],
+        waiting: Callable[[], float],
+        caches: Callable[[], float],
+        model: str,
     ) -> None:
         registry = self._registry = CollectorRegistry()
         names = ["model_name"]
@@ -49,6 +54,12 @@ class Metrics:
 
         gauge("num_requests_running", "Generations under way.", running)
         gauge("num_requests_waiting", "Generations that wait for a place.", waiting)
+        gauge(
+            "kv_cache_usage_perc",
+            "Share of the places for caches in use, 1 is all: servers' sessions, or "
+            "generations under way of those that may be.",
+            caches,
+        )
         self._prompt = counter("prompt_tokens", "Tokens of prompts.")
         self._new = counter("generation_tokens", "Tokens generated.")
         self._queries = counter(

@@ -141,6 +141,12 @@ class Models:
                 return name
         return None
 
+    def cache_use(self, otherwise: float) -> float:
+        """The largest share of a model's sessions in use; ``otherwise`` without any."""
+        shares = [client.session_use for client in self._clients.values()]
+        known = [share for share in shares if share is not None]
+        return max(known, default=otherwise)
+
     async def close(self) -> None:
         """End what is under way and release the connections."""
         for client in self._clients.values():
