@@ -29,7 +29,6 @@ from .task import Task
 
 DEFAULT_ROWS = 32
 """Rows of one call where the export names no batch sizes."""
-_SESSION_ROWS = 64  # where no cache travels
 
 
 class Engine:
@@ -45,7 +44,6 @@ class Engine:
         sizes = versions.current.manifest.batch_sizes
         limit = sizes[-1] if sizes else max_rows or DEFAULT_ROWS
         self.capacity = min(max_rows or limit, limit)
-        self.session_rows = self.capacity if sizes else max_rows or _SESSION_ROWS
 
     def encode(self, prompt: Prompt, *, special: bool = True) -> list[int]:
         """Token ids of text, or checked ids as they are.

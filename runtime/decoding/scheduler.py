@@ -109,8 +109,10 @@ def _step(
 ) -> Step:
     fed = tuple(min(s.pending - keep, model.largest_prompt_chunk) for s in sequences)
     size = model.prompt_size(max(fed))
-    n = 0 if partial else _tokens_per_call(sequences, model)
+    n = most = 0 if partial else _tokens_per_call(sequences, model)
     rows, in_session = model.batch_size(len(sequences)), bool(sequences[0].slot)
+    if n and in_session and size == 1:  # nothing travels, and this one is quickest
+        n = model.generate_sizes[-1]
     # An idle row of a session writes what the row that it repeats writes.
     padding = 0 if in_session else rows - len(sequences)
     ids = model.padding(len(sequences) + padding, size)
@@ -128,10 +130,10 @@ def _step(
         inputs |= _cache_inputs(sequences, padding, model)
     if n:
         signature = (session_generate_name if in_session else generate_name)(n)
-        inputs |= _sampling_inputs(sequences, padding, n, model)
+        inputs |= _sampling_inputs(sequences, padding, most, model)
     inputs = {name: _repeated(tensor, rows) for name, tensor in inputs.items()}
     outputs = (new_rows,) if partial else ()
-    most_tokens = tuple(min(n, s.remaining) for s in sequences) if n else ()
+    most_tokens = tuple(min(most, s.remaining) for s in sequences) if n else ()
     top = tuple(s.options.top_logprobs for s in sequences) if n else ()
     expected = ExpectedReply(
         model, signature, outputs, rows, fed, size, most_tokens, top
@@ -189,24 +191,27 @@ def _repeated(tensor: Tensor, rows: int) -> Tensor:
 
 
 def _sampling_inputs(
-    sequences: GenericSequence[Sequence], padding: int, n: int, model: ServedModel
+    sequences: GenericSequence[Sequence], padding: int, most: int, model: ServedModel
 ) -> dict[str, Tensor]:
-    """How each row's tokens are chosen, as far as the model's contract has it."""
-    most = [min(n, s.remaining) for s in sequences] + [0] * padding
+    """How each row's tokens are chosen, as far as the model's contract has it.
+
+    ``most`` is how many of them, and one of the signatures' N.
+    """
+    each = [min(most, s.remaining) for s in sequences] + [0] * padding
     idle: list[GenericSequence[int]] = [()] * padding
     params = [s.params() for s in sequences] + [GREEDY.params()] * padding
     columns = map(np.concatenate, zip(*params, strict=True))
     biases = [s.bias for s in sequences]
     V, W = model.manifest.vocab_size, model.manifest.max_positions
     inputs: dict[str, Tensor] = {
-        "max_new_tokens": np.array(most, np.int32),
+        "max_new_tokens": np.array(each, np.int32),
         "history": _ragged([s.history(model) for s in sequences] + idle, W),
         "stop_ids": _ragged([s.stop_ids for s in sequences] + idle, V),
         "bias_ids": _ragged([list(bias) for bias in biases] + idle, V),
         "bias": _ragged([list(b.values()) for b in biases] + idle, V, 0, np.float32),
         **dict(zip(SamplingParams._fields, columns, strict=True)),
     }
-    known = {spec.name for spec in model.signature(generate_name(n)).inputs}
+    known = {spec.name for spec in model.signature(generate_name(most)).inputs}
     return {name: tensor for name, tensor in inputs.items() if name in known}
 
 

@@ -1,16 +1,16 @@
 """Which waiting calls go next, together, and for how many new tokens. No I/O.
 
 Prompts go before decode steps, for somebody waits for a first token; but rows that have
-tokens already never stand still for longer than ``_PATIENCE``. While prompts wait, a
-decode call makes few tokens; otherwise as many as give the most tokens per second.
-A prompt's own call then makes one token, and its row goes on with all others.
+tokens already don't wait for others' prompts for longer than ``_PATIENCE``. While
+prompts wait, a decode call makes few tokens; otherwise as many as give the most tokens
+per second. A prompt's own call makes one token, and its row goes on with all others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,9 +19,9 @@ import numpy as np
 from .base import Call
 from .joining import most_new_tokens
 
-_PATIENCE = 1.0  # seconds that rows with tokens wait for others' prompts
-_FEW = 4  # new tokens of a decode call while prompts wait
-_CALL_COST = 4  # tokens that could be made in the time that a call takes besides
+_PATIENCE = 2.0  # seconds that rows with tokens wait for others' prompts
+_FEW = 8  # new tokens of a decode call while prompts wait
+_CALL_COST = 2  # tokens that could be made in the time that a call takes besides
 _PROMPT_TOKENS = 1024  # of one call of prompts: more at once gain nothing
 _PADDING = 0.125  # of such a call that may be padding
 
@@ -59,6 +59,12 @@ class Waiting:
         return 0 if asked is None else int(np.max(np.asarray(asked)))
 
     @property
+    def cached(self) -> int:
+        """C, the tokens that its rows have behind them."""
+        lengths = self.call.inputs.get("cache_length")
+        return 0 if lengths is None else int(np.max(np.asarray(lengths)))
+
+    @property
     def key(self) -> Hashable:
         """Calls with equal ones can be joined."""
         call = self.call
@@ -71,11 +77,16 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Batch:
-    """Calls that go together; ``steps`` bounds the new tokens of each row."""
+    """Calls that go together.
+
+    ``steps`` bounds the new tokens of each row; ``short`` says that it is a decode call
+    of few steps, since somebody waits for a first token.
+    """
 
     members: tuple[Waiting, ...]
     kind: Kind
     steps: int | None = None
+    short: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,15 +108,22 @@ class Limits:
     def allow(self, lead: Waiting, running: Sequence[Batch]) -> bool:
         """Whether one more call of this kind may be under way.
 
-        Half of the calls may be decode steps and half prompts, one of each at least.
+        A server's processors are busy with one call, and two at a time take longer
+        than one after the other. So decode steps wait for prompts, and prompts for
+        decode calls of few steps; but a new caller's prompt goes beside a long one.
         """
         if len(running) >= self.in_flight:
             return False
-        share = self.in_flight // 2
+        share = max(1, self.in_flight // 2)
         if replicas := lead.call.replicas:
             running = [b for b in running if b.members[0].call.replicas == replicas]
-            share //= self.addresses
-        return sum(batch.kind == lead.kind for batch in running) < max(1, share)
+            share = max(1, share // self.addresses)
+        prompts = sum(batch.kind == "prompt" for batch in running)
+        decodes = len(running) - prompts
+        if lead.kind == "prompt":
+            short = any(batch.short for batch in running)
+            return prompts < share and (decodes < share or not short)
+        return len(running) < share
 
 
 def next_batch(
@@ -127,34 +145,42 @@ def next_batch(
             return Batch(members, "prompt", None if alone else 1)
         if prompts_wait and not _impatient(lead):
             continue
-        members = _first(group, limits)
-        return Batch(members, "decode", _steps(members, few=prompts_wait))
+        members = _alike(group, limits)
+        steps = _steps(members, few=prompts_wait)
+        return Batch(members, "decode", steps, short=prompts_wait)
     return None
 
 
-def _rank(group: Sequence[Waiting]) -> tuple[bool, int]:
-    """Impatient rows, then prompts, then the others; among equals the oldest."""
+def _rank(group: Sequence[Waiting]) -> tuple[int, int]:
+    """Impatient rows, then prompts, then other rows; among equals the oldest."""
     lead = group[0]
-    later = lead.kind == "decode" and not _impatient(lead)
-    return later, lead.arrival
+    if lead.kind == "prompt":
+        return 1, lead.arrival
+    return 0 if _impatient(lead) else 2, lead.arrival
 
 
 def _impatient(waiting: Waiting) -> bool:
     return time.monotonic() - waiting.since > _PATIENCE
 
 
-def _first(group: Iterable[Waiting], limits: Limits) -> tuple[Waiting, ...]:
-    """The oldest, as many as fit in one call."""
-    members: list[Waiting] = []
-    rows, most = 0, None
-    for one in group:
-        allowed = limits.rows(one.call)
-        most = allowed if most is None else min(most, allowed)
-        rows += one.call.rows
-        if members and rows > most:
-            break
-        members.append(one)
-    return tuple(members)
+def _alike(group: Sequence[Waiting], limits: Limits) -> tuple[Waiting, ...]:
+    """As many as one call takes: the oldest, and others with caches of like length.
+
+    All rows of a call cost as much as its longest. So of more rows than fit, ordered by
+    length, the part goes that the oldest is in.
+    """
+    lead = group[0]
+    most = min(limits.rows(one.call) for one in group)
+    ranked = sorted(group, key=lambda w: (w.cached, w.arrival))
+    parts = -(-sum(one.call.rows for one in group) // max(most, 1))
+    size = -(-len(ranked) // parts)
+    begin = ranked.index(lead) // size * size
+    members, rows = [lead], lead.call.rows
+    for one in ranked[begin : begin + size]:
+        if one is not lead and rows + one.call.rows <= most:
+            members.append(one)
+            rows += one.call.rows
+    return tuple(sorted(members, key=lambda w: w.arrival))
 
 
 def _prompts(group: Sequence[Waiting], limits: Limits) -> tuple[Waiting, ...]:

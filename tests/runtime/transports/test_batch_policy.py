@@ -40,8 +40,9 @@ def waiting(size=1, steps=8, *, name="generate_8", age=0.0, replicas=()):
 LOOP = asyncio.new_event_loop()
 
 
-def running(kind, *, replicas=()):
-    return Batch((waiting(2 if kind == "prompt" else 1, replicas=replicas),), kind)
+def running(kind, *, replicas=(), short=False):
+    member = waiting(2 if kind == "prompt" else 1, replicas=replicas)
+    return Batch((member,), kind, short=short)
 
 
 def sizes(batch):
@@ -61,18 +62,19 @@ def test_prompts_go_first_and_make_one_token():
     assert batch.members == (prompt,) and batch.steps == 1
 
 
-def test_decode_steps_go_beside_a_prompt_and_wait_for_the_next_ones():
-    beside = [running("prompt")]
-    assert next_batch([waiting()], beside, LIMITS).kind == "decode"
-    assert next_batch([waiting(), waiting(50)], beside, LIMITS) is None
-    assert next_batch([waiting(50)], [running("decode")], LIMITS).kind == "prompt"
+def test_prompts_and_decode_steps_take_turns():
+    assert next_batch([waiting()], [running("prompt")], LIMITS) is None
     assert next_batch([waiting()], [running("decode")], LIMITS) is None
+    assert next_batch([waiting(50)], [running("prompt")], LIMITS) is None
+    # A call of few steps is soon over; beside a long one a new caller begins at once.
+    assert next_batch([waiting(50)], [running("decode", short=True)], LIMITS) is None
+    assert next_batch([waiting(50)], [running("decode")], LIMITS).kind == "prompt"
 
 
 def test_rows_that_wait_too_long_get_a_few_tokens_between_prompts():
     old = [waiting(age=5, steps=32, name="generate_32") for _ in range(3)]
-    batch = next_batch([*old, waiting(50)], [running("prompt")], LIMITS)
-    assert batch.members == tuple(old)
+    batch = next_batch([*old, waiting(50)], [], LIMITS)
+    assert batch.members == tuple(old) and batch.short
     assert batch.steps == batch_policy._FEW
 
 
@@ -99,6 +101,22 @@ def test_signatures_and_servers_are_kept_apart_and_n_is_not():
     assert next_batch([left, right], [], two).members == (left,)
     busy = [running("decode", replicas=("a",))]
     assert next_batch([left, right], busy, two).members == (right,)
+
+
+def test_of_more_rows_than_fit_those_of_like_length_go_together():
+    def one(cached):
+        member = waiting()
+        member.call.inputs["cache_length"] = np.array([cached], np.int32)
+        return member
+
+    limits = Limits(lambda call: 4, lambda call, rows: rows, in_flight=2)
+    lengths = [90, 10, 80, 20, 70, 30, 60]
+    group = [one(cached) for cached in lengths]
+    first = next_batch(group, [], limits)
+    assert {m.cached for m in first.members} == {70, 80, 90}
+    assert first.members[0] is group[0]
+    second = next_batch([m for m in group if m not in first.members], [], limits)
+    assert {m.cached for m in second.members} == {10, 20, 30, 60}
 
 
 def test_the_rows_of_a_call_are_bounded_by_its_longest():
@@ -134,4 +152,4 @@ def test_steps_make_the_most_tokens_in_the_time(asked):
 
 def test_texts_to_score_are_prompts():
     text = waiting(1, name="score")
-    assert next_batch([text], [running("decode")], LIMITS).members == (text,)
+    assert next_batch([text, waiting()], [], LIMITS).members == (text,)
