@@ -34,6 +34,7 @@ from .page import page_routes
 from .receiving import receive_body, unless_disconnected
 from .served import Models
 from .settings import GatewaySettings
+from .tracing import open_tracing
 
 B = TypeVar("B", bound=Body)
 Handler = Callable[[B, str, Request], Awaitable[Response]]
@@ -97,8 +98,9 @@ class _Gateway:
             lambda: self._models.cache_use(admission.running / settings.max_active),
             self._models.names[0],
         )
+        self._tracing = open_tracing()
         self._runner = Runner(
-            admission, self._metrics, seconds=settings.request_seconds
+            admission, self._metrics, self._tracing, seconds=settings.request_seconds
         )
 
     def app(self) -> Starlette:
@@ -162,6 +164,7 @@ class _Gateway:
 
         async def endpoint(request: Request) -> Response:
             try:
+                self._tracing.continue_trace(request.headers)
                 key = self._keys.check(request.headers.get("authorization"))
                 data = await receive_body(
                     request, limit=settings.body_limit, seconds=settings.body_seconds

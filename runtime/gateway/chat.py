@@ -87,6 +87,7 @@ class Chat:
             each=body.n,
             max_new_tokens=most,
             top_logprobs=top,
+            operation="chat",
             user=user,
         )
         self._head: Json = {

@@ -17,6 +17,7 @@ from .api_errors import bad_field
 from .bodies import Sampled
 from .metrics import GenerationClock, Metrics
 from .served import Served
+from .tracing import Tracing
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Choice:
         prompt: token ids.
         max_new_tokens: where to end at the latest.
         options: ``AsyncClient.generate``'s keywords.
+        operation: what asked for it, as OpenTelemetry's conventions name it.
         user: whose it is, for the queue.
         priority: the lowest goes first.
     """
@@ -36,6 +38,7 @@ class Choice:
     prompt: list[int]
     max_new_tokens: int
     options: GenerationKeywords
+    operation: str
     user: str
     priority: int
 
@@ -57,6 +60,7 @@ def choices(
     each: int,
     max_new_tokens: int,
     top_logprobs: int,
+    operation: str,
     user: str,
 ) -> list[Choice]:
     """``each`` continuations of each prompt, in the answer's order.
@@ -82,6 +86,7 @@ def choices(
                 ),
                 top_logprobs=top_logprobs,
             ),
+            operation=operation,
             user=user,
             priority=body.priority,
         )
@@ -121,13 +126,20 @@ class Runner:
     Args:
         admission: the queue.
         metrics: where the figures go.
+        tracing: where the spans go.
         seconds: how long one may take, waiting included.
     """
 
     def __init__(
-        self, admission: Admission, metrics: Metrics, *, seconds: float
+        self,
+        admission: Admission,
+        metrics: Metrics,
+        tracing: Tracing,
+        *,
+        seconds: float,
     ) -> None:
-        self._admission, self._metrics, self._seconds = admission, metrics, seconds
+        self._admission, self._metrics = admission, metrics
+        self._tracing, self._seconds = tracing, seconds
 
     def place(
         self, user: str, priority: int
@@ -202,10 +214,11 @@ class Runner:
         self, served: Served, choice: Choice
     ) -> AsyncIterator[tuple[GenerationClock, float | None]]:
         """A place; gives the clock and the seconds that are left."""
-        clock = self._metrics.clock(served.name)
-        async with self.place(choice.user, choice.priority) as left:
-            clock.started()
-            yield clock, left
+        with self._tracing.generation(choice.operation, served.name) as span:
+            clock = self._metrics.clock(served.name, span)
+            async with self.place(choice.user, choice.priority) as left:
+                clock.started()
+                yield clock, left
 
 
 def _within(options: GenerationKeywords, seconds: float | None) -> GenerationKeywords:

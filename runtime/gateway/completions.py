@@ -49,6 +49,7 @@ class Completion:
             each=body.best_of or body.n,
             max_new_tokens=max(1, body.max_tokens),
             top_logprobs=body.logprobs or 0,
+            operation="text_completion",
             user=user,
         )
         self._head: Json = {

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from ..results import Generation
+from .tracing import GenerationSpan
 
 _FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TOKEN = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -86,16 +87,16 @@ class Metrics:
         """All of them, as Prometheus reads them."""
         return generate_latest(self._registry)
 
-    def clock(self, model: str) -> GenerationClock:
+    def clock(self, model: str, span: GenerationSpan) -> GenerationClock:
         """Measures one generation, from now."""
-        return GenerationClock(self, model)
+        return GenerationClock(self, model, span)
 
 
 class GenerationClock:
     """One generation's times; begun when its request is there."""
 
-    def __init__(self, metrics: Metrics, model: str) -> None:
-        self._metrics, self._model = metrics, model
+    def __init__(self, metrics: Metrics, model: str, span: GenerationSpan) -> None:
+        self._metrics, self._model, self._span = metrics, model, span
         self._begin = self._last = time.monotonic()
         self._first: float | None = None
 
@@ -126,3 +127,4 @@ class GenerationClock:
         if self._first is not None and new > 1:
             each = (self.seconds - self._first) / (new - 1)
             metrics._each.labels(model).observe(max(0.0, each))
+        self._span.ended(result, first=self._first, whole=self.seconds)

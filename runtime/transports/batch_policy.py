@@ -1,8 +1,8 @@
 """Which waiting calls go next, together, and for how many new tokens. No I/O.
 
 Prompts go before decode steps, for somebody waits for a first token; but rows that have
-tokens already don't wait for others' prompts for longer than ``_PATIENCE``. While
-prompts wait, a decode call makes few tokens; otherwise as many as give the most tokens
+tokens already don't wait for others' prompts for longer than ``PATIENCE``, or than a few calls
+of their own take. While prompts wait, a decode call makes few tokens; otherwise as many as give the most tokens
 per second. A prompt's own call makes one token, and its row goes on with all others.
 """
 
@@ -19,7 +19,8 @@ import numpy as np
 from .base import Call
 from .joining import most_new_tokens
 
-_PATIENCE = 2.0  # seconds that rows with tokens wait for others' prompts
+PATIENCE = 2.0  # seconds that rows with tokens wait for others' prompts
+_SHARE = 4  # times as long as their own call takes, if that is longer
 _FEW = 8  # new tokens of a decode call while prompts wait
 _CALL_COST = 2  # tokens that could be made in the time that a call takes besides
 _PROMPT_TOKENS = 1024  # of one call of prompts: more at once gain nothing
@@ -126,14 +127,41 @@ class Limits:
         return len(running) < share
 
 
+def patience(seconds: float) -> float:
+    """How long rows wait whose last call between prompts took so many seconds."""
+    return max(PATIENCE, _SHARE * seconds)
+
+
 def next_batch(
-    waiting: Sequence[Waiting], running: Sequence[Batch], limits: Limits
+    waiting: Sequence[Waiting],
+    running: Sequence[Batch],
+    limits: Limits,
+    *,
+    patience: float = PATIENCE,
 ) -> Batch | None:
-    """The calls that should leave now, if any."""
+    """The calls that should leave now, if any.
+
+    Args:
+        waiting: by their arrival.
+        running: what is under way.
+        limits: what there is room for.
+        patience: seconds that rows with tokens wait for prompts.
+    """
+
+    def impatient(lead: Waiting) -> bool:
+        return time.monotonic() - lead.since > patience
+
+    def rank(group: Sequence[Waiting]) -> tuple[int, int]:
+        """Impatient rows, then prompts, then other rows; among equals the oldest."""
+        lead = group[0]
+        if lead.kind == "prompt":
+            return 1, lead.arrival
+        return 0 if impatient(lead) else 2, lead.arrival
+
     groups: dict[Hashable, list[Waiting]] = {}
     for one in waiting:
         groups.setdefault(one.key, []).append(one)
-    ranked = sorted(groups.values(), key=_rank)
+    ranked = sorted(groups.values(), key=rank)
     prompts_wait = any(group[0].kind == "prompt" for group in ranked)
     for group in ranked:
         lead = group[0]
@@ -143,24 +171,12 @@ def next_batch(
             members = _prompts(group, limits)
             alone = not running and len(members) == len(waiting)
             return Batch(members, "prompt", None if alone else 1)
-        if prompts_wait and not _impatient(lead):
+        if prompts_wait and not impatient(lead):
             continue
         members = _alike(group, limits)
         steps = _steps(members, few=prompts_wait)
         return Batch(members, "decode", steps, short=prompts_wait)
     return None
-
-
-def _rank(group: Sequence[Waiting]) -> tuple[int, int]:
-    """Impatient rows, then prompts, then other rows; among equals the oldest."""
-    lead = group[0]
-    if lead.kind == "prompt":
-        return 1, lead.arrival
-    return 0 if _impatient(lead) else 2, lead.arrival
-
-
-def _impatient(waiting: Waiting) -> bool:
-    return time.monotonic() - waiting.since > _PATIENCE
 
 
 def _alike(group: Sequence[Waiting], limits: Limits) -> tuple[Waiting, ...]:

@@ -15,7 +15,14 @@ from collections.abc import Callable, Sequence
 from ..codec import ModelMetadata
 from ..errors import Cancelled, DeadlineExceeded, ServerError, VersionGone
 from .base import AsyncTransport, Call, Reply
-from .batch_policy import Batch, Limits, Waiting, next_batch
+from .batch_policy import (
+    PATIENCE,
+    Batch,
+    Limits,
+    Waiting,
+    next_batch,
+    patience,
+)
 from .joining import joined, shares
 
 _PASSES = 20  # of the event loop, in which callers that got a reply call again
@@ -51,6 +58,7 @@ class DynamicBatcher(AsyncTransport):
         self._closed = False
         self._returning = 0  # callers that were just answered and may call again
         self._passes = 0
+        self._patience = PATIENCE
 
     async def call(self, call: Call, *, timeout: float | None = None) -> Reply:
         """Run one call, possibly with others."""
@@ -120,11 +128,14 @@ class DynamicBatcher(AsyncTransport):
         self._returning = 0
         self._waiting = [w for w in self._waiting if not w.answer.done()]
         running = list(self._running.values())
-        while batch := next_batch(self._waiting, running, self._limits):
+        while batch := self._next(running):
             gone = set(map(id, batch.members))
             self._waiting = [w for w in self._waiting if id(w) not in gone]
             self._start(batch)
             running.append(batch)
+
+    def _next(self, running: Sequence[Batch]) -> Batch | None:
+        return next_batch(self._waiting, running, self._limits, patience=self._patience)
 
     def _start(self, batch: Batch) -> None:
         task = asyncio.get_running_loop().create_task(self._run(batch))
@@ -148,6 +159,8 @@ class DynamicBatcher(AsyncTransport):
             rows = self._size(calls[0], sum(call.rows for call in calls))
             call = joined(calls, rows, steps=batch.steps)
             reply = await self._transport.call(call, timeout=_time_left(members))
+            if batch.short:
+                self._patience = patience(reply.seconds)
             answers = shares(reply, calls, rows)
         except VersionGone as error:
             _fail(members, error)

@@ -14,6 +14,7 @@ from optserve.export.deploy import deployment_files, write_deployment
 from optserve.export.deploy.gateway import command
 from optserve.runtime.commands import gateway
 from optserve.runtime.gateway.metrics import Metrics
+from optserve.runtime.gateway.tracing import GenerationSpan
 from optserve.runtime.results import Generation
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -78,7 +79,7 @@ def test_every_metric_of_the_dashboard_is_one_of_the_gateway(files):
     _, model = document["templating"]["list"]
     asked |= set(re.findall(r"vllm:\w+", model["query"]["query"]))
     metrics = Metrics(lambda: 0, lambda: 0, lambda: 0, "opt")
-    clock = metrics.clock("opt")
+    clock = metrics.clock("opt", GenerationSpan())
     clock.started()
     clock.first_token()
     clock.ended(Generation("", [1, 2], [], "length", 3, 1))

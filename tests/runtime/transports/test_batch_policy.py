@@ -76,6 +76,10 @@ def test_rows_that_wait_too_long_get_a_few_tokens_between_prompts():
     batch = next_batch([*old, waiting(50)], [], LIMITS)
     assert batch.members == tuple(old) and batch.short
     assert batch.steps == batch_policy._FEW
+    patient = batch_policy.patience(3.0)  # their calls take long
+    batch = next_batch([*old, waiting(50)], [], LIMITS, patience=patient)
+    assert batch.kind == "prompt"
+    assert batch_policy.patience(0.1) == batch_policy.PATIENCE
 
 
 def test_prompts_of_like_length_go_together():
