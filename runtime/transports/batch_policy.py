@@ -1,9 +1,10 @@
 """Which waiting calls go next, together, and for how many new tokens. No I/O.
 
 Prompts go before decode steps, for somebody waits for a first token; but rows that have
-tokens already don't wait for others' prompts for longer than ``PATIENCE``, or than a few calls
-of their own take. While prompts wait, a decode call makes few tokens; otherwise as many as give the most tokens
-per second. A prompt's own call makes one token, and its row goes on with all others.
+tokens already don't wait for others' prompts for longer than ``PATIENCE``, or than a
+few calls of their own take. While prompts wait, a decode call makes few tokens;
+otherwise as many as give the most tokens per second. A prompt's own call makes one
+token, and its row goes on with all others.
 """
 
 from __future__ import annotations
