@@ -127,12 +127,14 @@ class _Gateway:
             "/docs": self._docs,
         }
         routes = [Route(path, self._got(get)) for path, get in gets.items()]
-        return Starlette(
+        app = Starlette(
             routes=[*posts, *routes, *page_routes()],
             lifespan=self._lifespan,
             middleware=self._middleware(),
             exception_handlers={HTTPException: _unknown},
         )
+        app.router.redirect_slashes = False  # to wherever the caller's Host says
+        return app
 
     def _middleware(self) -> list[Middleware]:
         if not self._settings.allow_origins:
