@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
 from ...runtime.model_dir import newest_version, read_manifest, version_folder
 from ...runtime.printable import sentence
 from ..deploy import FOLDER, DeployOptions, write_deployment
-from ..deploy.options import SERVER_IMAGE, TLS_MODES
+from ..deploy.options import TLS_MODES
+
+_HELP = {
+    "name": "the model's name",
+    "image": "server image",
+    "replicas": "fewest servers",
+    "max_replicas": "most servers",
+    "cpus": "processors of a server",
+    "max_batch": "most rows of a batch",
+}
+"""Options with a plain default: the field of :class:`DeployOptions`, and its help."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +28,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("out", type=Path, metavar="OUT", help="base folder with numbered versions")
     add("--dir", type=Path, help=f"where to write (default OUT/{FOLDER})")
-    add("--name", default=defaults.name, help="the model's name (default %(default)s)")
     add("--stable", type=int, help="version to label stable (default: newest)")
     add("--canary", type=int, help="version to label canary, served beside it")
     add(
@@ -28,35 +38,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="VERSION",
         help="version to keep loaded without a label, for the way back",
     )
-    add("--image", default=SERVER_IMAGE, help="server image (default %(default)s)")
+    for field, text in _HELP.items():
+        default = getattr(defaults, field)
+        add(
+            f"--{field.replace('_', '-')}",
+            type=type(default),
+            default=default,
+            help=f"{text} (default %(default)s)",
+        )
     add(
         "--storage",
         default="",
         help="base folder for the cluster: pvc://, gs://, s3://",
-    )
-    add(
-        "--replicas",
-        type=int,
-        default=defaults.replicas,
-        help="fewest servers (default %(default)s)",
-    )
-    add(
-        "--max-replicas",
-        type=int,
-        default=defaults.max_replicas,
-        help="most servers (default %(default)s)",
-    )
-    add(
-        "--cpus",
-        type=int,
-        default=defaults.cpus,
-        help="processors of a server (default %(default)s)",
-    )
-    add(
-        "--max-batch",
-        type=int,
-        default=defaults.max_batch,
-        help="most rows of a batch (default %(default)s)",
     )
     add(
         "--batching",
@@ -81,25 +74,10 @@ def run(args: argparse.Namespace) -> int:
     """Write the files. Returns 0."""
     stable = newest_version(args.out) if args.stable is None else args.stable
     manifest = read_manifest(version_folder(args.out, stable))
-    options = DeployOptions(
-        name=args.name,
-        stable=stable,
-        canary=args.canary,
-        keep=tuple(args.keep),
-        image=args.image,
-        storage=args.storage,
-        replicas=args.replicas,
-        max_replicas=args.max_replicas,
-        cpus=args.cpus,
-        max_batch=args.max_batch,
-        batching=args.batching,
-        tls=args.tls,
-        gateway_image=args.gateway_image,
-    )
-    for version in options.versions:
-        read_manifest(
-            version_folder(args.out, version)
-        )  # refuses versions that are not there
+    given = {field.name: getattr(args, field.name) for field in fields(DeployOptions)}
+    options = DeployOptions(**given | {"stable": stable, "keep": tuple(args.keep)})
+    for version in options.versions:  # refuses those that are not there
+        read_manifest(version_folder(args.out, version))
     directory = args.dir or args.out / FOLDER
     for path in write_deployment(manifest, directory, options):
         print(sentence(path))

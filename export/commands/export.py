@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 
+from ...runtime.commands.argument_types import Group
 from ...runtime.contract import CACHE_DTYPES
 from ...runtime.model_dir import manifest_digest, read_manifest
 from ...runtime.printable import json_text, sentence
@@ -68,7 +69,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _configure_options(parser: argparse.ArgumentParser) -> None:
     """An argument for each field of :class:`ExportOptions`, under its name."""
-    add = parser.add_argument
+    _add_graph(parser.add_argument_group("graph"))
+    _add_sizes(parser.add_argument_group("sizes"))
+    _add_sessions(parser.add_argument_group("sessions"))
+
+
+def _add_graph(group: Group) -> None:
+    """What is written, and for what."""
+    add = group.add_argument
     add(
         "--target",
         default="savedmodel",
@@ -101,11 +109,28 @@ def _configure_options(parser: argparse.ArgumentParser) -> None:
         help="how the key-value cache travels (default float32)",
     )
     add(
+        "--portable",
+        action="store_true",
+        help="int8: leave out the kernels that TensorFlow has on x86-64 alone, with "
+        "which several rows are twice as fast",
+    )
+    add(
+        "--compile-for-this-processor",
+        action="store_true",
+        help="xla, jax: keep what XLA compiles in the version; `optserve serve` on the "
+        "same kind of processor is then ready sooner, others compile as ever",
+    )
+
+
+def _add_sizes(group: Group) -> None:
+    """What shapes there are signatures and programs for."""
+    add = group.add_argument
+    add(
         "--generate",
         type=_sizes,
         metavar="N[,N…]",
         default=GENERATE,
-        help="tokens that one call makes, a signature for each "
+        help="tokens that one call generates, a signature for each "
         f"(default: {','.join(map(str, GENERATE))})",
     )
     add(
@@ -129,6 +154,11 @@ def _configure_options(parser: argparse.ArgumentParser) -> None:
         metavar="C",
         help="tflite: tokens that the cache holds (default: 512)",
     )
+
+
+def _add_sessions(group: Group) -> None:
+    """The caches that a server keeps."""
+    add = group.add_argument
     add(
         "--sessions",
         type=int,
@@ -144,18 +174,6 @@ def _configure_options(parser: argparse.ArgumentParser) -> None:
         default=SESSION_SLOTS,
         help="tokens that each of these caches holds, at most the model's positions "
         f"(default {SESSION_SLOTS})",
-    )
-    add(
-        "--portable",
-        action="store_true",
-        help="int8: leave out the kernels that TensorFlow has on x86-64 alone, with "
-        "which several rows are twice as fast",
-    )
-    add(
-        "--compile-for-this-processor",
-        action="store_true",
-        help="xla, jax: keep what XLA compiles in the version; `optserve serve` on the "
-        "same kind of processor is then ready sooner, others compile as ever",
     )
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ...runtime.commands import gateway
-from ...runtime.commands.argument_types import whole
+from ...runtime.commands.listening_arguments import add_json_log, add_port
 from ...runtime.model_dir import version_folders
 from ..errors import ExportError
 from ..options import WEIGHTS, ExportOptions
@@ -30,14 +30,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=WEIGHTS["savedmodel"],
         help="how matrices are stored (default int8)",
     )
-    add(
-        "--port",
-        type=whole(0, 65535),
-        default=8000,
-        help="of the page and the API; 0 picks a free one (default 8000)",
-    )
+    add_port(parser, 8000)
     add("--no-open", action="store_true", help="open no browser")
-    add("--json-log", action="store_true", help="log lines as JSON")
+    add_json_log(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,6 +8,9 @@ from collections.abc import Callable
 
 from ..errors import InvalidRequest
 
+Group = argparse.ArgumentParser | argparse._ArgumentGroup
+"""What options are added to: a command's parser, or a part of it with a title."""
+
 _SMALLEST, _LARGEST = 1e-37, 1e38  # that float32 holds with all its digits
 _LONGEST = 1e9  # seconds; some 30 years
 

@@ -15,7 +15,7 @@ from ..errors import InvalidRequest
 from ..option_checks import INT32_MAX
 from ..transports.connection import Connection, Tls, check_secrecy
 from ..transports.resolve import Target
-from .argument_types import given, refuse, seconds, whole
+from .argument_types import Group, given, refuse, seconds, whole
 
 _LONGEST_TOKEN = 64 << 10  # bytes; servers take fewer
 
@@ -55,32 +55,25 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="threads for --model (default: the runtime's own choice)",
     )
+    _add_security(parser.add_argument_group("encryption"))
+
+
+def _add_security(group: Group) -> None:
+    """TLS, and the token that says who calls."""
+    add = group.add_argument
     add("--tls", action="store_true", help="encrypt, trusting the system's authorities")
-    add(
-        "--tls-ca",
-        type=given,
-        metavar="PEM",
-        help="encrypt, trusting these certificates",
-    )
-    add(
-        "--tls-cert",
-        type=given,
-        metavar="PEM",
-        help="encrypt; the client's certificate (mTLS)",
-    )
-    add("--tls-key", type=given, metavar="PEM", help="the key of --tls-cert")
-    add(
-        "--tls-server-name",
-        type=given,
-        metavar="NAME",
-        help="encrypt; the name in the server's certificate",
-    )
-    add(
-        "--token-file",
-        type=given,
-        metavar="FILE",
-        help="send its content as a bearer token (read again for each call)",
-    )
+    for name, metavar, text in (
+        ("--tls-ca", "PEM", "encrypt, trusting these certificates"),
+        ("--tls-cert", "PEM", "encrypt; the client's certificate (mTLS)"),
+        ("--tls-key", "PEM", "the key of --tls-cert"),
+        ("--tls-server-name", "NAME", "encrypt; the name in the server's certificate"),
+        (
+            "--token-file",
+            "FILE",
+            "send its content as a bearer token (read again for each call)",
+        ),
+    ):
+        add(name, type=given, metavar=metavar, help=text)
     add(
         "--insecure-token",
         action="store_true",

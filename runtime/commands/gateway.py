@@ -19,6 +19,7 @@ from .connection_arguments import (
     client_options,
     opened_prefix_cache,
 )
+from .listening_arguments import add_host, add_json_log, add_port
 from .prompt_text import utf8
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_prefix_cache(parser)
     group = parser.add_argument_group("HTTP")
     add = group.add_argument
-    add("--port", type=whole(0, 65535), default=8000, help="0 picks a free one (8000)")
-    add("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
+    add_port(group, 8000)
+    add_host(group)
     add(
         "--also",
         action="append",
@@ -79,7 +80,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="let web pages of this origin call (none may)",
     )
     add("--open", action="store_true", help="open the page in a browser")
-    parser.add_argument("--json-log", action="store_true", help="log lines as JSON")
+    add_json_log(parser)
 
 
 def run(args: argparse.Namespace) -> int:

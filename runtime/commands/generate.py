@@ -12,7 +12,7 @@ from ..client import Client
 from ..errors import InvalidRequest
 from ..options import GenerationOptions
 from ..results import Generation
-from .argument_types import number, whole
+from .argument_types import Group, number, whole
 from .batch import run_batch
 from .connection_arguments import add_connection, add_prefix_cache, opened_client
 from .generation_arguments import add_generation, beams_of, generation_keywords
@@ -46,37 +46,42 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_connection(parser)
     add_generation(parser)
     add_prefix_cache(parser)
-    group = parser.add_argument_group("several sequences").add_argument
-    count = whole(1, 1000)
-    group(
-        "--samples",
-        type=count,
-        default=1,
-        metavar="N",
-        help="draw N continuations, likeliest first",
-    )
-    group("--beams", type=count, metavar="N", help="beam search with N beams")
-    group("--returned", type=count, metavar="N", help="beams to print (default 1)")
-    group(
-        "--length-penalty",
-        type=number(-math.inf),
-        metavar="P",
-        help="exponent of the length that a beam's score is divided by (default 1)",
-    )
-    group(
-        "--early-stopping",
-        action="store_true",
-        default=None,
-        help="end as soon as there are as many finished beams",
-    )
-    group(
+    _add_several(parser.add_argument_group("several sequences"))
+    add = parser.add_argument_group("log-probabilities").add_argument
+    add(
         "--top-logprobs",
         type=whole(0, 100_000),
         default=0,
         metavar="K",
         help="report the K likeliest tokens of each step",
     )
-    group("--echo", action="store_true", help="the prompt's log-probabilities as well")
+    add("--echo", action="store_true", help="the prompt's log-probabilities as well")
+
+
+def _add_several(group: Group) -> None:
+    """Several continuations of a prompt: samples, or the fields of :class:`Beams`."""
+    add, count = group.add_argument, whole(1, 1000)
+    add(
+        "--samples",
+        type=count,
+        default=1,
+        metavar="N",
+        help="draw N continuations, likeliest first",
+    )
+    add("--beams", type=count, metavar="N", help="beam search with N beams")
+    add("--returned", type=count, metavar="N", help="beams to print (default 1)")
+    add(
+        "--length-penalty",
+        type=number(-math.inf),
+        metavar="P",
+        help="exponent of the length that a beam's score is divided by (default 1)",
+    )
+    add(
+        "--early-stopping",
+        action="store_true",
+        default=None,
+        help="end as soon as there are as many finished beams",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ..errors import InvalidRequest
 from ..model_dir import version_folders
 from ..printable import json_text, sentence
-from .argument_types import number, whole
+from .argument_types import Group, number, whole
+from .listening_arguments import add_host, add_json_log, add_port
 
 if TYPE_CHECKING:
     from ..server import EmbeddedServer
@@ -26,19 +27,21 @@ _LOOK_SECONDS = 1.0
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         "path", nargs="?", metavar="OUT", help="folder of the model's numbered versions"
     )
+    _add_models(parser.add_argument_group("models"))
+    _add_address(parser.add_argument_group("address"))
+    _add_execution(parser.add_argument_group("execution"))
+    add = parser.add_argument
+    add("--json-ready", action="store_true", help="print the ready line as JSON")
+    add_json_log(parser)
+
+
+def _add_models(group: Group) -> None:
+    """What is served, and when that changes."""
+    add = group.add_argument
     add("--name", default="opt", help="the model's name in requests (default opt)")
-    add(
-        "--port",
-        type=whole(0, 65535),
-        default=8500,
-        help="TCP port; 0 picks a free one (default 8500)",
-    )
-    add("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1)")
-    add("--socket", metavar="PATH", help="listen at a Unix socket instead of a port")
     add(
         "--versions",
         default="latest",
@@ -50,6 +53,33 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="serve several models (ModelServerConfig)",
     )
+    add(
+        "--poll-seconds",
+        type=number(0.01, 1e6),
+        default=2.0,
+        metavar="S",
+        help="seconds between looks for new versions (default 2)",
+    )
+    add("--wait", action="store_true", help="wait for a model that is not there yet")
+    add(
+        "--allow-reload",
+        action="store_true",
+        help="let callers change what is served (HandleReloadConfigRequest); at "
+        "loopback, a Unix socket, or with client certificates only",
+    )
+
+
+def _add_address(group: Group) -> None:
+    add_port(group, 8500)
+    add_host(group)
+    add = group.add_argument
+    add("--socket", metavar="PATH", help="listen at a Unix socket instead of a port")
+    add("--ssl-config-file", metavar="FILE", help="encrypt the port (SSLConfig)")
+
+
+def _add_execution(group: Group) -> None:
+    """How requests run, and how their replies are written."""
+    add = group.add_argument
     add("--enable-batching", action="store_true", help="batch concurrent requests")
     add(
         "--batching-parameters-file",
@@ -61,15 +91,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="reply in tensor_content instead of typed fields",
     )
-    add("--ssl-config-file", metavar="FILE", help="encrypt the port (SSLConfig)")
-    add(
-        "--poll-seconds",
-        type=number(0.01, 1e6),
-        default=2.0,
-        metavar="S",
-        help="seconds between looks for new versions (default 2)",
-    )
-    add("--wait", action="store_true", help="wait for a model that is not there yet")
     threads = whole(0, 1024)
     add(
         "--intra-op-threads",
@@ -93,14 +114,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="false refuses models that XLA compiles, as TensorFlow Serving does by "
         "default (default true)",
     )
-    add(
-        "--allow-reload",
-        action="store_true",
-        help="let callers change what is served (HandleReloadConfigRequest); at "
-        "loopback, a Unix socket, or with client certificates only",
-    )
-    add("--json-ready", action="store_true", help="print the ready line as JSON")
-    add("--json-log", action="store_true", help="print log lines as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

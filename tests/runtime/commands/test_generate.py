@@ -73,9 +73,9 @@ def test_a_folder_of_prefixes_serves_the_next_run(transport, capsys, tmp_path):
 
 @pytest.mark.parametrize("command", ["generate", "chat"])
 def test_what_the_graph_chooses_by_reaches_it(transport, monkeypatch, command):
-    flags = "--min-p 0.25 --presence-penalty -1 --frequency-penalty 0.5 --seed 4"
+    flags = "--temperature 0.5 --min-p 0.25 --seed 4 --max-new-tokens 8"
+    flags += " --presence-penalty -1 --frequency-penalty 0.5"
     flags += " --min-new-tokens 3 --logit-bias 9=-2.5 --logit-bias 11=4"
-    flags += " --max-new-tokens 8"
     monkeypatch.setattr(sys, "stdin", standard_input(b"to be\n"))
     prompt = ["-"] if command == "generate" else []
     assert cli.main([command, *TARGET, *prompt, *flags.split()]) == 0
@@ -217,6 +217,11 @@ def test_beams_and_samples_show_each_sequence(transport, capsys):
         (["--jsonl", "/nonexistent"], "/nonexistent: No such file"),
         (["x", "--samples", "2"], "temperature above 0"),
         (["x", "--threads", "2"], "--threads needs --model"),
+        (["x", "--seed", "0"], "--seed changes nothing at temperature 0"),
+        (["x", "--top-k", "0"], "--top-k changes nothing at temperature 0"),
+        (["x", "--top-p", "1"], "--top-p changes nothing at temperature 0"),
+        (["x", "--min-p", "0"], "--min-p changes nothing at temperature 0"),
+        (["x", "--beams", "2", "--seed", "3"], "--seed changes nothing"),
         (["x", "--returned", "2"], "--returned is for beam search"),
         (["x", "--early-stopping"], "--early-stopping is for beam search"),
     ],
@@ -258,8 +263,10 @@ def test_values_at_the_edge_get_one_short_sentence(transport, capsys, flag):
 @pytest.mark.parametrize(
     "flag",
     [
-        *("--timeout 1e9", "--temperature 1e38", "--seed -9223372036854775808"),
-        *("--top-k 2147483647", "--seed 18446744073709551615", "--wait 1e9"),
+        *("--timeout 1e9", "--temperature 1e38", "--wait 1e9"),
+        "--temperature 1 --seed -9223372036854775808",
+        "--temperature 1 --seed 18446744073709551615",
+        "--temperature 1 --top-k 2147483647",
         *("--max-rows 2147483647", "--min-new-tokens 2147483647"),
         *("--no-repeat-ngram 2147483647", "--logit-bias 5=-inf"),
     ],
