@@ -43,7 +43,7 @@ class SessionCache:
     def close(self, tokens: Sequence[int]) -> None:
         """Give the slot back, whose rows are of these tokens."""
         if self.slot is not None:
-            self.pool.give_back(self.slot, tokens[: self._length])
+            self.pool.release(self.slot, tokens[: self._length])
             self.slot = None
 
     def discard(self, *, evicted: bool = False) -> None:

@@ -198,7 +198,7 @@ class SessionPool:
             slot.busy, slot.idle_since = False, self._clock()
             slot.doubtful = slot.doubtful or doubtful
 
-    def give_back(self, slot: Slot, tokens: Sequence[int]) -> None:
+    def release(self, slot: Slot, tokens: Sequence[int]) -> None:
         """A sequence has ended; ``tokens`` are those whose rows the slot holds."""
         with self._lock:
             if slot not in self._leased:

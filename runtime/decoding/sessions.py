@@ -193,7 +193,7 @@ def _turn(
         return slot
     finally:
         if slot is None and not future.cancel():
-            pool.give_back(future.result(), future.result().tokens)
+            pool.release(future.result(), future.result().tokens)
 
 
 def _prepared(

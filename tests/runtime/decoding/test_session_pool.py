@@ -48,7 +48,7 @@ def test_no_more_than_the_servers_have_and_the_emptiest_first(clock):
     slots = taken(pool, 2 * SLOTS)
     assert pool.take([2], MODEL) is None
     assert [slot.target for slot in slots[:4]] == ["a", "b", "a", "b"]
-    pool.give_back(slots[0], [2, 5])
+    pool.release(slots[0], [2, 5])
     again = pool.take([2], MODEL)
     assert again is not None
     assert (again.ticket, again.target) == (slots[0].ticket, "a")
@@ -68,12 +68,12 @@ def test_those_who_wait_are_served_in_order_and_before_others(clock):
     slots = taken(pool, SLOTS)
     first, left, second = (pool.wait([2], MODEL) for _ in range(3))
     assert left.cancel()
-    pool.give_back(slots[0], [])
+    pool.release(slots[0], [])
     assert first.result(0).ticket == slots[0].ticket
     assert pool.take([2], MODEL) is None
     pool.drop(slots[1])
     assert second.result(0).ticket == 0  # to be opened
-    pool.give_back(slots[2], [])
+    pool.release(slots[2], [])
     assert pool.take([2], MODEL) is not None
 
 
@@ -81,7 +81,7 @@ def test_a_slot_is_found_by_its_tokens(clock):
     pool = SessionPool([], clock=clock)
     slots = taken(pool, SLOTS)
     for slot, tokens in zip(slots, (TEXT, TEXT[:BLOCK], [7, 7]), strict=True):
-        pool.give_back(slot, tokens)
+        pool.release(slot, tokens)
     assert pool.held([*TEXT, 9]) == len(TEXT)
     numbers = [slot.number for slot in slots]
     for tokens, number in (
@@ -103,7 +103,7 @@ def test_what_another_call_may_write_to_is_given_to_nobody(clock):
     pool.begin(slots[2])
     pool.end(slots[2], doubtful=False)
     for slot in slots:
-        pool.give_back(slot, TEXT)
+        pool.release(slot, TEXT)
     again = pool.take(TEXT, MODEL)
     assert again is not None
     assert again.ticket == slots[2].ticket
@@ -130,7 +130,7 @@ def test_only_an_idle_slot_is_taken_away_and_only_for_those_who_wait(clock):
     pool.serve(idle=5)
     assert waiting.result(0).ticket == idle.ticket
     assert not pool.begin(idle)
-    pool.give_back(idle, TEXT)  # by its former owner
+    pool.release(idle, TEXT)  # by its former owner
     assert pool.take(TEXT, MODEL) is None
 
 
@@ -145,7 +145,7 @@ def test_losses_make_it_ask_for_less_and_peace_for_more(clock):
     pool.drop(slots[2], evicted=True)
     assert pool.take([2], MODEL) is None
     for _ in range(16):
-        pool.give_back(slots[1], [])
+        pool.release(slots[1], [])
         slots[1] = opened(pool, pool.take([2], MODEL))
     assert pool.take([2], MODEL) is not None
     assert pool.take([2], MODEL) is None
@@ -154,7 +154,7 @@ def test_losses_make_it_ask_for_less_and_peace_for_more(clock):
 def test_a_server_that_fails_is_left_alone_for_a_while(clock):
     pool = SessionPool(["a", "b"], clock=clock)
     first, second = taken(pool, 2)
-    pool.give_back(first, [])
+    pool.release(first, [])
     pool.failed("a")
     assert [pool.take([2], MODEL, target="a"), second.target] == [None, "b"]
     pool.failed("b")
@@ -169,7 +169,7 @@ def test_a_server_that_fails_is_left_alone_for_a_while(clock):
 def test_slots_of_another_version_are_left(clock):
     pool = SessionPool([], clock=clock)
     (slot,) = taken(pool, 1)
-    pool.give_back(slot, TEXT)
+    pool.release(slot, TEXT)
     newer = pool.take(TEXT, replace(MODEL, version=2))
     assert newer is not None
     assert newer.ticket == 0
