@@ -2,9 +2,8 @@
 
 An operation is a generator: it yields ``Attempt`` and ``Pause``, receives an
 ``Outcome`` for each ``Attempt``, and returns its result. The two gRPC transports only
-carry these out, one blocking, one awaiting. Which replica is next, whether to try again
-and how long to wait is decided here (``replicas``, ``retry_policy``,
-``status_mapping``).
+carry these out, one blocking, one awaiting. Which replica is asked, and how often, is
+decided in ``exchange``.
 """
 
 from __future__ import annotations
@@ -14,8 +13,7 @@ import os
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from ..codec import (
     MalformedMessage,
@@ -32,54 +30,32 @@ from ..codec import (
 from ..contract import MESSAGE_LIMIT
 from ..errors import (
     Cancelled,
-    DeadlineExceeded,
     InvalidRequest,
     MalformedReply,
     Unavailable,
 )
-from .base import Call, Expectation, Identity, Reply
+from .base import Call, Identity, Reply
 from .connection import Connection, check_secrecy, checked_label
+from .exchange import CONTROL_LIMIT, Exchange, Request, least, read
 from .replicas import Replicas
-from .retry_policy import Attempts
 from .same_model import SameModel
 from .status_mapping import (
-    MALFORMED,
-    Failure,
     Outcome,
-    classify,
     connect_failure,
     one_line,
 )
-from .steps import Attempt, Operation, Pause, TargetStatus
+from .steps import (
+    GET_METADATA,
+    GET_STATUS,
+    PREDICT,
+    Attempt,
+    Operation,
+    Pause,
+    TargetStatus,
+)
 
-PREDICT = "/tensorflow.serving.PredictionService/Predict"
-GET_METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
-GET_STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
-
-_CONTROL_LIMIT = 4 << 20  # bytes of a reply that carries no tensors
 _READY_PAUSE = 0.2  # seconds between questions whether the model is there
 _STATUS_TIMEOUT = 5.0
-_CLOCKS_APART = 0.005  # seconds between gRPC's clock and ours
-
-
-@dataclass(frozen=True)
-class _Request:
-    method: str
-    payload: bytes
-    model: ModelSpec
-    decode: Callable[[bytes], Any]
-    most_bytes: int = _CONTROL_LIMIT
-    model_id: str = ""  # the model whose cache it carries
-    expected: Expectation | None = None
-    replicas: tuple[str, ...] = ()  # the only ones that may answer; () for all
-
-
-@dataclass(frozen=True)
-class _Answer:
-    result: Any
-    data: bytes
-    target: int
-    retries: int
 
 
 class Operations:
@@ -111,11 +87,18 @@ class Operations:
             targets, connection.ejection, clock=clock, jitter=jitter
         )
         self.same_model = SameModel(self.replicas, identity, self._ask)
+        self._exchange = Exchange(
+            targets,
+            connection,
+            self.replicas,
+            self.same_model,
+            clock=clock,
+            jitter=jitter,
+        )
         self.closed = False
         self.compares_models = identity is not None
         """Whether lost connections have to be told (``connection_lost``)."""
         self._clock = clock
-        self._jitter = jitter
         self._pid = os.getpid()
 
     def connection_lost(self, index: int) -> None:
@@ -127,7 +110,7 @@ class Operations:
         started = self._clock()
         request = self._request(call)
         deadline = self._deadline(timeout)
-        answer = yield from self._exchange(request, deadline)
+        answer = yield from self._exchange.send(request, deadline)
         version = answer.result.model.version
         return Reply(
             outputs=answer.result.outputs,
@@ -138,10 +121,10 @@ class Operations:
             retries=answer.retries,
             model_id=self.same_model.model_id(version),
             target=self.targets[answer.target],
-            checked=self._expected_of(call.expected, version) is not None,
+            checked=self._exchange.expected_of(call.expected, version) is not None,
         )
 
-    def _request(self, call: Call) -> _Request:
+    def _request(self, call: Call) -> Request:
         """The call's message, and how to read the reply."""
         limits, expected = self.connection.limits, call.expected
         most_bytes = expected.most_bytes if expected else MESSAGE_LIMIT
@@ -156,11 +139,11 @@ class Operations:
             response = _with_version(response, call.version)
             if expected and expected.version in (None, response.model.version):
                 expected.check(response.outputs)
-            else:  # see `_compared`; rows are rows in any case
+            else:  # see ``Exchange``; rows are rows in any case
                 _check_rows(response, call.rows)
             return response
 
-        return _Request(
+        return Request(
             PREDICT,
             payload,
             model,
@@ -178,8 +161,8 @@ class Operations:
         deadline = self._deadline(timeout)
         model = self._spec(version)
         payload = encode_metadata_request(model)
-        request = _Request(GET_METADATA, payload, model, decode_metadata_response)
-        answer = yield from self._exchange(request, deadline)
+        request = Request(GET_METADATA, payload, model, decode_metadata_response)
+        answer = yield from self._exchange.send(request, deadline)
         return answer.result
 
     def status(self, timeout: float | None) -> Operation[list[TargetStatus]]:
@@ -195,7 +178,7 @@ class Operations:
         said: dict[str, str] = {}  # by replica
         while True:
             for index, target in enumerate(self.targets):
-                left = self._time_left(deadline)
+                left = self._exchange.time_left(deadline)
                 if left is not None and left <= 0:
                     break
                 status = yield from self._status_of(index, left)
@@ -205,7 +188,7 @@ class Operations:
                 # What our own deadline cut short says less than the answer before.
                 if target not in said or not status.error.startswith("DEADLINE"):
                     said[target] = status.error or ", ".join(states)
-            left = self._time_left(deadline)
+            left = self._exchange.time_left(deadline)
             if left is not None and left <= _READY_PAUSE:
                 last = "; ".join(f"{target}: {text}" for target, text in said.items())
                 raise Unavailable(
@@ -215,106 +198,19 @@ class Operations:
                 )
             yield Pause(_READY_PAUSE)
 
-    def _exchange(self, request: _Request, deadline: float) -> Operation[_Answer]:
-        """One request and its reply, from whichever replica gives a good one."""
-        started = self._clock()
-        barred = self._barred(request)
-        attempts = Attempts(
-            self.replicas,
-            request.model,
-            self.connection.retry,
-            self._clock,
-            self._jitter,
-            named=bool(request.replicas),
-        )
-        while True:
-            index = self.replicas.pick({*attempts.tried, *barred})
-            if index is None:
-                wait = attempts.end_round(self._time_left(deadline))
-                if wait > 0:
-                    yield Pause(wait)
-                continue
-            left = self._time_left(deadline)
-            if left is not None and left <= 0:
-                raise self._too_late(deadline - started, attempts.last)
-            allowed = _least(left, self.connection.attempt_timeout)
-            outcome = yield from self._attempt(request, index, allowed)
-            late = self._clock() > deadline - _CLOCKS_APART
-            if outcome.code == "DEADLINE_EXCEEDED" and late:
-                raise self._too_late(deadline - started, attempts.last)
-            failure = classify(outcome)
-            if failure is None:
-                self.replicas.succeeded(index)
-                return _Answer(outcome.result, outcome.data, index, attempts.failed)
-            if failure is Failure.DOWN:
-                self.connection_lost(index)
-            attempts.note(index, failure, outcome)
-
-    def _barred(self, request: _Request) -> set[int]:
-        """The replicas that may not answer."""
-        if not request.replicas:
-            return set()
-        return {
-            index
-            for index, target in enumerate(self.targets)
-            if target not in request.replicas
-        }
-
-    def _attempt(
-        self, request: _Request, index: int, timeout: float | None
-    ) -> Operation[Outcome]:
-        """Send a request to one replica; a good reply comes read and checked."""
-        pinned = request.model.version
-        if pinned is not None and request.method == PREDICT:
-            wrong = yield from self.same_model.why_not(index, pinned, request.model_id)
-            if wrong:
-                return wrong
-        outcome: Outcome = yield Attempt(
-            index, request.method, request.payload, timeout, request.most_bytes
-        )
-        outcome = _read(outcome, request)
-        if outcome.code != "OK" or request.method != PREDICT:
-            return outcome
-        version = outcome.result.model.version
-        wrong = yield from self.same_model.why_not(
-            index, version, request.model_id, timeout
-        )
-        return wrong or self._compared(outcome, request)
-
-    def _compared(self, outcome: Outcome, request: _Request) -> Outcome:
-        """A good reply of a version that the call was not planned for."""
-        response: PredictResponse = outcome.result
-        expected = self._expected_of(request.expected, response.model.version)
-        if expected in (None, request.expected):
-            return outcome
-        try:
-            expected.check(response.outputs)
-        except MalformedReply as error:
-            return Outcome(MALFORMED, str(error))
-        return outcome
-
-    def _expected_of(
-        self, expected: Expectation | None, version: int | None
-    ) -> Expectation | None:
-        """What a reply of this version must be like; None if nobody knows."""
-        if expected is None or version is None or expected.version in (None, version):
-            return expected
-        described = self.same_model.described(version)
-        return expected.of(described) if described else None
-
     def _ask(self, index: int, call: Call, timeout: float) -> Operation[Outcome]:
         """A small call of one replica, for ``SameModel``; its reply comes read."""
         request = self._request(call)
         outcome: Outcome = yield Attempt(
             index, PREDICT, request.payload, timeout, request.most_bytes
         )
-        return _read(outcome, request)
+        return read(outcome, request)
 
     def _status_of(self, index: int, timeout: float | None) -> Operation[TargetStatus]:
         target = self.targets[index]
         payload = encode_status_request(self._spec(None))
-        allowed = _least(timeout, _STATUS_TIMEOUT)
-        outcome = yield Attempt(index, GET_STATUS, payload, allowed, _CONTROL_LIMIT)
+        allowed = least(timeout, _STATUS_TIMEOUT)
+        outcome = yield Attempt(index, GET_STATUS, payload, allowed, CONTROL_LIMIT)
         if outcome.code != "OK":
             details = one_line(connect_failure(outcome.details))
             error = f"{outcome.code} {details}"
@@ -339,29 +235,9 @@ class Operations:
             )
         return math.inf if timeout is None else self._clock() + timeout
 
-    def _time_left(self, deadline: float) -> float | None:
-        return None if deadline == math.inf else deadline - self._clock()
-
     def closed_error(self) -> Cancelled:
         """The error for calls on a closed transport, and those that it broke off."""
         return Cancelled("the connection was closed: make a new client")
-
-    def _too_late(self, seconds: float, last: Outcome | None) -> DeadlineExceeded:
-        why = f" (last: {last.code} {one_line(last.details)})" if last else ""
-        return DeadlineExceeded(
-            f"no reply from {', '.join(self.targets)} within {max(seconds, 0):.3g} s"
-            f"{why}: allow more time, or look whether the server is overloaded"
-        )
-
-
-def _read(outcome: Outcome, request: _Request) -> Outcome:
-    """A good reply's outcome with its result; a reply that makes none is a failure."""
-    if outcome.code != "OK":
-        return outcome
-    try:
-        return replace(outcome, result=request.decode(outcome.data))
-    except MalformedReply as error:
-        return Outcome(MALFORMED, str(error))
 
 
 def _check_rows(response: PredictResponse, rows: int) -> None:
@@ -381,7 +257,3 @@ def _with_version(response: PredictResponse, asked: int | None) -> PredictRespon
         expected = "any version" if asked is None else f"version {asked}"
         raise MalformedReply(f"version {version} answered, {expected} was asked for")
     return replace(response, model=replace(response.model, version=version))
-
-
-def _least(*values: float | None) -> float | None:
-    return min((v for v in values if v is not None), default=None)

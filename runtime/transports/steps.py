@@ -8,6 +8,11 @@ from typing import Any, TypeVar
 
 from ..codec import VersionStatus
 
+PREDICT = "/tensorflow.serving.PredictionService/Predict"
+GET_METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
+GET_STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
+"""gRPC's names of the methods that a client calls."""
+
 T = TypeVar("T")
 
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from optserve.runtime import codec
 from optserve.runtime.transports.grpc_async import AsyncGrpcTransport
-from optserve.runtime.transports.operations import GET_METADATA, GET_STATUS, PREDICT
+from optserve.runtime.transports.steps import GET_METADATA, GET_STATUS, PREDICT
 from tensorflow_serving.apis import get_model_status_pb2 as status_pb2
 
 UNLIMITED = [

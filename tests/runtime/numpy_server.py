@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import grpc
 from optserve.runtime import ServerError, codec
 from optserve.runtime.transports.base import Call
-from optserve.runtime.transports.operations import PREDICT
+from optserve.runtime.transports.steps import PREDICT
 
 from .numpy_model import NumpyTransport
 

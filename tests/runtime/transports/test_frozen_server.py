@@ -21,7 +21,7 @@ SERVER = """
 import sys, grpc, numpy as np
 from concurrent.futures import ThreadPoolExecutor
 from optserve.runtime import codec
-from optserve.runtime.transports.operations import PREDICT
+from optserve.runtime.transports.steps import PREDICT
 
 reply = codec.encode_predict_response(codec.ModelSpec("opt", "", 1), {"y": np.ones(1)})
 handler = grpc.unary_unary_rpc_method_handler(lambda data, context: reply)
