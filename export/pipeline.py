@@ -84,7 +84,7 @@ def export_checkpoint(
 
     Args:
         checkpoint: a directory in Hugging Face's layout, or a hub id.
-        out: the model's base folder; made if needed.
+        out: the model's base folder; created if needed.
         options: the choices; the defaults if None.
         version: the folder's number; the next free one if None.
         revision: of a hub checkpoint.

@@ -75,7 +75,7 @@ def staging(
     nothing of it remains, nor of the base folder if it was new.
 
     Args:
-        out: the base folder, made if needed.
+        out: the base folder, created if needed.
         version: its number; the next free one if None.
 
     Raises:

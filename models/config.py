@@ -292,7 +292,7 @@ class OPTConfig(Pushes):
         push_to_hub: bool = False,
         **options: Any,
     ) -> None:
-        """Write ``config.json`` into the directory (made if missing), atomically.
+        """Write ``config.json`` into the directory (created if missing), atomically.
 
         ``push_to_hub`` uploads the directory to ``repo_id``, by default its name.
         """

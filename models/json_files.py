@@ -15,7 +15,7 @@ _LARGEST_FILE = 16 * 1024**2  # bytes
 
 
 def write_json(file: Path, values: dict[str, Any]) -> None:
-    """Write a JSON file, never half of it; its folder is made if missing."""
+    """Write a JSON file, never half of it; its folder is created if missing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.stem}-")
     try:

@@ -58,7 +58,7 @@ def push_folder(
     use_auth_token: str | bool | None = None,
     **options: Any,
 ) -> str:
-    """Upload a folder to ``repo_id``, which is made if there is none."""
+    """Upload a folder to ``repo_id``, which is created if there is none."""
     try:
         import huggingface_hub
     except ModuleNotFoundError:

@@ -97,7 +97,7 @@ class _Turns:
         finally:
             self._speaking = False
             self._tokens = sequence.tokens
-            # A slot was given back, and is found again by its tokens.
+            # A slot was released, and is recognised by its tokens.
             kept = sequence.cache
             self._cache = kept if isinstance(kept, KVCache) else None
             self._version = sequence.version

@@ -24,7 +24,8 @@ Prompt = str | Sequence[int]
 
 @dataclass(frozen=True, kw_only=True)
 class Beams:
-    """Beam search: ``width`` sequences are followed, ``returned`` given back.
+    """Beam search: ``width`` sequences are followed, ``returned`` of them
+    returned.
 
     A finished sequence scores its summed log-probability divided by (new tokens) **
     ``length_penalty``. ``early_stopping`` True ends at ``width`` finished sequences,

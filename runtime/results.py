@@ -1,4 +1,4 @@
-"""What a generation gives back."""
+"""What a generation returns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``optserve doctor``: what is missing here, before it is missed."""
+"""``optserve doctor``: what this machine lacks for exporting, serving or calling."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def chosen_sizes(
 def _chosen_for_jax(
     positions: int, prompt: Sequence[int] | None, rows: Sequence[int] | None
 ) -> Sizes:
-    """Longer prompts go piece by piece, more rows in groups, and any cache in pages."""
+    """Longer prompts go chunk by chunk, more rows in groups, and any cache in pages."""
     if prompt is None:
         prompt = sorted({min(size, positions) for size in (1, 32, 128)})
     return Sizes(

@@ -24,7 +24,7 @@ class JaxLoop:
         config: the architecture.
         stored: the weights, as :func:`..weights.packed_weights` names them.
         layout: of the cache on the wire.
-        tokens: N, the most that one call makes.
+        tokens: N, the most that one call generates.
         rows: the numbers of rows that are compiled for, ascending.
     """
 

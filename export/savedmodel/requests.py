@@ -1,6 +1,6 @@
 """The values that a generation passes along, in either framework's tensors.
 
-B rows   S new tokens   C cache slots   N tokens made in one call   V vocabulary
+B rows   S new tokens   C cache slots   N tokens generated in one call   V vocabulary
 L layers   H heads
 """
 
@@ -72,8 +72,8 @@ class DecodeState(NamedTuple):
     logprobs: Any  # [B,N] float32
     top_ids: Any  # [B,N,5] int32
     top_logprobs: Any  # [B,N,5] float32
-    counts: Any  # [B,V] int32: as the marks', with the tokens made
-    new_kv: Any  # keys and values of the rows made; their order is the graph's own
+    counts: Any  # [B,V] int32: as the marks', with the tokens generated
+    new_kv: Any  # keys and values of the new rows; their order is the graph's own
 
 
 class Generated(NamedTuple):

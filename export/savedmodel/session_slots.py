@@ -100,7 +100,7 @@ class SessionSlots:
     def _read(self, slot, start, size):
         """Rows [B,C,…] from ``start`` [B] on, C the largest of ``size`` [B].
 
-        What stands behind a row's own ``size`` is arbitrary, and so is all of a slot
+        What comes after a row's own ``size`` is arbitrary, and so is all of a slot
         that the caller does not hold.
         """
         longest = tf.maximum(tf.reduce_max(size), 0)  # there may be no rows

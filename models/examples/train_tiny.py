@@ -119,10 +119,10 @@ def nats_per_character(model, text: str, directory: Path, batch: int = 8) -> flo
     for start in range(0, len(ids), half):
         begin = max(0, start - (half - 1))
         row = np.full(CONTEXT, 1, np.int32)
-        piece = np.concatenate([[2], ids[begin : start + half]])
-        row[: len(piece)] = piece
+        part = np.concatenate([[2], ids[begin : start + half]])
+        row[: len(part)] = part
         scored = np.zeros(CONTEXT, bool)
-        scored[1 + start - begin : len(piece)] = True
+        scored[1 + start - begin : len(part)] = True
         rows.append(row)
         masks.append(scored)
     total = 0.0

@@ -29,7 +29,7 @@ class Defaults:
     """A model's generation configuration, which follows its ``config`` until changed.
 
     As in Transformers: a configuration that wasn't read from a file, nor changed, is
-    made anew from ``config.json``'s fields at each call.
+    read anew from ``config.json``'s fields at each call.
     """
 
     def __init__(self, config: OPTConfig) -> None:

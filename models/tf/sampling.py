@@ -28,7 +28,8 @@ _LOWEST = -(2**31)
 def choose(logits, params: SamplingParams, marks: Marks, position, new) -> Chosen:
     """Tokens from raw ``logits`` [B,V].
 
-    ``position`` [B] is the new tokens' slot, ``new`` how many the call made before.
+    ``position`` [B] is the new tokens' slot, ``new`` how many the call has generated so
+    far.
     """
     x = tf.cond(
         tf.reduce_any(marks.modified),

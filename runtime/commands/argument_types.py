@@ -64,6 +64,7 @@ def float32(text: str) -> float:
 
 
 def short(text: str) -> str:
+    """An argument as messages quote it: ASCII, and at most 40 characters of it."""
     return ascii(text if len(text) <= 40 else f"{text[:40]}…")
 
 

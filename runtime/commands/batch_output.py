@@ -95,7 +95,7 @@ class Output:
         self.failed += is_failure(line)
 
     def close(self) -> None:
-        """Let go of the file; one that was made for nothing goes."""
+        """Close the file; one that was created here and stayed empty is removed."""
         if self._file is not None:
             if self._remove_if_empty and not os.fstat(self._file).st_size:
                 with suppress(OSError):

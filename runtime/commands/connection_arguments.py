@@ -1,4 +1,4 @@
-"""Options that say what to talk to, and the client that they make."""
+"""Options that say which model to call, and the client for it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LONGEST_TOKEN = 64 << 10  # bytes; servers take fewer
 
 
 def add_connection(parser: argparse.ArgumentParser) -> None:
-    """What to talk to, and how."""
+    """Which model to call, and how to reach it."""
     group = parser.add_argument_group("model")
     which = group.add_mutually_exclusive_group(required=True)
     which.add_argument(
@@ -82,7 +82,7 @@ def _add_security(group: Group) -> None:
 
 
 def add_prefix_cache(parser: argparse.ArgumentParser) -> None:
-    """What prompts have in common is computed once."""
+    """Where the cache rows of what prompts have in common are kept."""
     add = parser.add_argument_group("prefix cache").add_argument
     add(
         "--prefix-cache",
@@ -101,7 +101,7 @@ def add_prefix_cache(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def opened_prefix_cache(args: argparse.Namespace) -> Iterator[PrefixCache | None]:
-    """What was asked for; None where nothing was."""
+    """The prefix cache that the options ask for; None if they ask for none."""
     folder = getattr(args, "prefix_cache", None)
     limit = getattr(args, "prefix_cache_bytes", None)
     if folder is None and limit is None:

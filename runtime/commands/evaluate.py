@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(
             f"perplexity {figures['perplexity']:.4f} over {count} tokens "
-            f"({figures['loss']:.4f} nats a token, {figures['bits_per_byte']:.4f} bits "
-            f"a byte; windows of {window}, stride {stride})"
+            f"({figures['loss']:.4f} nats per token, "
+            f"{figures['bits_per_byte']:.4f} bits per byte; windows of {window}, stride {stride})"
         )
     return 0
 

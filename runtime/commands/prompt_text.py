@@ -12,7 +12,7 @@ _LONGEST_PROMPT = 64 << 20  # bytes of text
 
 
 def say(text: str, *, end: str = "") -> None:
-    """Print a text that a model made; on a terminal its escapes don't act."""
+    """Print a text that a model generated; on a terminal its escapes don't act."""
     print(printable(text) if sys.stdout.isatty() else text, end=end, flush=True)
 
 

@@ -11,8 +11,8 @@ layers are one contiguous row. Slots at or beyond ``cache_length`` are never rea
 Rows are packed from slot 0. Every tensor of every signature has B as axis 0, so a
 server may batch unrelated callers.
 
-``history`` holds the ids that penalties look at besides the tokens made in this call;
--1 is padding. An id written as ``-2 - id`` is one at which the repetition penalty looks
+``history`` holds the ids that penalties look at besides the tokens generated in this
+call; -1 is padding. An id written as ``-2 - id`` is one at which the repetition penalty looks
 and the presence and frequency penalties don't, as a client has it for the prompt's
 tokens.
 

@@ -42,8 +42,8 @@ class PrefixCache:
 
     Args:
         memory_bytes: most bytes of rows in memory.
-        folder: where blocks are kept as files as well; made if it isn't there. It must
-            be the user's own and closed to others (``chmod 700``).
+        folder: where blocks are kept as files as well; created if it isn't there. It
+            must be the user's own and closed to others (``chmod 700``).
         folder_bytes: most bytes of files in the folder; the ones used longest ago go
             first.
 

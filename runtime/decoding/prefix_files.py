@@ -45,12 +45,12 @@ class PrefixFiles:
     """Blocks in a folder, read and written by two threads of its own.
 
     Args:
-        folder: made if it isn't there, with its parents.
+        folder: created if it isn't there, with its parents.
         limit: most bytes of files, about: several processes notice each other's files
             with a delay.
 
     Raises:
-        InvalidRequest: it can't be made, is a link, or others may read or write it.
+        InvalidRequest: it can't be created, is a link, or others may read or write it.
     """
 
     def __init__(self, folder: str | os.PathLike[str], limit: int) -> None:

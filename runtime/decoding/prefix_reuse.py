@@ -32,7 +32,7 @@ def reuse(
     shape, deadline = block_shape(model), sequence.deadline
     blocks = yield from known_blocks(hashes, shape, prefixes, deadline)
     if blocks:
-        sequence.begin_behind(KVCache(model.layout, tuple(blocks)))
+        sequence.begin_after(KVCache(model.layout, tuple(blocks)))
 
 
 def known_blocks(

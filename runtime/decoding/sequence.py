@@ -166,7 +166,7 @@ class Sequence:
         self.cache, self.version, self.model_id = None, None, ""
         self.sought_prefix, self.remembered = None, 0
 
-    def begin_behind(self, prefix: KVCache) -> None:
+    def begin_after(self, prefix: KVCache) -> None:
         """Take the rows of its first tokens from the prefix cache."""
         self.cache, self.remembered = prefix, len(prefix)
         self.counters.cached_prompt_tokens = min(len(prefix), self.prompt_tokens)
@@ -199,7 +199,7 @@ class Sequence:
             self.forget()
 
     def leave_slot(self) -> None:
-        """Give its slot back, if it has one; nothing more is generated."""
+        """Release its slot, if it has one; nothing more is generated."""
         if isinstance(self.cache, SessionCache):
             self.cache.close(self.tokens)
             self.cache = None

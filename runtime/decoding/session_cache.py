@@ -41,7 +41,7 @@ class SessionCache:
         return SessionCache(self.pool, None, self._length, origin)
 
     def close(self, tokens: Sequence[int]) -> None:
-        """Give the slot back, whose rows are of these tokens."""
+        """Release the slot, which holds the rows of these tokens."""
         if self.slot is not None:
             self.pool.release(self.slot, tokens[: self._length])
             self.slot = None

@@ -155,7 +155,7 @@ class SessionPool:
         return waiting.future
 
     def serve(self, *, idle: float) -> None:
-        """Look whether somebody's turn has come.
+        """Give slots to those in line whose turn has come.
 
         If the line still waits, the sequence that has not used its slot for longest,
         for ``idle`` seconds at least, loses it: its caller takes no chunks.

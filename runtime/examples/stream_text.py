@@ -1,4 +1,4 @@
-"""Text as it is made, from one server or several.
+"""Text as it is generated, from one server or several.
 
 python stream_text.py 127.0.0.1:8500[,HOST:PORT …] "Good morrow"
 """
@@ -9,7 +9,7 @@ from optserve.runtime import Client, OptserveError, Sampling
 
 
 def main(targets: str, prompt: str) -> None:
-    """Print the continuation piece by piece, then what it cost."""
+    """Print the continuation chunk by chunk, then what it cost."""
     sampling = Sampling(temperature=0.8, top_p=0.95, seed=7)
     with Client(targets.split(","), wait=60) as client:
         stream = client.stream(prompt, max_new_tokens=64, sampling=sampling)

@@ -180,7 +180,7 @@ class Exchange:
 
 
 def read(outcome: Outcome, request: Request) -> Outcome:
-    """A good reply's outcome with its result; a reply that makes none is a failure."""
+    """A good reply's outcome with its result; a malformed reply is a failure."""
     if outcome.code != "OK":
         return outcome
     try:

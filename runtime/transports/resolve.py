@@ -45,7 +45,7 @@ def open_transport(
     if label:
         raise InvalidRequest(
             f"version labels are a server's: {path} is run in this process, give the "
-            "folder of the version wanted"
+            "folder of one version"
         )
     if is_tflite(path):
         from .litert import LiteRTTransport

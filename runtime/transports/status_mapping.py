@@ -32,7 +32,7 @@ class Outcome:
     details: str = ""
     data: bytes = b""
     result: Any = None
-    """What ``data`` says, once it was read and found right."""
+    """What ``data`` says, once it was read and checked."""
 
 
 class Failure(enum.Enum):
