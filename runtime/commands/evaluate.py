@@ -69,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
         print(
             f"perplexity {figures['perplexity']:.4f} over {count} tokens "
             f"({figures['loss']:.4f} nats per token, "
-            f"{figures['bits_per_byte']:.4f} bits per byte; windows of {window}, stride {stride})"
+            f"{figures['bits_per_byte']:.4f} bits per byte; "
+            f"windows of {window}, stride {stride})"
         )
     return 0
 

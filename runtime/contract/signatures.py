@@ -12,9 +12,9 @@ Rows are packed from slot 0. Every tensor of every signature has B as axis 0, so
 server may batch unrelated callers.
 
 ``history`` holds the ids that penalties look at besides the tokens generated in this
-call; -1 is padding. An id written as ``-2 - id`` is one at which the repetition penalty looks
-and the presence and frequency penalties don't, as a client has it for the prompt's
-tokens.
+call; -1 is padding. An id written as ``-2 - id`` is one at which the repetition penalty
+looks and the presence and frequency penalties don't, as a client has it for the
+prompt's tokens.
 
 ``top_ids`` and ``top_logprobs`` are -1 and 0 where they weren't asked for. ``score``
 has them for all tokens but a call's first, of which it says nothing: a text goes in
