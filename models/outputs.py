@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from inspect import get_annotations
 from typing import Any
 
 
@@ -18,7 +19,7 @@ class ModelOutput(OrderedDict):
     _fields: tuple[str, ...] = ()
 
     def __init_subclass__(cls) -> None:
-        cls._fields = tuple(cls.__annotations__)
+        cls._fields = tuple(get_annotations(cls)) or cls._fields
 
     def __init__(self, pairs: Iterable = (), /, **fields: Any) -> None:
         super().__init__()
@@ -90,19 +91,9 @@ class TFGreedySearchDecoderOnlyOutput(ModelOutput):
 class TFSampleDecoderOnlyOutput(TFGreedySearchDecoderOnlyOutput):
     """As :class:`TFGreedySearchDecoderOnlyOutput`."""
 
-    sequences: Any
-    scores: Any
-    attentions: Any
-    hidden_states: Any
-
 
 class TFContrastiveSearchDecoderOnlyOutput(TFGreedySearchDecoderOnlyOutput):
     """As :class:`TFGreedySearchDecoderOnlyOutput`."""
-
-    sequences: Any
-    scores: Any
-    attentions: Any
-    hidden_states: Any
 
 
 class TFBeamSearchDecoderOnlyOutput(ModelOutput):
@@ -121,13 +112,6 @@ class TFBeamSearchDecoderOnlyOutput(ModelOutput):
 class TFBeamSampleDecoderOnlyOutput(TFBeamSearchDecoderOnlyOutput):
     """As :class:`TFBeamSearchDecoderOnlyOutput`."""
 
-    sequences: Any
-    sequences_scores: Any
-    scores: Any
-    beam_indices: Any
-    attentions: Any
-    hidden_states: Any
-
 
 class FlaxGreedySearchOutput(ModelOutput):
     """``sequences`` (rows, max_length), the padding token after the end."""
@@ -137,8 +121,6 @@ class FlaxGreedySearchOutput(ModelOutput):
 
 class FlaxSampleOutput(FlaxGreedySearchOutput):
     """As :class:`FlaxGreedySearchOutput`."""
-
-    sequences: Any
 
 
 class FlaxBeamSearchOutput(ModelOutput):

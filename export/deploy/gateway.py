@@ -6,8 +6,8 @@ from typing import Any
 
 from . import serving
 from .options import DeployOptions
-from .pod import locked_down
 from .resources import Object
+from .rights import container_rights, pod_rights, service_rights
 
 PORT = 8000
 CERTIFICATES = "/etc/serving-secret"
@@ -39,10 +39,7 @@ def compose_service(options: DeployOptions) -> dict[str, Any]:
         "command": command(options, f"serving:{serving.GRPC_PORT}"),
         "ports": [f"127.0.0.1:{PORT}:{PORT}"],
         "depends_on": {"serving": {"condition": "service_healthy"}},
-        "read_only": True,
-        "tmpfs": ["/tmp"],
-        "cap_drop": ["ALL"],
-        "security_opt": ["no-new-privileges:true"],
+        **service_rights(),
         "restart": "unless-stopped",
         "healthcheck": {
             "test": ["CMD", "python3", "-c", _READY],
@@ -120,20 +117,14 @@ def _pod(options: DeployOptions, target: str) -> Object:
         # No new callers come by then: SIGTERM closes the port at once.
         "lifecycle": {"preStop": {"exec": {"command": ["sleep", "5"]}}},
         "livenessProbe": {"httpGet": {"path": "/health", **probe}, "periodSeconds": 20},
-        "securityContext": locked_down(),
+        "securityContext": container_rights(),
         "volumeMounts": mounts,
     }
     return {
         "automountServiceAccountToken": False,
         # Streams under way get the gateway's 30 seconds.
         "terminationGracePeriodSeconds": 60,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": 1000,
-            "runAsGroup": 1000,
-            "fsGroup": 1000,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": pod_rights(),
         "containers": [container],
         "volumes": volumes,
     }

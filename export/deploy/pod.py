@@ -6,6 +6,7 @@ from ...runtime.contract import Manifest
 from . import serving
 from .options import DeployOptions, needs_xla
 from .resources import CONFIG_DIR, TLS_DIR, Object, env, labels, resources
+from .rights import container_rights, pod_rights
 
 SECRET_DIR = "/etc/serving-secret"
 
@@ -16,13 +17,7 @@ def pod(manifest: Manifest, options: DeployOptions) -> Object:
         "automountServiceAccountToken": False,
         # The server ends at once when told to: calls under way get 30 seconds first.
         "terminationGracePeriodSeconds": 60,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": 1000,
-            "runAsGroup": 1000,
-            "fsGroup": 1000,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": pod_rights(),
         "containers": [_container(manifest, options)],
         "volumes": _volumes(manifest, options),
         "topologySpreadConstraints": [
@@ -74,17 +69,8 @@ def _container(manifest: Manifest, options: DeployOptions) -> Object:
             "failureThreshold": 3,
         },
         "lifecycle": {"preStop": {"exec": {"command": ["sleep", "30"]}}},
-        "securityContext": locked_down(),
+        "securityContext": container_rights(),
         "volumeMounts": _mounts(manifest, options),
-    }
-
-
-def locked_down() -> Object:
-    """A container's rights: none."""
-    return {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
     }
 
 
@@ -94,7 +80,7 @@ def _tls_container(options: DeployOptions) -> Object:
         "image": options.image,
         "command": ["/bin/bash", f"{CONFIG_DIR}/{serving.TLS_SCRIPT}"],
         "args": [SECRET_DIR, f"{TLS_DIR}/ssl.config"],
-        "securityContext": locked_down(),
+        "securityContext": container_rights(),
         "volumeMounts": [
             {"name": "config", "mountPath": CONFIG_DIR, "readOnly": True},
             {"name": "tls", "mountPath": TLS_DIR},

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from .errors import CheckpointError, CheckpointNotFound, HubError
 from .names import FILE_NAMES
@@ -57,6 +57,28 @@ def resolve(
     if path.exists():
         return path / below
     name = os.fspath(name_or_path)
+    _check(name, format)
+    offline = local_files_only or _is_set("HF_HUB_OFFLINE")
+    endpoint = os.environ.get("HF_ENDPOINT") or None
+    cache = None if cache_dir is None else Path(cache_dir)
+    repository = _Repository(name, below, revision, cache, token, endpoint)
+    formats = ([format] if format else list(FORMATS)) if weights else []
+    try:
+        if not offline and (files := repository.listed()) is not None:
+            chosen = _choose(name, files, formats, weights)
+            return repository.download(chosen, force_download=force_download)
+        cached = repository.download(["config.json"], local_files_only=True)
+        files = [file.name for file in cached.iterdir()] if cached.is_dir() else []
+        chosen = _choose(f"{name} in {cached}", files, formats, weights)
+        return repository.download(chosen, local_files_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the package's errors have no common base
+        raise _translated(error, name, revision, offline) from None
+
+
+def _check(name: str, format: str | None) -> None:
+    """Raise for what is no hub id or no format, or without the hub's package."""
     if not _ID.fullmatch(name) or ".." in name:
         raise CheckpointNotFound(
             f"{name!r} is neither an existing path nor like 'facebook/opt-125m'"
@@ -66,57 +88,60 @@ def resolve(
             f"format should be one of {', '.join(FORMATS)}, got {format!r}"
         )
     try:
-        import huggingface_hub
+        import huggingface_hub  # noqa: F401
     except ImportError:
         raise HubError(
             f"{name!r} is not a local directory, and to fetch it from the hub the "
             "package huggingface_hub is needed: pip install 'optserve[export]'"
         ) from None
-    offline = local_files_only or _is_set("HF_HUB_OFFLINE")
-    endpoint = os.environ.get("HF_ENDPOINT") or None
-    common: dict[str, Any] = {
-        "repo_id": name,
-        "cache_dir": cache_dir,
-        "token": token,
-        "endpoint": endpoint,
-    }
-    formats = ([format] if format else list(FORMATS)) if weights else []
-    try:
-        if not offline:
-            api = huggingface_hub.HfApi(endpoint=endpoint, token=token)
-            try:
-                info = api.model_info(name, revision=revision)
-            except Exception as error:
-                if not _is_connection_fault(error):
-                    raise
-            else:
-                entries = [PurePosixPath(e.rfilename) for e in info.siblings or ()]
-                files = [path.name for path in entries if path.parent == below]
-                chosen = _choose(name, files, formats, weights)
-                return _download(
-                    below,
-                    chosen,
-                    **common,
-                    revision=revision,
-                    force_download=force_download,
-                )
-        common |= {"revision": revision, "local_files_only": True}
-        cached = _download(below, ["config.json"], **common)
-        files = [path.name for path in cached.iterdir()] if cached.is_dir() else []
-        chosen = _choose(f"{name} in {cached}", files, formats, weights)
-        return _download(below, chosen, **common)
-    except CheckpointError:
-        raise
-    except Exception as error:  # the package's errors have no common base
-        raise _translated(error, name, revision, offline) from None
 
 
-def _download(below: PurePosixPath, names: list[str], **options: Any) -> Path:
-    import huggingface_hub
+@dataclass(frozen=True)
+class _Repository:
+    """A folder of a repository on the hub, and how to get at it."""
 
-    patterns = [str(below / name) for name in names]
-    snapshot = huggingface_hub.snapshot_download(allow_patterns=patterns, **options)
-    return Path(snapshot) / below
+    name: str
+    folder: PurePosixPath
+    revision: str | None
+    cache_dir: Path | None
+    token: str | bool | None
+    endpoint: str | None
+
+    def listed(self) -> list[str] | None:
+        """Names of the folder's files; None if the hub can't be reached."""
+        from huggingface_hub import HfApi
+
+        api = HfApi(endpoint=self.endpoint, token=self.token)
+        try:
+            info = api.model_info(self.name, revision=self.revision)
+        except Exception as error:
+            if not _is_connection_fault(error):
+                raise
+            return None
+        paths = [PurePosixPath(entry.rfilename) for entry in info.siblings or ()]
+        return [path.name for path in paths if path.parent == self.folder]
+
+    def download(
+        self,
+        names: list[str],
+        *,
+        local_files_only: bool = False,
+        force_download: bool = False,
+    ) -> Path:
+        """The local folder, with the files of these names as far as they exist."""
+        from huggingface_hub import snapshot_download
+
+        snapshot = snapshot_download(
+            self.name,
+            revision=self.revision,
+            cache_dir=self.cache_dir,
+            token=self.token,
+            endpoint=self.endpoint,
+            allow_patterns=[str(self.folder / name) for name in names],
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        return Path(snapshot) / self.folder
 
 
 def weight_files(files: Iterable[str], format: str) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 
@@ -22,3 +24,15 @@ def quick_compiler():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    """The transformers package with its TensorFlow classes (<5), which need torch."""
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"
+    pytest.importorskip("torch")
+    package = pytest.importorskip("transformers")
+    if not hasattr(package, "TFOPTModel"):
+        pytest.skip("this transformers package has no TensorFlow classes")
+    package.logging.set_verbosity_error()
+    return package

@@ -7,7 +7,6 @@ Needs tf-keras, flax and torch beside transformers.
 from __future__ import annotations
 
 import inspect
-import os
 
 import numpy as np
 import pytest
@@ -43,13 +42,7 @@ FORMATS = {"tf": "h5", "flax": "msgpack"}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def reference():
-    os.environ["TF_USE_LEGACY_KERAS"] = "1"
-    pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    if not hasattr(transformers, "TFOPTModel"):
-        pytest.skip("this transformers package has no TensorFlow classes")
-    transformers.logging.set_verbosity_error()
+def reference(transformers):
     return transformers
 
 

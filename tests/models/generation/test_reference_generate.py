@@ -6,7 +6,6 @@ Needs tf-keras, flax and torch beside transformers (<5).
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -31,18 +30,8 @@ FORMATS = {"tf": "h5", "flax": "msgpack"}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def reference():
-    os.environ["TF_USE_LEGACY_KERAS"] = "1"
-    pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    if not hasattr(transformers, "TFOPTModel"):
-        pytest.skip("this transformers package has no TensorFlow classes")
-    transformers.logging.set_verbosity_error()
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", True)  # compile quickly
-    yield transformers
-    jax.config.update("jax_disable_most_optimizations", False)
+def reference(transformers, quick_compiler):
+    return transformers
 
 
 def both(reference, framework, directory, name, seed):
