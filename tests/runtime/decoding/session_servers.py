@@ -5,12 +5,40 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+from optserve.runtime import Beams, Client, Generation, Sampling
+from optserve.runtime.decoding.prefix_cache import BLOCK
 from optserve.runtime.errors import Unavailable
 from optserve.runtime.transports.base import AsyncTransport, Call, Reply, Transport
 
 from tests.runtime.numpy_model import NumpyTransport
 
 SESSIONS = {"slots": 2, "positions": 64}
+WARM = Sampling(temperature=1.2, top_k=50, top_p=0.95, repetition_penalty=1.1, seed=9)
+SHARED = [2, *range(5, 5 + 2 * BLOCK)]
+PROMPTS = [[2, 5, 6], [*SHARED, 9], [*SHARED, 8, 8], [2, 5], [7]]
+DIGEST = {"checkpoint_digest": "a" * 64}
+MODES = {
+    "greedy": {},
+    "sampled": {"sampling": WARM},
+    "logits": {"top_logprobs": 3},
+    "samples": {"sampling": WARM, "samples": 3},
+    "beams": {"beams": Beams(width=3, returned=2)},
+}
+
+
+def explicit(prompts: list[list[int]], **options) -> list[Generation]:
+    """What a server without sessions gives, one prompt after another."""
+    with Client(transport=NumpyTransport(), max_rows=1) as client:
+        return [client.generate([prompt], **options)[0] for prompt in prompts]
+
+
+def same(actual: list[Generation], expected: list[Generation]) -> bool:
+    """Whether all samples have the same tokens."""
+    return [_tokens(g) for g in actual] == [_tokens(g) for g in expected]
+
+
+def _tokens(generation: Generation) -> list[list[int]]:
+    return [generation.tokens, *(other.tokens for other in generation.alternatives)]
 
 
 class Servers(Transport):
