@@ -24,8 +24,8 @@ def barrier(x):
     """``x``, computed before what follows: XLA fuses nothing across it.
 
     A bias added to a product of one row becomes part of the product's loop, which then
-    is slower by a third (TensorFlow 2.21) up to eight times (an earlier one):
-    ``tests/benchmarks/claims.py jax-bias``.
+    is slower: by 16 % with jaxlib and 3 % with TensorFlow on an AMD EPYC (Zen 4) with 2
+    vCPUs (``tests/benchmarks/claims.py jax-bias``), by far more in earlier versions.
     """
     return lax.optimization_barrier(x)
 
@@ -54,8 +54,12 @@ def matmul_transposed(x, matrix):
 
 
 def _product(x, matrix):
-    """Not ``x @ matrix.T``, for which XLA copies a float32 matrix if ``x`` is one row:
-    96 instead of 6 ms for 256 MB (``tests/benchmarks/claims.py jax-row``)."""
+    """Not ``x @ matrix.T``, for which XLA may copy a float32 matrix for one row.
+
+    In tests/models/flax/test_xla_workarounds.py it does. Where it doesn't both take the
+    same time: 9 ms for 256 MB on an AMD EPYC (Zen 4) with 2 vCPUs
+    (``tests/benchmarks/claims.py jax-row``).
+    """
     matrix = matrix.astype(jnp.float32)
     return lax.dot_general(x, matrix, (((1,), (1,)), ((), ())))
 
