@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from optserve.runtime import (
     Beams,
     Cancelled,
     Client,
-    DeadlineExceeded,
     Sampling,
     ServerError,
 )
@@ -22,6 +20,7 @@ from optserve.runtime.decoding.served_model import ServedModel
 from optserve.runtime.transports.base import Call
 
 from .numpy_model import AsyncNumpy, NumpyTransport
+from .overrun import SLACK, overrun_async
 
 PROMPTS = [[2, *range(5, 5 + n)] for n in (1, 9, 3, 20, 2, 7, 7, 30, 1, 12)]
 WARM = Sampling(temperature=1.3, top_k=40, top_p=0.9, seed=5)
@@ -100,20 +99,18 @@ def test_waiting_for_a_turn_counts_to_the_deadline():
         transport = AsyncNumpy(0.02)
         async with AsyncClient(transport=transport, max_active=1) as client:
             long = asyncio.create_task(
-                client.generate([[2, 5]], max_new_tokens=40, stop_token_ids=[])
+                client.generate([[2, 5]], max_new_tokens=60, stop_token_ids=[])
             )
             await asyncio.sleep(0.05)
-            stream = client.stream([2, 6], max_new_tokens=2, timeout=0.1)
-            for work in (
-                client.generate([[2, 6]], max_new_tokens=2, timeout=0.1),
-                anext(stream),
+            options = {"max_new_tokens": 2, "timeout": 0.1}
+            for start in (
+                lambda: client.generate([[2, 6]], **options),
+                lambda: anext(client.stream([2, 6], **options)),
             ):
-                begin = time.monotonic()
-                with pytest.raises(DeadlineExceeded, match="1 other generations"):
-                    await work
-                assert abs(time.monotonic() - begin - 0.1) < 0.05
+                late = await overrun_async(start, 0.1, "1 other generations")
+                assert abs(late) < SLACK
             (result,) = await long
-            assert len(result.tokens) == 40
+            assert len(result.tokens) == 60
             (after,) = await client.generate([[2, 6]], max_new_tokens=2, timeout=9)
             assert len(after.tokens) == 2
 
@@ -161,11 +158,9 @@ def test_deadline_cuts_a_stalled_server():
         transport = AsyncNumpy()
         async with AsyncClient(transport=transport) as client:
             transport.delay = 10.0
-            loop = asyncio.get_running_loop()
-            begin = loop.time()
-            with pytest.raises(DeadlineExceeded):
-                await client.generate([[2]], max_new_tokens=3, timeout=0.2)
-            assert 0.19 < loop.time() - begin < 0.25
+            options = {"max_new_tokens": 3, "timeout": 0.2}
+            late = await overrun_async(lambda: client.generate([[2]], **options), 0.2)
+            assert -0.01 < late < SLACK
 
     asyncio.run(go())
 

@@ -167,7 +167,10 @@ def test_an_unreachable_hub_says_so(hub, tmp_path):
         resolve(REPOSITORY, cache_dir=tmp_path / "cache")
 
 
-def test_a_broken_download_is_an_error_and_the_next_one_succeeds(hub, tmp_path):
+def test_a_broken_download_is_an_error_and_the_next_one_succeeds(
+    hub, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
     hub.truncated.add("model.safetensors")
     with pytest.raises(HubError):
         resolve(REPOSITORY, cache_dir=tmp_path / "cache")

@@ -31,7 +31,8 @@ def test_a_batch_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path):
     prompts = [{"id": f"p{i}", "prompt": f"to be {i}"} for i in range(80)]
     batch.write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
     transport = NumpyTransport(generate=(4,), tokenizer=SMALL_TOKENIZER)
-    with serving(transport, seconds=0.02) as target:
+    transport.before = lambda call: time.sleep(0.02)
+    with serving(transport) as target:
         command = [*COMMAND, "--target", target, "--jsonl", str(batch), "--output"]
         first = subprocess.Popen(
             [*command, str(out)],
@@ -44,6 +45,7 @@ def test_a_batch_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path):
         first.send_signal(signal.SIGINT)
         _, said = first.communicate(timeout=20)
         assert (first.returncode, said) == (130, "optserve: interrupted\n")
+        transport.before = None
         done = records(out)
         assert 8 <= len(done) < 80
         with out.open("a") as file:
