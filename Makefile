@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 OUT := demo-out
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test explore chaos fuzz docs test-slow test-browser test-clients test-reference test-upstream test-full-size lint format bench bench-edge clean
+.PHONY: demo test pytest explore chaos fuzz docs test-slow test-browser test-clients test-reference test-upstream test-full-size lint format bench bench-edge clean
 
 # Rebuilt whenever the requirements change.
 $(VENV)/ready: pyproject.toml tests/constraints.txt
@@ -30,8 +30,13 @@ demo: $(VENV)/ready
 QUICK_XLA := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
 QUICK_XLA += --xla_cpu_parallel_codegen_split_count=1
 
-test: lint
+test: $(VENV)/ready
+	$(MAKE) --jobs 2 lint pytest
+
+# Files in the order of their names: of export/ and models/ first, which take longest.
+pytest: $(VENV)/ready
 	XLA_FLAGS="$(QUICK_XLA)" $(BIN)/python -m pytest -n 2 --dist loadfile \
+	    --no-loadscope-reorder \
 	    -m "not slow and not reference and not full_size and not fuzz and not browser \
         and not clients"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -32,48 +31,72 @@ SMALLEST = OPTConfig(
     max_position_embeddings=24,
 )
 """An architecture for exports of which only the way counts."""
+GENERATE = {"pre_ln": (8, 24), "untied_head": (8,)}
+"""Tokens per call; the others are asked for logits and caches only."""
 FEW_ROWS = {"batch_sizes": (1, 3)}
-FEW_SHAPES = {"prompt_buckets": (1, 16), **FEW_ROWS}
-"""What a compiled export of a golden checkpoint is compiled for."""
-ONE_SHAPE = {"prompt_buckets": (16,), "batch_sizes": (3,), "generate": ()}
-"""The same, where only the model differs from one that is compiled for more."""
+"""Rows that a compiled export of a golden checkpoint is compiled for."""
+ONE_SHAPE = {"prompt_buckets": (16,), "batch_sizes": (3,)}
+"""The same of a JAX export, where only the model differs from one with more shapes."""
+SHAPES = {
+    "pre_ln": {"prompt_buckets": (1, 16), **FEW_ROWS},
+    "post_ln_proj": {"prompt_buckets": (1, 16), "batch_sizes": (3,)},
+}
 
 
 class Served:
-    """A loaded export: signatures as functions of numpy arrays."""
+    """A loaded export: signatures as functions of numpy arrays.
+
+    In a session as servers have it, which frees all that it compiled when it closes.
+    """
 
     def __init__(self, path: Path) -> None:
-        import tensorflow as tf
+        from optserve.runtime.server.servable import Servable
+        from optserve.runtime.server.settings import SessionOptions
 
         self.path = path
-        self._model = tf.saved_model.load(str(path))
+        self._servable = Servable(str(path), SessionOptions(), exported=True)
         self.row_shape = read_manifest(path).cache_layout.row_shape
         self.width = self.row_shape[-1]
 
     def __call__(self, name: str, **inputs: Any) -> dict[str, np.ndarray]:
-        import tensorflow as tf
-
-        tensors = {key: tf.constant(value) for key, value in inputs.items()}
-        outputs = self._model.signatures[name](**tensors)
-        return {key: value.numpy() for key, value in outputs.items()}
+        signature = self._servable.signatures[name]
+        signature.check_dtypes(inputs)
+        names = list(signature.outputs)
+        outputs = self._servable.run(signature, inputs, names)
+        return dict(zip(names, outputs, strict=True))
 
     @contextlib.contextmanager
     def answering(self, name: str, answer: bool) -> Iterator[None]:
         """With another answer to what was asked when this was loaded."""
         import tensorflow as tf
 
-        handle = self._model.resources[name].resource_handle
-        value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.bool)
-        tf.raw_ops.AssignVariableOp(resource=handle, value=tf.constant(answer))
+        session = self._servable._session
+        with session.graph.as_default():
+            handle = tf.raw_ops.VarHandleOp(
+                dtype=tf.bool, shape=[], shared_name=f"optserve_{name}"
+            )
+            value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.bool)
+            new = tf.compat.v1.placeholder(tf.bool, [])
+            assign = tf.raw_ops.AssignVariableOp(resource=handle, value=new)
+        before = session.run(value)
+        session.run(assign, {new: answer})
         try:
             yield
         finally:
-            tf.raw_ops.AssignVariableOp(resource=handle, value=value)
+            session.run(assign, {new: before})
+
+    def close(self) -> None:
+        """Free it."""
+        self._servable.close()
 
 
 def served(case: str, **options: Any) -> Served:
     """``exported``, loaded; the last few stay loaded."""
-    return _loaded(exported(case, **options))
+    path = exported(case, **options)
+    model = _loaded.pop(path, None) or Served(path)
+    while len(_loaded) >= 3:  # each holds its compiled programs
+        _loaded.pop(next(iter(_loaded))).close()
+    return _loaded.setdefault(path, model)
 
 
 def exported(
@@ -83,8 +106,8 @@ def exported(
     compiler = compiler or {"tf": "none", "jax": "xla"}[framework]
     few = {"none": {}, "xla": FEW_ROWS}[compiler]
     if framework == "jax":
-        few = FEW_SHAPES if case in CASES[-2:] else ONE_SHAPE
-    generate = (8, 24) if case == "pre_ln" else (8,)
+        few = SHAPES.get(case, ONE_SHAPE)
+    generate = GENERATE.get(case, ())
     common = {"framework": framework, "compiler": compiler, "generate": generate}
     return _saved(GOLDEN / case, {**common, **few, **options})
 
@@ -143,9 +166,8 @@ def int32(*values: int) -> np.ndarray:
     return np.array(values, np.int32)
 
 
-@functools.lru_cache(maxsize=3)  # each holds its compiled programs
-def _loaded(path: Path) -> Served:
-    return Served(path)
+_loaded: dict[Path, Served] = {}
+"""The one asked for last at the end."""
 
 
 def _saved(checkpoint: Path, options: dict[str, Any]) -> Path:

@@ -71,12 +71,16 @@ def test_what_is_not_verified_is_not_published(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_fresh_process_tells_another_checkpoint(out, tmp_path):
+@pytest.mark.usefixtures("in_this_process")
+def test_another_checkpoint_is_told(out, tmp_path):
     other = write_random_checkpoint(tmp_path, SMALLEST, seed=1)
     with pytest.raises(ExportError, match=r"not verified.*not the checkpoint's"):
         require_verified(out / "1", other, max_length=8)
+
+
+def test_a_process_that_cannot_verify_is_told(checkpoint, tmp_path):
     with pytest.raises(ExportError, match="did not end well"):
-        require_verified(tmp_path / "none", other)
+        require_verified(tmp_path / "none", checkpoint)
 
 
 def test_a_polite_end_cleans_up():

@@ -16,6 +16,7 @@ from optserve.models.config import OPTConfig
 from optserve.runtime.cli import main
 from optserve.runtime.contract import CacheLayout, Manifest, signature
 from optserve.runtime.model_dir import changed_files, read_manifest
+from optserve.runtime.server.serving_error import ServingError
 
 from tests.export.exports import (
     CASES,
@@ -61,8 +62,8 @@ def test_logits_equal_the_reference(case, framework):
     np.testing.assert_allclose(pooled, means, atol=atol)
 
 
-@pytest.mark.parametrize("framework", ROUTES)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("framework", ROUTES, scope="module")
+@pytest.mark.parametrize("case", CASES, scope="module")
 def test_scores_equal_the_reference_at_once_and_behind_a_cache(case, framework):
     model, golden = served(case, framework=framework), expected(case)
     ids = golden["input_ids"].astype(np.int32)
@@ -110,7 +111,7 @@ def test_scores_equal_the_reference_at_once_and_behind_a_cache(case, framework):
     )
 
 
-@pytest.mark.parametrize("framework", ROUTES)
+@pytest.mark.parametrize("framework", ROUTES, scope="module")
 def test_likeliest_tokens_that_nobody_fetches_are_not_computed(framework):
     """As a server runs the graph: the operations of one call."""
     import tensorflow as tf
@@ -238,7 +239,9 @@ def test_one_body_computes_all_layers(weights, loops):
     """
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
-    data = (exported("pre_ln", weights=weights) / "saved_model.pb").read_bytes()
+    generate = (8, 24) if weights == "float32" else (8,)
+    folder = exported("pre_ln", weights=weights, generate=generate)
+    data = (folder / "saved_model.pb").read_bytes()
     functions = SavedModel.FromString(data).meta_graphs[0].graph_def.library.function
     softmaxes = [
         sum(node.op == "Softmax" for node in function.node_def)
@@ -308,27 +311,25 @@ def test_weights_are_stored_once(tmp_path):
     ],
 )
 def test_what_is_out_of_range_is_refused(framework, ids, length, expected):
-    import tensorflow as tf
 
     model = served("pre_ln", framework=framework)
-    with pytest.raises(tf.errors.InvalidArgumentError, match=expected):
+    with pytest.raises(ServingError, match=expected):
         model("prefill", input_ids=int32(*ids), input_length=int32(*length))
 
 
 @pytest.mark.parametrize("framework", ROUTES, scope="module")
 def test_large_requests_are_refused_before_anything_is_computed(framework):
-    import tensorflow as tf
 
     model = served("pre_ln", framework=framework)
     for shape in ((0, 500_000_000), (1, 65), (33, 64)):
         ids, lengths = np.zeros(shape, np.int32), np.zeros(shape[0], np.int32)
-        with pytest.raises(tf.errors.InvalidArgumentError, match="should have at most"):
+        with pytest.raises(ServingError, match="should have at most"):
             model("prefill", input_ids=ids, input_length=lengths)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="at most 1024 rows"):
+    with pytest.raises(ServingError, match="at most 1024 rows"):
         model("describe", row=np.zeros(1025, np.int32))
     assert read_manifest(model.path).max_tokens_per_call == 32 * 64
     slots = np.zeros((1, 65, *model.row_shape), np.float32)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="at most 64 slots a row"):
+    with pytest.raises(ServingError, match="at most 64 slots a row"):
         model(
             "decode",
             input_ids=int32([5]),

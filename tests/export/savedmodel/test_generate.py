@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from optserve.models.generation.sampling import log_softmax
 from optserve.runtime.sampling import Sampling, choose, likeliest
+from optserve.runtime.server.serving_error import ServingError
 
 from tests.export.exports import choosing, expected, int32, served
 
@@ -66,7 +67,7 @@ def test_greedy_equals_the_reference(model, prompts):
 
 
 def test_an_export_for_single_rows_alone(prompts):
-    alone = {"compiler": "xla", "batch_sizes": (1,)}
+    alone = {"compiler": "xla", "batch_sizes": (1,), "generate": (8,)}
     reply = generate(served(CASE, **alone), 8, prompts[:1])
     np.testing.assert_array_equal(reply["tokens"], expected(CASE)["greedy"][:1, :8])
 
@@ -221,15 +222,15 @@ def test_rows_end_by_themselves(model, prompts):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_a_smaller_cache_gives_the_same_tokens_in_any_split(prompts, dtype):
-    model = served(CASE, cache=dtype, generate=(4, 8))
+    model = served(CASE, cache=dtype, generate=(8,))
     whole = generate(model, 8, prompts)
-    half = generate(model, 4, prompts)
+    half = generate(model, 8, prompts, max_new_tokens=[4] * 3)
     width = half["new_cache"].shape[-1]
     assert width == {"bfloat16": 4, "int8": 3}[dtype]
     cached = int32(*[len(p) + 3 for p in prompts])
-    last = half["tokens"][:, -1:].tolist()
-    rest = generate(model, 4, last, cache=half["new_cache"], cached=cached)
-    generated = np.concatenate([half["tokens"], rest["tokens"]], axis=1)
+    last = half["tokens"][:, 3:4].tolist()
+    rest = generate(model, 8, last, cache=half["new_cache"], cached=cached)
+    generated = np.concatenate([half["tokens"][:, :4], rest["tokens"][:, :4]], axis=1)
     np.testing.assert_array_equal(generated, whole["tokens"])
 
 
@@ -238,8 +239,7 @@ def test_a_smaller_cache_gives_the_same_tokens_in_any_split(prompts, dtype):
     [("history", 65, 64), ("stop_ids", 129, 128), ("bias_ids", 129, 128)],
 )
 def test_long_lists_of_ids_are_refused(model, name, size, limit):
-    import tensorflow as tf
 
     message = f"{name} should have at most {limit} a row"
-    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+    with pytest.raises(ServingError, match=message):
         generate(model, 8, [[5]], **{name: [[-1] * size], "bias": [[0.0] * 129]})

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,18 +15,42 @@ from optserve.export.options import ExportOptions
 from optserve.export.savedmodel import int8_matmul
 from optserve.export.savedmodel.int8_matmul import accumulators, joined, split_int8
 from optserve.export.savedmodel.matmul_tf import KeptInt8Matrix, Kernels, Matrix
-from safetensors.numpy import load_file, save_file
+from optserve.models.config import OPTConfig
+from optserve.models.examples.random_checkpoint import write_random_checkpoint
 
-from tests.export.exports import (
-    CASES,
-    GOLDEN,
-    Served,
-    choosing,
-    export_to,
-    exported,
-    int32,
-    served,
+from tests.export.exports import Served, choosing, export_to, int32, served
+
+ROOT = Path(__file__).parents[3]
+
+
+BARE = OPTConfig(
+    vocab_size=64,
+    hidden_size=16,
+    num_hidden_layers=2,
+    ffn_dim=32,
+    num_attention_heads=2,
+    max_position_embeddings=24,
+    word_embed_proj_dim=8,
+    do_layer_norm_before=False,
+    enable_bias=False,
+    layer_norm_elementwise_affine=False,
+    activation_function="gelu",
+    tie_word_embeddings=False,
+    init_std=0.3,
 )
+"""Without all that the golden checkpoint ``pre_ln`` has, and with what that has not."""
+
+
+def export_bare(out: Path, *, seed: int) -> Path:
+    """An int8 export of random weights."""
+    checkpoint = write_random_checkpoint(out / "checkpoint", BARE, seed=seed)
+    options = ExportOptions(weights="int8", generate=(8,))
+    return export_to(out / "out", checkpoint, options)
+
+
+@pytest.fixture(scope="module")
+def bare_export(tmp_path_factory) -> Path:
+    return export_bare(tmp_path_factory.mktemp("bare"), seed=0)
 
 
 def test_two_int8_numbers_hold_sixteen_bits() -> None:
@@ -59,41 +84,54 @@ def test_joined_is_the_product_of_the_numbers_that_were_split() -> None:
     np.testing.assert_array_equal(actual, (255 * high + low) @ weights.T * scale)
 
 
-_PROBE = """
-import numpy as np, tensorflow as tf
-from optserve.export.savedmodel.int8_matmul import accumulators, exact
-rng = np.random.default_rng(0)
-for rows, size, out in [(2, 64, 48), (16, 768, 200), (70, 3072, 96)]:
-    x = rng.integers(-127, 128, (rows, size)).astype(np.int8)
-    x[0], x[1] = 127, -127
-    values = rng.integers(-127, 128, (out, size)).astype(np.int8)
-    values[0] = 127
-    for keep in (False, True):
-        run = tf.function(lambda x, keep=keep: accumulators(x, values, keep=keep))
+def exactness() -> list[tuple[bool, bool]]:
+    """For products of several sizes: whether they are exact, what ``exact`` says."""
+    rng = np.random.default_rng(0)
+    answers = []
+    for rows, size, out in [(2, 64, 48), (16, 768, 200), (70, 3072, 96)]:
+        x = rng.integers(-127, 128, (rows, size)).astype(np.int8)
+        x[0], x[1] = 127, -127
+        values = rng.integers(-127, 128, (out, size)).astype(np.int8)
+        values[0] = 127
         right = x.astype(np.int64) @ values.T.astype(np.int64)
-        same = [np.array_equal(run(x), right.astype(np.float32)) for _ in range(2)]
-        print(all(same), tf.function(exact)().numpy())
+        for keep in (False, True):
+            run = tf.function(lambda x, w=values, k=keep: accumulators(x, w, keep=k))
+            same = [np.array_equal(run(x), right.astype(np.float32)) for _ in range(2)]
+            answers.append((all(same), bool(tf.function(int8_matmul.exact)())))
+    return answers
+
+
+_ELSEWHERE = """
+import json
+from optserve.models.quiet import import_tensorflow
+import_tensorflow()
+from tests.export.savedmodel.test_int8_matmul import exactness
+print(json.dumps(exactness()))
 """
 
 
 @pytest.mark.skipif(not int8_matmul.available(), reason="no int8 kernels")
-@pytest.mark.parametrize("instructions", ["AVX2", "AVX512_CORE", "ALL"])
+@pytest.mark.parametrize("instructions", ["AVX2", "AVX512_CORE", "all there are"])
 def test_a_processor_that_does_not_sum_exactly_is_found(instructions: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _PROBE],
-        env=os.environ | {"ONEDNN_MAX_CPU_ISA": instructions},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    answers = [line.split() for line in done.stdout.strip().splitlines()]
+    if instructions == "all there are":
+        answers = exactness()
+    else:
+        done = subprocess.run(
+            [sys.executable, "-c", _ELSEWHERE],
+            env=os.environ | {"ONEDNN_MAX_CPU_ISA": instructions},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        answers = json.loads(done.stdout.splitlines()[-1])
     assert len(answers) == 6
     claimed = {claim for _, claim in answers}
     assert len(claimed) == 1
-    if claimed == {"True"}:
-        assert all(right == "True" for right, _ in answers)
+    if claimed == {True}:
+        assert all(right for right, _ in answers)
     else:
-        assert any(right == "False" for right, _ in answers)
+        assert not all(right for right, _ in answers)
 
 
 @pytest.mark.skipif(not int8_matmul.available(), reason="no int8 kernels")
@@ -111,10 +149,13 @@ def test_a_place_keeps_its_matrix_for_any_number_of_rows() -> None:
 
 
 @pytest.mark.skipif(not int8_matmul.available(), reason="no int8 kernels")
-@pytest.mark.parametrize("case", CASES)
-def test_the_loop_of_kept_matrices_is_the_loop_over_layers(case) -> None:
+@pytest.mark.parametrize("has", ["everything", "as little as can be"])
+def test_the_loop_of_kept_matrices_is_the_loop_over_layers(has, request) -> None:
     """The other one multiplies in float32 here, so the products of 16 bits differ."""
-    model = served(case, weights="int8")
+    if has == "everything":
+        model = served("pre_ln", weights="int8", generate=(8,))
+    else:
+        model = Served(request.getfixturevalue("bare_export"))
     with (
         model.answering("exact_int8", False),
         model.answering("native_bfloat16", False),
@@ -145,23 +186,10 @@ def test_sums_of_nothing() -> None:
     np.testing.assert_array_equal(actual, np.zeros([4, 8]))
 
 
-def test_versions_in_one_process_keep_their_own_weights(tmp_path) -> None:
-    rng = np.random.default_rng(5)
-    other = tmp_path / "other"
-    other.mkdir()
-    shutil.copy(GOLDEN / "pre_ln" / "config.json", other)
-    weights = load_file(GOLDEN / "pre_ln" / "model.safetensors")
-    shifts = {name: rng.normal(0, 0.05, x.shape) for name, x in weights.items()}
-    save_file(
-        {name: (x + shifts[name]).astype(x.dtype) for name, x in weights.items()},
-        other / "model.safetensors",
-    )
-    options = {"weights": "int8", "generate": (8,)}
-    old = exported("pre_ln", **options)
-    new = export_to(tmp_path / "out", other, ExportOptions(**options))
-
+def test_versions_in_one_process_keep_their_own_weights(bare_export, tmp_path) -> None:
+    new = export_bare(tmp_path, seed=1)
     alone = _logprobs(Served(new))
-    both = [Served(old), Served(new)]
+    both = [Served(bare_export), Served(new)]
     before, after, again = (_logprobs(both[i]) for i in (0, 1, 0))
 
     np.testing.assert_array_equal(after, alone)

@@ -17,13 +17,19 @@ from tests.runtime.session_schedule import Schedule, off
 SLOTS, POSITIONS = 3, 40
 KINDS = {
     "tf float32": {},
-    "tf int8 cache": {"cache": "int8", "weights": "int8"},
+    "tf int8 cache": {"cache": "int8", "weights": "int8", "generate": (8,)},
     "tf xla bfloat16 cache": {
         "compiler": "xla",
         "cache": "bfloat16",
         "batch_sizes": (3,),
+        "generate": (8,),
     },
-    "jax": {"framework": "jax", "batch_sizes": (3,), "prompt_buckets": (16,)},
+    "jax": {
+        "framework": "jax",
+        "batch_sizes": (3,),
+        "prompt_buckets": (16,),
+        "generate": (8,),
+    },
 }
 
 
@@ -35,7 +41,7 @@ class Loaded:
         from optserve.runtime.server.settings import SessionOptions
 
         sessions = {"sessions": SLOTS, "session_slots": POSITIONS, "generate": (1, 8)}
-        folder = exported("pre_ln", **sessions, **options)
+        folder = exported("pre_ln", **sessions | options)
         self.manifest: Manifest = read_manifest(folder)
         self.servable = Servable(str(folder), SessionOptions(), exported=True)
 

@@ -12,7 +12,7 @@ from optserve.export.savedmodel.warmup import warmup_calls, write_warmup
 from optserve.runtime.contract import signature
 from optserve.runtime.model_dir import WARMUP_PATH, read_manifest
 
-from tests.export.exports import served
+from tests.export.exports import exported, served
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +107,12 @@ def test_sizes_are_ascending_and_within_the_model():
         chosen_sizes(40, None, [4, 1])
 
 
-@pytest.mark.parametrize("weights", ["float32", "int8"])
-def test_signatures_share_what_is_compiled(weights):
+@pytest.mark.parametrize("options", [{}, {"weights": "int8", "batch_sizes": (1,)}])
+def test_signatures_share_what_is_compiled(options):
     """So a record for one of them compiles the loop for all."""
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
-    path = served("pre_ln", compiler="xla", weights=weights).path
+    path = exported("pre_ln", compiler="xla", **options)
     data = (path / "saved_model.pb").read_bytes()
     graph = SavedModel.FromString(data).meta_graphs[0]
     functions = {f.signature.name: f for f in graph.graph_def.library.function}
