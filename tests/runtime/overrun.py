@@ -31,7 +31,7 @@ def overrun(work: Callable[[], object], timeout: float) -> float:
 
 
 async def overrun_async(
-    work: Callable[[], Awaitable[object]], timeout: float, match: str = ""
+    work: Callable[[], Awaitable[object]], timeout: float, match: str | None = None
 ) -> float:
     """The same of what is awaited; the error's message has to match."""
     late = 0.0

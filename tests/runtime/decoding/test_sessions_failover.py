@@ -116,7 +116,8 @@ def test_a_newer_version_is_noticed_though_sessions_pin(monkeypatch):
     assert [call.signature for call in plain.calls].count("describe") == 1
 
 
-def test_what_fails_midway_gives_its_slots_back():
+def test_what_fails_midway_gives_its_slots_back(monkeypatch):
+    monkeypatch.setattr("optserve.runtime.decoding.sessions._PATIENCE", 0.02)
     servers = Servers(sessions={"slots": 2, "positions": 64})
 
     def refuse(call: Call) -> None:

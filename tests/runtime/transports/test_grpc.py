@@ -237,7 +237,7 @@ def test_readiness_is_waited_for(connect) -> None:
 
 def test_readiness_of_another_model(server, connect) -> None:
     with pytest.raises(Unavailable, match=r"'other' was not ready.*NOT_FOUND"):
-        connect(server.target, model="other").wait_until_ready(2)
+        connect(server.target, model="other").wait_until_ready(1)
 
 
 def test_metadata_of_signatures(server, connect, data_dir) -> None:
