@@ -32,13 +32,13 @@ from ..models.generation.arrays import NUMPY
 from ..models.generation.modifiers import FROM_PROMPT, Marks
 from ..models.generation.modifiers import modify as modify_rows
 from ..models.generation.sampling import (
-    SamplingParams,
     gumbel,
     keep_min_p,
     keep_top_k,
     keep_top_p,
     log_softmax,
 )
+from ..models.generation.sampling_params import SamplingParams
 from .option_checks import INT32_MAX, check_number, check_whole
 
 _TINY = float(np.finfo(np.float32).tiny)

@@ -12,11 +12,10 @@ PACKAGES = ("optserve.models", "optserve.runtime", "optserve.export")
 
 @pytest.fixture(scope="module")
 def imports() -> grimp.ImportGraph:
-    """Who imports whom, inside functions too."""
+    """Who imports whom, inside functions and for types alone too."""
     return grimp.build_graph(
         *PACKAGES,
         include_external_packages=True,
-        exclude_type_checking_imports=True,
         cache_dir=None,
     )
 

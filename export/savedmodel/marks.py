@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from ...models.generation.modifiers import FROM_PROMPT, Marks
-from ...models.generation.sampling import SamplingParams
+from ...models.generation.sampling_params import SamplingParams
 
 
 class MarkMaker:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from ...models.generation.modifiers import Marks
-from ...models.generation.sampling import SamplingParams
+from ...models.generation.sampling_params import SamplingParams
 
 
 class GenerateRequest(NamedTuple):

@@ -12,7 +12,8 @@ from typing import Any
 import tensorflow as tf
 
 from ...models.config import OPTConfig
-from ...models.generation.sampling import TOP_LOGPROBS, SamplingParams
+from ...models.generation.sampling import TOP_LOGPROBS
+from ...models.generation.sampling_params import SamplingParams
 from ...models.tf.sampling import likeliest
 from ...runtime.contract import CacheLayout, generate_name, signature
 from .backends import Backend

@@ -19,8 +19,8 @@ from ..generation.sampling import (
     ROTATIONS,
     TOP_LOGPROBS,
     Chosen,
-    SamplingParams,
 )
+from ..generation.sampling_params import SamplingParams
 from .arrays import ARRAYS
 from .xla_workarounds import barrier, first_argmax, sum_rows
 

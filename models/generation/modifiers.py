@@ -9,12 +9,10 @@ the rest come after it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from .arrays import Array, Arrays
-
-if TYPE_CHECKING:
-    from .sampling import SamplingParams
+from .sampling_params import SamplingParams
 
 FROM_PROMPT = 1 << 16
 """What a token of the prompt adds to a count, in which new ones add 1."""

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from . import logits_processors as rules
 from .config import GenerationConfig
 from .logits_processors import Rule
-from .sampling import SamplingParams
+from .sampling_params import SamplingParams
 
 NOT_FOLLOWED = {
     "num_beam_groups": 1,

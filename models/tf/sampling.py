@@ -18,8 +18,8 @@ from ..generation.sampling import (
     ROTATIONS,
     TOP_LOGPROBS,
     Chosen,
-    SamplingParams,
 )
+from ..generation.sampling_params import SamplingParams
 from .arrays import ARRAYS
 
 _LOWEST = -(2**31)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...models.generation.sampling import SamplingParams
+from ...models.generation.sampling_params import SamplingParams
 from ..codec import RowBlocks, Tensor
 from ..contract import generate_name, session_generate_name
 from ..results import Counters

@@ -11,7 +11,8 @@ import numpy as np
 
 from ...models.generation import logits_processors as rules
 from ...models.generation.logits_processors import LogitsProcessor
-from ...models.generation.sampling import SamplingParams, log_softmax
+from ...models.generation.sampling import log_softmax
+from ...models.generation.sampling_params import SamplingParams
 from ..options import Constraints, GenerationOptions
 from ..results import Chunk, Counters, FinishReason, Generation, TopLogprobs
 from ..sampling import Sampling, draw, likeliest, modify

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optserve.models.flax import sampling as sampling_jax
 from optserve.models.generation.modifiers import FROM_PROMPT, Marks
-from optserve.models.generation.sampling import SamplingParams, log_softmax
+from optserve.models.generation.sampling import log_softmax
+from optserve.models.generation.sampling_params import SamplingParams
 from optserve.models.tf import sampling as sampling_tf
 from optserve.runtime.sampling import Sampling, choose, likeliest
 
