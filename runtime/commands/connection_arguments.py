@@ -28,7 +28,8 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
         "--target",
         action="append",
         metavar="ADDRESS",
-        help="server: HOST:PORT, unix:PATH or dns:///NAME:PORT; repeat for replicas",
+        help="server: HOST:PORT, unix:PATH or dns:///NAME:PORT; repeat for replicas, "
+        "or separate them by commas",
     )
     which.add_argument(
         "--model", metavar="OUT", help="an export's folder, run in this process"
@@ -129,6 +130,7 @@ def client_options(args: argparse.Namespace) -> tuple[Target, dict[str, Any]]:
     if args.target:
         refuse(args, ("threads",), "needs --model: a server has threads of its own")
         options |= {"model": args.name, "label": args.label, "wait": args.wait}
+        args.target = [one for given in args.target for one in _separated(given)]
         return args.target, options | _connection(args)
     refuse(args, _SERVER_ONLY, "needs --target: --model runs in this process")
     return Path(args.model), options | {"threads": args.threads}
@@ -138,6 +140,11 @@ _SERVER_ONLY = (
     *("label", "wait", "tls", "tls_ca", "tls_cert", "tls_key", "tls_server_name"),
     *("token_file", "insecure_token"),
 )
+
+
+def _separated(target: str) -> list[str]:
+    """Addresses between commas; those of gRPC's own lists stay together."""
+    return [target] if target.startswith(("ipv4:", "ipv6:")) else target.split(",")
 
 
 def _connection(args: argparse.Namespace) -> dict[str, Any]:

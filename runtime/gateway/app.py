@@ -118,6 +118,7 @@ class _Gateway:
         ]
         gets = {
             "/v1/models": self._list,
+            "/v1/models/{name}": self._one_model,
             "/tokenizer_info": self._tokenizer_info,
             "/health": self._health,
             "/ready": self._ready,
@@ -235,18 +236,24 @@ class _Gateway:
 
     async def _list(self, request: Request) -> Response:
         self._keys.check(request.headers.get("authorization"))
-        listed = [
-            {
-                "id": name,
-                "object": "model",
-                "created": self._models.created,
-                "owned_by": "optserve",
-                "root": name,
-                "max_model_len": (await self._models.get(name)).positions,
-            }
-            for name in self._models.names
-        ]
+        listed = [await self._about(name) for name in self._models.names]
         return Json({"object": "list", "data": listed})
+
+    async def _one_model(self, request: Request) -> Response:
+        self._keys.check(request.headers.get("authorization"))
+        return Json(await self._about(request.path_params["name"]))
+
+    async def _about(self, name: str) -> dict[str, Any]:
+        """A model as listed; raises ``ApiError`` 404."""
+        served = await self._models.get(name)
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._models.created,
+            "owned_by": "optserve",
+            "root": name,
+            "max_model_len": served.positions,
+        }
 
     async def _health(self, _request: Request) -> Response:
         return Json({"status": "ok"})

@@ -39,6 +39,7 @@ class StreamOptions(Body):
     """What a stream tells besides its text."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
 
 
 class Sampled(Body):

@@ -15,8 +15,9 @@ from ..results import Generation, TopLogprobs
 from .api_errors import ApiError
 from .bodies import ChatBody
 from .choices import Choice, Runner, choices, truncated
-from .completions import Json, usage
+from .completions import Json
 from .served import Served
+from .usage import usage, usage_so_far
 
 
 class ChatTemplate:
@@ -129,12 +130,13 @@ class Chat:
             yield self._event(choice, {"role": "assistant", "content": ""})
         async for event in self._runner.streamed(self._served, self._choices):
             chunk = event.chunk
-            yield self._event(
+            told = self._event(
                 event.choice,
                 {"content": chunk.text},
                 self._logprobs(chunk.tokens, chunk.logprobs, chunk.top_logprobs),
                 chunk.finish_reason,
             )
+            yield {**told, **usage_so_far(self._body.stream_options, chunk)}
             if event.generation:
                 results.append(event.generation)
         if self._body.stream_options.include_usage:

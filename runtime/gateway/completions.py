@@ -14,6 +14,7 @@ from .api_errors import bad_field
 from .bodies import CompletionBody, one_by_one
 from .choices import Choice, Event, Runner, choices, truncated
 from .served import Served
+from .usage import usage, usage_so_far
 
 Json = dict[str, Any]
 
@@ -92,7 +93,8 @@ class Completion:
         if not body.max_tokens:
             return
         async for event in events:
-            yield self._event(event.choice, self._delta(event))
+            told = usage_so_far(body.stream_options, event.chunk)
+            yield {**self._event(event.choice, self._delta(event)), **told}
             if event.generation:
                 results.append(event.generation)
         if body.stream_options.include_usage:
@@ -163,24 +165,6 @@ class Completion:
     def _usage(self, results: Sequence[Generation]) -> Json:
         each = self._body.best_of or self._body.n
         return usage(sum(map(len, self._prompts)), results, each=each)
-
-
-def usage(prompt: int, results: Sequence[Generation], *, each: int) -> Json:
-    """How many tokens a request took.
-
-    Args:
-        prompt: of its prompts, each counted once.
-        results: ``each`` for every prompt; what their prompts had in the prefix cache
-            is their mean.
-    """
-    new = sum(len(result.tokens) for result in results)
-    cached = sum(result.cached_prompt_tokens for result in results) // each
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": new,
-        "total_tokens": prompt + new,
-        "prompt_tokens_details": {"cached_tokens": cached},
-    }
 
 
 class TokenList:

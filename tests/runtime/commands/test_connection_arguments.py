@@ -69,6 +69,18 @@ HERE = ["127.0.0.1:8500", "localhost:8500", "[::1]:8500", "unix:/run/opt.sock"]
 HERE += ["127.9.9.9:1", "dns:///localhost:8500", "unix-abstract:opt"]
 
 
+def test_addresses_may_be_repeated_or_separated_by_commas(opened):
+    many = [
+        "--target",
+        "a:1,b:2",
+        "--target",
+        "unix:/c",
+        "--target",
+        "ipv4:1.2.3.4,5.6.7.8",
+    ]
+    assert opened(*many).target == ["a:1", "b:2", "unix:/c", "ipv4:1.2.3.4,5.6.7.8"]
+
+
 @pytest.mark.parametrize("target", ELSEWHERE)
 def test_a_token_does_not_leave_the_machine_in_the_clear(opened, token, target):
     assert not is_local(target)

@@ -20,6 +20,8 @@ def test_models(http, direct):
     (model,) = http.get("/v1/models").json()["data"]
     assert model["id"] == "opt"
     assert model["max_model_len"] == direct.describe().max_positions
+    assert http.get("/v1/models/opt").json() == model
+    assert http.get("/v1/models/gpt").status_code == 404
     answer = http.post("/v1/completions", json={"model": "gpt", "prompt": "a"})
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "model_not_found"

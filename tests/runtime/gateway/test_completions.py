@@ -136,6 +136,28 @@ def test_a_stream_is_the_whole_in_pieces(client, n):
         assert logprobs == choice.logprobs.token_logprobs
 
 
+def test_usage_while_a_stream_runs(client):
+    for asked, told in (
+        ({"include_usage": True}, [None] * 3),
+        ({"continuous_usage_stats": True}, [1, 5, 8]),
+        ({}, [None] * 3),
+    ):
+        events = client.completions.create(
+            model="opt",
+            prompt=[2, 5, 9],
+            max_tokens=8,
+            stream=True,
+            stream_options=asked,
+            extra_body={"ignore_eos": True},
+        )
+        counts = [
+            event.usage and event.usage.completion_tokens
+            for event in events
+            if event.choices
+        ]
+        assert counts == told
+
+
 def test_echo_with_log_probabilities_as_an_evaluation_asks_for_them(client):
     ids = [2, 17, 5, 44, 30]
     answer = client.completions.create(
