@@ -55,18 +55,49 @@ function textOf() {
   };
 }
 
-// A token, coloured from green (certain) to red (unlikely); its alternatives on hover.
+// A token: the less likely, the warmer; its alternatives are told by `tell`.
 function token(piece, logprob, others) {
   const span = document.createElement("span");
   span.className = "token";
   span.tabIndex = -1;
   span.textContent = piece;
   const likely = Math.exp(logprob ?? 0);
-  span.style.background = `hsl(${Math.round(120 * likely)} 80% 50% / ${0.08 + 0.3 * (1 - likely)})`;
+  span.style.background = `hsl(25 95% 50% / ${(0.6 * (1 - likely)).toFixed(3)})`;
   const listed = Object.entries(others ?? {}).sort((a, b) => b[1] - a[1]);
   const percent = ([text, x]) => `${(100 * Math.exp(x)).toFixed(1).padStart(5)} %  ${JSON.stringify(text)}`;
   span.dataset.others = listed.map(percent).join("\n");
   return span;
+}
+
+// Shows a token's alternatives below it, within the window; nothing hides them.
+function tell(span) {
+  const box = $("alternatives");
+  box.hidden = !span?.dataset.others;
+  if (box.hidden) return;
+  box.textContent = span.dataset.others;
+  const at = span.getClientRects()[0];
+  const left = Math.min(at.left, innerWidth - box.offsetWidth - 8);
+  const below = at.bottom + 4 + box.offsetHeight < innerHeight;
+  box.style.left = `${Math.max(8, left)}px`;
+  box.style.top = `${below ? at.bottom + 4 : at.top - 4 - box.offsetHeight}px`;
+}
+
+// Arrow keys go from token to token.
+function walk(event) {
+  const step = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
+  const tokens = [...event.currentTarget.querySelectorAll(".token")];
+  if (!step || !tokens.length) return;
+  event.preventDefault();
+  const next = tokens.indexOf(document.activeElement) + step;
+  tokens[Math.max(0, Math.min(next, tokens.length - 1))].focus();
+}
+
+// Where two answers part.
+function mark() {
+  const [left, right] = columns.map((column) => [...column.querySelectorAll(".token")]);
+  if (!right) return;
+  const first = left.findIndex((span, i) => span.textContent !== right[i]?.textContent);
+  for (const span of [left[first], right[first]]) span?.classList.add("differs");
 }
 
 async function run(column, signal) {
@@ -106,6 +137,7 @@ async function generate() {
   $("go").disabled = true;
   $("stop").disabled = false;
   await Promise.all(columns.map((column) => run(column, stopping.signal)));
+  mark();
   stopping = null;
   $("go").disabled = false;
   $("stop").disabled = true;
@@ -120,23 +152,48 @@ function addColumn() {
       field.value = columns[0].querySelector(`[data-field=${field.dataset.field}]`).value;
   }
   column.addEventListener("input", show);
+  const answer = column.querySelector(".answer");
+  answer.addEventListener("keydown", walk);
+  for (const kind of ["pointerover", "focusin"])
+    answer.addEventListener(kind, (event) => tell(event.target.closest(".token")));
+  for (const kind of ["pointerleave", "focusout"]) answer.addEventListener(kind, () => tell(null));
+  for (const button of column.querySelectorAll("[data-copy]"))
+    button.addEventListener("click", () => copy(button));
   columns.push(column);
   $("columns").append(column);
+  show();
 }
 
-// The request of the first column as curl and Python.
+// Each column's request as curl and Python.
 function show() {
-  const body = request(columns[0]);
-  const base = new URL("v1", location.href).href;
+  for (const column of columns) {
+    const body = request(column);
+    column.querySelector(".curl").textContent = asCurl(body);
+    column.querySelector(".python").textContent = asPython(body);
+  }
+}
+
+const base = new URL("v1", location.href).href;
+function asCurl(body) {
   const quoted = JSON.stringify(body, null, 2).replaceAll("'", "'\\''");
   const key = $("key").value ? ` \\\n  -H "Authorization: Bearer $API_KEY"` : "";
-  $("curl").textContent = `curl ${base}/completions -H 'Content-Type: application/json'${key} \\\n  -d '${quoted}'`;
-  const known = ["model", "prompt", "max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty", "seed"];
-  const own = Object.entries(body).filter(([name]) => known.includes(name));
-  const extra = Object.fromEntries(Object.entries(body).filter(([name]) => !known.includes(name)));
+  return `curl ${base}/completions -H 'Content-Type: application/json'${key} \\\n  -d '${quoted}'`;
+}
+
+const KNOWN = ["model", "prompt", "max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty", "seed"];
+function asPython(body) {
+  const own = Object.entries(body).filter(([name]) => KNOWN.includes(name));
+  const extra = Object.fromEntries(Object.entries(body).filter(([name]) => !KNOWN.includes(name)));
   const lines = own.map(([name, value]) => `    ${name}=${JSON.stringify(value)},`);
   if (Object.keys(extra).length) lines.push(`    extra_body=${JSON.stringify(extra)},`);
-  $("python").textContent = `from openai import OpenAI\n\nclient = OpenAI(base_url="${base}", api_key="${$("key").value ? "…" : "none"}")\nanswer = client.completions.create(\n${lines.join("\n")}\n)\nprint(answer.choices[0].text)`;
+  return `from openai import OpenAI\n\nclient = OpenAI(base_url="${base}", api_key="${$("key").value ? "…" : "none"}")\nanswer = client.completions.create(\n${lines.join("\n")}\n)\nprint(answer.choices[0].text)`;
+}
+
+async function copy(button) {
+  const text = button.closest(".column").querySelector(`.${button.dataset.copy}`).textContent;
+  await navigator.clipboard.writeText(text);
+  button.textContent = "Copied";
+  setTimeout(() => { button.textContent = "Copy"; }, 1500);
 }
 
 // Figures, from what Prometheus reads: name -> sum over its labels.
@@ -171,10 +228,8 @@ async function watch() {
       plot("rate", rate, rate.toFixed(0));
       plot("queue", now.num_requests_running + now.num_requests_waiting, `${now.num_requests_running} · ${now.num_requests_waiting}`);
       const firsts = since("time_to_first_token_seconds_count");
-      if (firsts) {
-        const mean = (1000 * since("time_to_first_token_seconds_sum")) / firsts;
-        plot("first", mean, mean.toFixed(0));
-      }
+      const mean = firsts ? (1000 * since("time_to_first_token_seconds_sum")) / firsts : history.first.at(-1);
+      if (mean !== undefined) plot("first", mean, mean.toFixed(0));
     }
     before = now;
   } catch { before = null; }
@@ -203,8 +258,6 @@ $("compare").addEventListener("change", () => {
   if ($("compare").checked) addColumn();
   else columns.splice(1).forEach((column) => column.remove());
 });
-for (const kind of ["curl", "python"])
-  $(`copy-${kind}`).addEventListener("click", () => navigator.clipboard.writeText($(kind).textContent));
 addEventListener("keydown", (event) => {
   if (event.key === "Escape") stopping?.abort();
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); generate(); }

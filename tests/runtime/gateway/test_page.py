@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -82,19 +83,59 @@ def test_two_columns_on_one_seed(page):
         for c in columns
     )
     assert first == second and len(first) == 8
+    assert not browser.find_elements("class name", "differs")
+    seeds = browser.find_elements("css selector", "[data-field=seed]")
+    seeds[1].clear()
+    seeds[1].send_keys("8")
+    browser.find_element("id", "go").click()
+    _wait(browser, lambda: browser.find_elements("class name", "differs"))
+    parted = browser.find_elements("class name", "differs")
+    assert len(parted) == 2 and parted[0].text != parted[1].text
     browser.save_screenshot(str(PICTURES / "compare.png"))
 
 
 def test_the_request_can_be_copied_and_a_phone_shows_it(page):
     browser, _ = page
-    browser.find_element("css selector", "summary").click()
-    assert "curl" in browser.find_element("id", "curl").text
-    assert "OpenAI(" in browser.find_element("id", "python").text
+    browser.find_element("css selector", ".elsewhere summary").click()
+    assert "curl" in browser.find_element("class name", "curl").text
+    assert "OpenAI(" in browser.find_element("class name", "python").text
+    browser.find_element("css selector", ".elsewhere summary").click()
     browser.set_window_size(400, 800)
     width = "return document.documentElement.scrollWidth - window.innerWidth"
     assert browser.execute_script(width) <= 0
     browser.save_screenshot(str(PICTURES / "phone.png"))
     browser.set_window_size(1200, 1000)
+
+
+def test_tokens_can_be_visited_by_keys(page):
+    browser, _ = page
+    _set(browser, "[data-field=max_tokens]", "6")
+    browser.find_element("id", "go").click()
+    _wait(browser, lambda: browser.find_element("id", "go").is_enabled())
+    answer = browser.find_element("class name", "answer")
+    box = browser.find_element("id", "alternatives")
+    assert not box.is_displayed()
+    answer.send_keys("\ue014")  # right
+    tokens = browser.find_elements("class name", "token")
+    assert browser.switch_to.active_element == tokens[0]
+    browser.switch_to.active_element.send_keys("\ue014")
+    assert browser.switch_to.active_element == tokens[1]
+    assert box.is_displayed() and "%" in box.text
+    browser.switch_to.active_element.send_keys("\ue010")  # end
+    assert browser.switch_to.active_element == tokens[-1]
+    browser.find_element("id", "prompt").click()
+    assert not box.is_displayed()
+
+
+def test_in_the_dark(page):
+    browser, _ = page
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": dark})
+    shade = "return getComputedStyle(document.body).backgroundColor"
+    numbers = re.findall(r"\d+", browser.execute_script(shade))
+    assert max(map(int, numbers[:3])) < 64
+    browser.save_screenshot(str(PICTURES / "dark.png"))
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 def _set(browser, selector, value):
