@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import time
 from collections import Counter
 
@@ -30,17 +31,32 @@ MOST_GROWTH = 64e6  # bytes, once a fifth of the time is over
 def test_no_stream_fails_and_none_is_different(replicas):
     expected = undisturbed(replicas[0].target)
     done: Counter[str] = Counter()
+    firsts: list[float] = []
     targets = [replica.target for replica in replicas]
     client = AsyncClient(targets, attempt_timeout=2.0, max_active=STREAMS)
     with serving(create_app({"opt": client})) as address:
-        asyncio.run(_bad_day(address, replicas, expected, done))
+        grown = asyncio.run(_bad_day(address, replicas, expected, done, firsts))
+        told = httpx.get(f"{address}/metrics").text
     counts = ", ".join(f"{n} {what}" for what, n in sorted(done.items()))
-    print(f"\ngateway, seed {SEED}: {counts}")
+    firsts.sort()
+    middle, late = firsts[len(firsts) // 2], firsts[len(firsts) * 99 // 100]
+    print(
+        f"\ngateway, seed {SEED}, {SECONDS:g} s: {counts}; "
+        f"{done['token'] / SECONDS:.0f} tokens/s, first token p50 {middle:.2f} s, "
+        f"p99 {late:.2f} s; memory {grown / 1e6:+.1f} MB after the first fifth"
+    )
+    assert grown < MOST_GROWTH
+    for name in ("running", "waiting"):
+        (line,) = re.findall(rf"^vllm:num_requests_{name}{{.*}} (.*)$", told, re.M)
+        assert float(line) == 0
     assert done["failed"] == done["different"] == 0
     assert done["right"] and done["SIGKILL"]
 
 
-async def _bad_day(address, replicas, expected, done: Counter[str]) -> None:
+async def _bad_day(
+    address, replicas, expected, done: Counter[str], firsts: list[float]
+) -> int:
+    """How many bytes the process has grown by since a fifth of the time was over."""
     dice = random.Random(SEED)
     killer = asyncio.create_task(enemies.killer(replicas, dice, done))
     limits = httpx.Limits(max_connections=STREAMS)
@@ -48,13 +64,14 @@ async def _bad_day(address, replicas, expected, done: Counter[str]) -> None:
         end = time.monotonic() + SECONDS
         memory = asyncio.create_task(_memory(SECONDS))
         streams = [
-            _stream(http, address, i, end, expected, done) for i in range(STREAMS)
+            _stream(http, address, i, end, expected, done, firsts)
+            for i in range(STREAMS)
         ]
         await asyncio.gather(*streams)
     killer.cancel()
     (ended,) = await asyncio.gather(killer, return_exceptions=True)
     assert isinstance(ended, asyncio.CancelledError), ended
-    assert resident(os.getpid()) < await memory + MOST_GROWTH
+    return resident(os.getpid()) - await memory
 
 
 async def _memory(seconds: float) -> int:
@@ -63,7 +80,9 @@ async def _memory(seconds: float) -> int:
     return resident(os.getpid())
 
 
-async def _stream(http, address, i, end, expected, done: Counter[str]) -> None:
+async def _stream(
+    http, address, i, end, expected, done: Counter[str], firsts: list[float]
+) -> None:
     """One caller: a stream after the other, each compared with what peace gave."""
     dice, asked = random.Random(SEED * STREAMS + i), prompts()
     while time.monotonic() < end:
@@ -81,6 +100,7 @@ async def _stream(http, address, i, end, expected, done: Counter[str]) -> None:
             "return_token_ids": True,
         }
         tokens: list[int] = []
+        begin = time.monotonic()
         try:
             path = f"{address}/v1/completions"
             async with http.stream("POST", path, json=body) as answer:
@@ -88,10 +108,13 @@ async def _stream(http, address, i, end, expected, done: Counter[str]) -> None:
                 async for line in answer.aiter_lines():
                     if line.startswith("data: {"):
                         event = json.loads(line[6:])
+                        if not tokens:
+                            firsts.append(time.monotonic() - begin)
                         tokens += event["choices"][0]["token_ids"]
         except Exception as error:
             print(f"\nfailed: {type(error).__name__}: {error}")
             done["failed"] += 1
             continue
+        done["token"] += len(tokens)
         right = tokens == expected[mode][number]
         done["right" if right else "different"] += 1

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import httpx
 import pytest
+from optserve.runtime.gateway.server import listen
 
 PROGRAM = """
 from optserve.runtime import AsyncClient
@@ -33,6 +35,15 @@ def gateway():
     yield process, f"http://127.0.0.1:{int(process.stdout.readline())}"
     process.kill()
     process.wait()
+
+
+def test_events_are_sent_at_once():
+    with (
+        listen("127.0.0.1", 0) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_sigterm_lets_streams_end_and_takes_no_more(gateway):
