@@ -1,10 +1,10 @@
 """Which waiting calls go next, together, and for how many new tokens. No I/O.
 
 Prompts go before decode steps, for somebody waits for a first token; but rows that have
-tokens already don't wait for others' prompts for longer than ``PATIENCE``, or than a
+tokens already don't wait for others' prompts for longer than ``_PATIENCE``, or than a
 few calls of their own take. While prompts wait, a decode call makes few tokens;
-otherwise as many as give the most tokens per second. A prompt's own call makes one
-token, and its row goes on with all others.
+otherwise as many as give the most tokens per second, for a second at most, so that all
+streams flow. A prompt's own call makes one token, and its row goes on with all others.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import numpy as np
 from .base import Call
 from .joining import most_new_tokens
 
-PATIENCE = 2.0  # seconds that rows with tokens wait for others' prompts
+_PATIENCE = 2.0  # seconds that rows with tokens wait for others' prompts
 _SHARE = 4  # times as long as their own call takes, if that is longer
+_LONGEST = 1.0  # seconds of a decode call that several callers share
 _FEW = 8  # new tokens of a decode call while prompts wait
 _CALL_COST = 2  # tokens that could be made in the time that a call takes besides
 _PROMPT_TOKENS = 1024  # of one call of prompts: more at once gain nothing
@@ -128,17 +129,40 @@ class Limits:
         return len(running) < share
 
 
-def patience(seconds: float) -> float:
-    """How long rows wait whose last call between prompts took so many seconds."""
-    return max(PATIENCE, _SHARE * seconds)
+@dataclass
+class Pace:
+    """How long calls take here, from those that have ended.
+
+    Attributes:
+        step: seconds that one more new token takes, of the last decode call.
+        short: seconds of the last decode call between prompts.
+    """
+
+    step: float = 0.0
+    short: float = 0.0
+
+    @property
+    def patience(self) -> float:
+        """Seconds that rows with tokens wait for others' prompts."""
+        return max(_PATIENCE, _SHARE * self.short)
+
+    @property
+    def most_steps(self) -> int:
+        """New tokens of a call that several callers share, for one second or so."""
+        return max(_FEW, int(_LONGEST / self.step)) if self.step else _FEW
+
+    def ended(self, batch: Batch, seconds: float, made: int) -> None:
+        """A decode call has given each row up to ``made`` tokens."""
+        self.step = seconds / (made + _CALL_COST)
+        if batch.short:
+            self.short = seconds
 
 
 def next_batch(
     waiting: Sequence[Waiting],
     running: Sequence[Batch],
     limits: Limits,
-    *,
-    patience: float = PATIENCE,
+    pace: Pace,
 ) -> Batch | None:
     """The calls that should leave now, if any.
 
@@ -146,11 +170,11 @@ def next_batch(
         waiting: by their arrival.
         running: what is under way.
         limits: what there is room for.
-        patience: seconds that rows with tokens wait for prompts.
+        pace: how long calls take.
     """
 
     def impatient(lead: Waiting) -> bool:
-        return time.monotonic() - lead.since > patience
+        return time.monotonic() - lead.since > pace.patience
 
     def rank(group: Sequence[Waiting]) -> tuple[int, int]:
         """Impatient rows, then prompts, then other rows; among equals the oldest."""
@@ -175,7 +199,8 @@ def next_batch(
         if prompts_wait and not impatient(lead):
             continue
         members = _alike(group, limits)
-        steps = _steps(members, few=prompts_wait)
+        most = _FEW if prompts_wait else pace.most_steps
+        steps = _steps(members, most if prompts_wait or len(members) > 1 else None)
         return Batch(members, "decode", steps, short=prompts_wait)
     return None
 
@@ -218,17 +243,14 @@ def _prompts(group: Sequence[Waiting], limits: Limits) -> tuple[Waiting, ...]:
     return tuple(sorted(ranked[:fitting], key=lambda w: w.arrival))
 
 
-def _steps(members: Sequence[Waiting], *, few: bool) -> int | None:
+def _steps(members: Sequence[Waiting], most: int | None) -> int | None:
     """How many tokens the rows should make, given what each asks for.
 
     A row that asks for fewer is carried along, and rows that ask for more call again,
-    at the cost of a call. So the number is that which makes the most tokens in the
-    time. None where the calls make none, or all ask for the same.
+    at the cost of a call. So the number, up to ``most``, is that which makes the most
+    tokens in the time. None where the calls make none.
     """
-    asked = [(one.steps, one.call.rows) for one in members]
-    most = max(steps for steps, _ in asked)
-    if few:
-        return min(most, _FEW) or None
+    asked = [(min(one.steps, most or one.steps), one.call.rows) for one in members]
 
     def tokens_per_second(k: int) -> float:
         made = sum(min(steps, k) * rows for steps, rows in asked)

@@ -16,12 +16,11 @@ from ..codec import ModelMetadata
 from ..errors import Cancelled, DeadlineExceeded, ServerError, VersionGone
 from .base import AsyncTransport, Call, Reply
 from .batch_policy import (
-    PATIENCE,
     Batch,
     Limits,
+    Pace,
     Waiting,
     next_batch,
-    patience,
 )
 from .joining import joined, shares
 
@@ -58,7 +57,7 @@ class DynamicBatcher(AsyncTransport):
         self._closed = False
         self._returning = 0  # callers that were just answered and may call again
         self._passes = 0
-        self._patience = PATIENCE
+        self._pace = Pace()
 
     async def call(self, call: Call, *, timeout: float | None = None) -> Reply:
         """Run one call, possibly with others."""
@@ -128,14 +127,11 @@ class DynamicBatcher(AsyncTransport):
         self._returning = 0
         self._waiting = [w for w in self._waiting if not w.answer.done()]
         running = list(self._running.values())
-        while batch := self._next(running):
+        while batch := next_batch(self._waiting, running, self._limits, self._pace):
             gone = set(map(id, batch.members))
             self._waiting = [w for w in self._waiting if id(w) not in gone]
             self._start(batch)
             running.append(batch)
-
-    def _next(self, running: Sequence[Batch]) -> Batch | None:
-        return next_batch(self._waiting, running, self._limits, patience=self._patience)
 
     def _start(self, batch: Batch) -> None:
         task = asyncio.get_running_loop().create_task(self._run(batch))
@@ -159,8 +155,9 @@ class DynamicBatcher(AsyncTransport):
             rows = self._size(calls[0], sum(call.rows for call in calls))
             call = joined(calls, rows, steps=batch.steps)
             reply = await self._transport.call(call, timeout=_time_left(members))
-            if batch.short:
-                self._patience = patience(reply.seconds)
+            if batch.kind == "decode" and "count" in reply.outputs:
+                made = int(reply.outputs["count"].max(initial=1))
+                self._pace.ended(batch, reply.seconds, made)
             answers = shares(reply, calls, rows)
         except VersionGone as error:
             _fail(members, error)

@@ -13,12 +13,17 @@ from optserve.runtime.transports.base import Call
 from optserve.runtime.transports.batch_policy import (
     Batch,
     Limits,
+    Pace,
     Waiting,
-    next_batch,
 )
 
 ARRIVALS = itertools.count()
+PACE = Pace(step=1 / 32)
 LIMITS = Limits(lambda call: 32, lambda call, rows: rows, in_flight=2)
+
+
+def next_batch(waiting, running, limits, pace=PACE):
+    return batch_policy.next_batch(waiting, running, limits, pace)
 
 
 def waiting(size=1, steps=8, *, name="generate_8", age=0.0, replicas=()):
@@ -76,10 +81,8 @@ def test_rows_that_wait_too_long_get_a_few_tokens_between_prompts():
     batch = next_batch([*old, waiting(50)], [], LIMITS)
     assert batch.members == tuple(old) and batch.short
     assert batch.steps == batch_policy._FEW
-    patient = batch_policy.patience(3.0)  # their calls take long
-    batch = next_batch([*old, waiting(50)], [], LIMITS, patience=patient)
-    assert batch.kind == "prompt"
-    assert batch_policy.patience(0.1) == batch_policy.PATIENCE
+    patient = Pace(short=3.0)  # their calls take long
+    assert next_batch([*old, waiting(50)], [], LIMITS, patient).kind == "prompt"
 
 
 def test_prompts_of_like_length_go_together():
@@ -152,6 +155,15 @@ def test_steps_make_the_most_tokens_in_the_time(asked):
     assert len(batch.members) == len(asked)
     best, rate = best_steps(asked)
     assert rate(batch.steps) == pytest.approx(best)
+
+
+def test_calls_that_several_share_take_a_second_or_so():
+    pace = Pace()
+    group = [waiting(steps=32, name="generate_32") for _ in range(3)]
+    assert next_batch(group, [], LIMITS, pace).steps == batch_policy._FEW
+    pace.ended(running("decode"), seconds=1.0, made=8)  # 0.1 s each, as one call's cost
+    assert next_batch(group, [], LIMITS, pace).steps == 10
+    assert next_batch(group[:1], [], LIMITS, pace).steps == 32
 
 
 def test_texts_to_score_are_prompts():
