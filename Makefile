@@ -68,13 +68,16 @@ test-browser: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet 'selenium>=4.20'
 	$(BIN)/python -m pytest -m browser tests/runtime/gateway/test_page.py
 
-# lm-evaluation-harness and langchain, which need an environment of their own.
+# lm-evaluation-harness, langchain and GuideLLM, which need environments of their own.
 test-clients: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-guidellm
+	$(VENV)-guidellm/bin/python -m pip install --quiet guidellm
 	$(PYTHON) -m venv $(VENV)-clients
 	$(VENV)-clients/bin/python -m pip install --quiet torch==2.13.0
 	$(VENV)-clients/bin/python -m pip install --quiet -e '.[gateway,export,dev]' \
 	    'transformers<5' 'lm_eval[api]' accelerate peft langchain-openai
-	$(VENV)-clients/bin/python -m pytest -m clients tests/runtime/gateway/test_clients.py
+	OPTSERVE_GUIDELLM=$(CURDIR)/$(VENV)-guidellm/bin/guidellm \
+	    $(VENV)-clients/bin/python -m pytest -m clients tests/runtime/gateway/test_clients.py
 
 test-full-size: $(VENV)/ready
 	$(BIN)/python -m pytest -m full_size
@@ -151,4 +154,4 @@ format: $(VENV)/ready
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-reference $(VENV)-peers $(VENV)-litert bench-work $(OUT) build *.egg-info
+	rm -rf $(VENV) $(VENV)-reference $(VENV)-clients $(VENV)-guidellm $(VENV)-peers $(VENV)-litert bench-work $(OUT) build *.egg-info

@@ -1,12 +1,16 @@
 """Programs of others, unmodified; `make test-clients`.
 
 lm-evaluation-harness through the gateway gives what it gives on Transformers' PyTorch
-model of the same checkpoint; langchain gets the client's text.
+model of the same checkpoint; langchain gets the client's text; GuideLLM, a load
+generator in an environment of its own (``OPTSERVE_GUIDELLM`` names the program), counts
+every request as a success.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -132,3 +136,22 @@ def test_langchain(address, model):
         (expected,) = client.generate(["My lord,"], max_new_tokens=8, sampling=sampling)
     assert chain.invoke("My lord,") == expected.text
     assert "".join(chain.stream("My lord,")) == expected.text
+
+
+@pytest.mark.skipif("OPTSERVE_GUIDELLM" not in os.environ, reason="no GuideLLM named")
+@pytest.mark.parametrize("path", ["/v1/completions"])
+def test_guidellm(address, tmp_path, path):
+    file = tmp_path / "report.json"
+    tokens = "prompt_tokens=16,output_tokens=8"
+    words = [os.environ["OPTSERVE_GUIDELLM"], "run", "--disable-console"]
+    words += ["--backend", f"kind=openai_http,target={address},request_format={path}"]
+    words += ["--profile", "kind=concurrent,streams=4"]
+    words += ["--constraint", "kind=max_requests,count=12"]
+    words += ["--tokenizer", f"kind=hf_auto,model={CHECKPOINT}"]
+    words += ["--data", f"kind=synthetic_text,{tokens}"]
+    words += ["--output", f"kind=json,path={file}"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    subprocess.run(words, check=True, timeout=300, env=environment)
+    (run,) = json.loads(file.read_text())["benchmarks"]
+    assert run["metrics"]["request_totals"]["successful"] == 12
+    assert run["metrics"]["request_totals"]["errored"] == 0
