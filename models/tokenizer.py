@@ -30,6 +30,8 @@ END, PAD = "</s>", "<pad>"
 MAX_FILE = 64 << 20
 """Bytes of one tokenizer file that are read; OPT's largest has 2 million."""
 MAX_ID = 2**31
+_LONG = 4096  # characters from which on a text goes in a batch of one: the package
+# then lets other threads run meanwhile, which may be seconds
 
 
 class TokenizerError(ValueError):
@@ -113,7 +115,15 @@ class Tokenizer:
         """Token ids, ``</s>`` first."""
         _check_text(text)
         with _refusing("the tokenizer can't encode this text"):
-            return self._core.encode(text, add_special_tokens=add_special_tokens).ids
+            if len(text) < _LONG:
+                encoding = self._core.encode(
+                    text, add_special_tokens=add_special_tokens
+                )
+            else:
+                (encoding,) = self._core.encode_batch(
+                    [text], add_special_tokens=add_special_tokens
+                )
+            return encoding.ids
 
     def encode_batch(
         self,

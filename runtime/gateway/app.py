@@ -196,14 +196,15 @@ class _Gateway:
     ) -> Response:
         served = await self._models.get(body.model)
         user = f"{key}/{body.user}"
-        return await _answer(Completion(body, served, self._runner, user), request)
+        completion = await Completion.of(body, served, self._runner, user)
+        return await _answer(completion, request)
 
     async def _chat(
         self, body: bodies.ChatBody, key: str, request: Request
     ) -> Response:
         served = await self._models.get(body.model)
         user = f"{key}/{body.user}"
-        chat = Chat(body, self._template, served, self._runner, user)
+        chat = await Chat.of(body, self._template, served, self._runner, user)
         return await _answer(chat, request)
 
     async def _embed(
@@ -221,7 +222,7 @@ class _Gateway:
         self, body: bodies.TokenizeBody, _key: str, _request: Request
     ) -> Response:
         served = await self._models.get(body.model)
-        return Json(tokenization.tokenize(body, served))
+        return Json(await tokenization.tokenize(body, served))
 
     async def _detokenize(
         self, body: bodies.DetokenizeBody, _key: str, _request: Request

@@ -60,14 +60,16 @@ class ChatTemplate:
 class Chat:
     """One request and the answers to it; see ``Completion``."""
 
-    def __init__(
-        self,
+    @classmethod
+    async def of(
+        cls,
         body: ChatBody,
         template: ChatTemplate | None,
         served: Served,
         runner: Runner,
         user: str,
-    ) -> None:
+    ) -> Chat:
+        """Makes one prompt of the conversation; raises as ``Completion.of``."""
         if template is None:
             raise ApiError(
                 400,
@@ -75,8 +77,18 @@ class Chat:
                 "FILE, or use /v1/completions",
                 code="no_chat_template",
             )
+        prompt = await served.encode(template.text(body, served))
+        return cls(body, prompt, served, runner, user)
+
+    def __init__(
+        self,
+        body: ChatBody,
+        prompt: list[int],
+        served: Served,
+        runner: Runner,
+        user: str,
+    ) -> None:
         self._body, self._served, self._runner = body, served, runner
-        prompt = served.encode(template.text(body, served))
         asked = body.max_completion_tokens or body.max_tokens
         self._prompt = truncated(body, prompt, served.positions - (asked or 1))
         most = asked or max(1, served.positions - len(self._prompt))

@@ -24,6 +24,7 @@ class Completion:
 
     Args:
         body: what was asked.
+        prompts: its prompts as token ids.
         served: the model.
         runner: runs its continuations.
         user: whose it is.
@@ -32,17 +33,30 @@ class Completion:
         ApiError: what was asked can't be done.
     """
 
-    def __init__(
-        self, body: CompletionBody, served: Served, runner: Runner, user: str
-    ) -> None:
+    @classmethod
+    async def of(
+        cls, body: CompletionBody, served: Served, runner: Runner, user: str
+    ) -> Completion:
+        """Reads the prompts; raises ``ApiError`` and ``InvalidRequest``."""
         _check(body)
+        prompts = [
+            await served.encode(prompt, special=body.add_special_tokens)
+            for prompt in one_by_one(body.prompt)
+        ]
+        return cls(body, prompts, served, runner, user)
+
+    def __init__(
+        self,
+        body: CompletionBody,
+        prompts: Sequence[list[int]],
+        served: Served,
+        runner: Runner,
+        user: str,
+    ) -> None:
         self._body, self._served, self._runner = body, served, runner
         self._user = user
         room = served.positions - body.max_tokens
-        self._prompts = [
-            truncated(body, served.encode(p, special=body.add_special_tokens), room)
-            for p in one_by_one(body.prompt)
-        ]
+        self._prompts = [truncated(body, prompt, room) for prompt in prompts]
         self._choices = choices(
             body,
             served,

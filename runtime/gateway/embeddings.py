@@ -15,7 +15,7 @@ async def embeddings(
     body: EmbeddingBody, served: Served, *, timeout: float | None
 ) -> Json:
     """The answer: a vector of E float32 numbers for each input."""
-    texts = [served.encode(text) for text in one_by_one(body.input)]
+    texts = [await served.encode(text) for text in one_by_one(body.input)]
     vectors = await served.client.embed(texts, pooled=True, timeout=timeout)
     total = sum(map(len, texts))
     return {

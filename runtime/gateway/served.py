@@ -17,6 +17,7 @@ from .api_errors import ApiError
 
 _READY_SECONDS = 2.0
 _LOOK_AGAIN = 1.0
+_LONG = 4096  # characters, or tokens
 _log = logging.getLogger("optserve.gateway")
 
 
@@ -49,9 +50,14 @@ class Served:
             )
         return self._engine.tokenizer
 
-    def encode(self, prompt: Prompt, *, special: bool = True) -> list[int]:
-        """Token ids of text, or checked ids; raises ``InvalidRequest``."""
-        return self._engine.encode(prompt, special=special)
+    async def encode(self, prompt: Prompt, *, special: bool = True) -> list[int]:
+        """Token ids of text, or checked ids; raises ``InvalidRequest``.
+
+        A long text, which takes seconds, is read in a thread.
+        """
+        if len(prompt) < _LONG:
+            return self._engine.encode(prompt, special=special)
+        return await asyncio.to_thread(self._engine.encode, prompt, special=special)
 
     def piece(self, token: int) -> str:
         """A token by itself as text.

@@ -8,11 +8,9 @@ from .completions import Json
 from .served import Served
 
 
-def tokenize(body: TokenizeBody, served: Served) -> Json:
+async def tokenize(body: TokenizeBody, served: Served) -> Json:
     """The ids of a text."""
-    tokens = served.tokenizer.encode(
-        body.prompt, add_special_tokens=body.add_special_tokens
-    )
+    tokens = await served.encode(body.prompt, special=body.add_special_tokens)
     answer: Json = {
         "tokens": tokens,
         "count": len(tokens),

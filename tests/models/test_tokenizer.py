@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from optserve.models.tokenizer import Detokenizer, Tokenizer, TokenizerError
@@ -241,3 +244,17 @@ def test_a_huge_file_is_refused_before_it_is_parsed(monkeypatch, tmp_path):
         Tokenizer.from_directory(tmp_path)
     with pytest.raises(TokenizerError, match="more than 1000 bytes"):
         Tokenizer.from_json(b"[" * 1001)
+
+
+def test_a_long_text_is_read_as_a_short_one_and_others_run_meanwhile():
+    text = "O, she doth teach the torches to burn bright!\n" * 6000
+    expected = tokenizers.Tokenizer.from_str(SHARED.to_json()).encode(text).ids
+    ended: list[list[int]] = []
+    thread = threading.Thread(target=lambda: ended.append(SHARED.encode(text)))
+    thread.start()
+    turns = 0
+    while thread.is_alive():
+        turns += 1
+        time.sleep(0.001)
+    assert ended == [expected]
+    assert turns > 5
