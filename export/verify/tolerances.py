@@ -2,7 +2,8 @@
 
 Errors are relative to the root mean square of the expected tensor (at least 1 for
 log-probabilities), because a rounding of all weights shifts every number by a share of
-what numbers there are, large or small.
+what numbers there are, large or small. Those seen are of commit 034ec83 on x86-64;
+``optserve verify OUT --report FILE`` writes those of an export.
 """
 
 from __future__ import annotations
