@@ -28,6 +28,8 @@ TFLITE_MANIFEST_KEY = "optserve_manifest"
 """Name of the metadata entry of a TFLite file that holds its manifest."""
 MANIFEST_PATH = "assets.extra/optserve_manifest.json"
 WARMUP_PATH = "assets.extra/tf_serving_warmup_requests"
+COMPILED_PATH = "assets.extra/xla"
+"""What XLA compiled for some processors, a folder for each."""
 WARMUP_RECORDS_LIMIT = 1000
 """A server refuses a warm-up file with more records."""
 VERSION_LIMIT = 2**63 - 1

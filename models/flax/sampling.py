@@ -18,7 +18,7 @@ from ..generation.sampling import (
     PARITY,
     ROTATIONS,
     TOP_LOGPROBS,
-    Chosen,
+    SampledTokens,
 )
 from ..generation.sampling_params import SamplingParams
 from .arrays import ARRAYS
@@ -27,7 +27,9 @@ from .xla_workarounds import barrier, first_argmax, sum_rows
 _LOWEST = -(2**31)
 
 
-def choose(logits, params: SamplingParams, marks: Marks, position, new) -> Chosen:
+def choose(
+    logits, params: SamplingParams, marks: Marks, position, new
+) -> SampledTokens:
     """Tokens from raw ``logits`` [B,V].
 
     ``position`` [B] is the new tokens' slot, ``new`` how many the call has generated so
@@ -57,7 +59,7 @@ def choose(logits, params: SamplingParams, marks: Marks, position, new) -> Chose
         lambda: likeliest(logits, normalizer, asked),
         lambda: nothing_reported(len(logits)),
     )
-    return Chosen(token, chosen - normalizer, *reported)
+    return SampledTokens(token, chosen - normalizer, *reported)
 
 
 def likeliest(logits, normalizer, asked):

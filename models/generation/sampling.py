@@ -21,7 +21,7 @@ TOP_LOGPROBS = 5
 """Likeliest tokens of a step that a graph can report."""
 
 
-class Chosen(NamedTuple):
+class SampledTokens(NamedTuple):
     """A token of each row, and what is reported of it."""
 
     token: Any  # [B] int32

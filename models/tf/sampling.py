@@ -17,7 +17,7 @@ from ..generation.sampling import (
     PARITY,
     ROTATIONS,
     TOP_LOGPROBS,
-    Chosen,
+    SampledTokens,
 )
 from ..generation.sampling_params import SamplingParams
 from .arrays import ARRAYS
@@ -25,7 +25,9 @@ from .arrays import ARRAYS
 _LOWEST = -(2**31)
 
 
-def choose(logits, params: SamplingParams, marks: Marks, position, new) -> Chosen:
+def choose(
+    logits, params: SamplingParams, marks: Marks, position, new
+) -> SampledTokens:
     """Tokens from raw ``logits`` [B,V].
 
     ``position`` [B] is the new tokens' slot, ``new`` how many the call has generated so
@@ -52,7 +54,7 @@ def choose(logits, params: SamplingParams, marks: Marks, position, new) -> Chose
         lambda: likeliest(logits, normalizer, asked),
         lambda: nothing_reported(tf.shape(logits)[0]),
     )
-    return Chosen(token, chosen - normalizer, *reported)
+    return SampledTokens(token, chosen - normalizer, *reported)
 
 
 def likeliest(logits, normalizer, asked):

@@ -14,6 +14,8 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 
+from ..model_dir import COMPILED_PATH
+
 FLAGS = "TF_XLA_FLAGS"
 _DIRECTORY = "--tf_xla_persistent_cache_directory"
 _READ_ONLY = "--tf_xla_persistent_cache_read_only=true"
@@ -21,7 +23,7 @@ _READ_ONLY = "--tf_xla_persistent_cache_read_only=true"
 
 def compiled_folder(version_folder: str | os.PathLike[str]) -> Path:
     """Where a version's programs for this processor and this TensorFlow are."""
-    return Path(version_folder) / "assets.extra" / "xla" / _processor_key()
+    return Path(version_folder) / COMPILED_PATH / _processor_key()
 
 
 def writing_to(folder: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from optserve.models.checkpoints import open_weights
@@ -118,7 +119,7 @@ class NumpyTransport(Transport):
         before: Callable[[Call], None] | None = None,
         lie: Callable[[Call, dict[str, np.ndarray]], None] | None = None,
         tokenizer: str | None = None,
-        **manifest: object,
+        **manifest: Any,
     ) -> None:
         self.model = NumpyOPT(directory)
         names = ["prefill", "decode", "score", "embed", "describe"]
@@ -135,7 +136,7 @@ class NumpyTransport(Transport):
             generate=list(generate),
             max_positions=config["max_position_embeddings"],
             vocab_size=config["vocab_size"],
-            **manifest,  # type: ignore[arg-type]
+            **manifest,
         )
         self.tokenizer = tokenizer
         self.versions = {1: self.model}
