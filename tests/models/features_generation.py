@@ -236,10 +236,10 @@ def refusals(kind, base):
         model.generate(ids + 60, max_new_tokens=2)
     with pytest.raises(ValueError, match="attention_mask should"):
         model.generate(ids, attention_mask=ids[:, 1:], max_new_tokens=2)
-    wanted, _ = generated(kind, model, ids, max_new_tokens=5)
+    plain, _ = generated(kind, model, ids, max_new_tokens=5)
     off = {"num_beam_groups": 1, "typical_p": 1.0, "renormalize_logits": False}
-    found, _ = generated(kind, model, ids, max_new_tokens=5, **off)
-    assert (found == wanted).all()
+    actual, _ = generated(kind, model, ids, max_new_tokens=5, **off)
+    assert (actual == plain).all()
 
 
 @feature(GENERATION, "`tf.function`, XLA, shapes that are not known", "tf", head=True)

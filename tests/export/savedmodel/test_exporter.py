@@ -64,7 +64,7 @@ def test_logits_equal_the_reference(case, framework):
 
 @pytest.mark.parametrize("framework", ROUTES, scope="module")
 @pytest.mark.parametrize("case", CASES, scope="module")
-def test_scores_equal_the_reference_at_once_and_behind_a_cache(case, framework):
+def test_scores_equal_the_golden_ones_at_once_and_after_a_cache(case, framework):
     model, golden = served(case, framework=framework), expected(case)
     ids = golden["input_ids"].astype(np.int32)
     B, S = ids.shape

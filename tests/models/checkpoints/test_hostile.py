@@ -133,7 +133,7 @@ def test_arbitrary_bytes(tmp_path_factory, data, seed):
 
 
 @given(st.binary(max_size=120))
-def test_arbitrary_bytes_behind_a_right_beginning(tmp_path_factory, data):
+def test_arbitrary_bytes_after_a_right_beginning(tmp_path_factory, data):
     directory = tmp_path_factory.mktemp("bytes")
     (directory / "x.msgpack").write_bytes(b"\x81\xa5model\x81\xa7decoder" + data)
     (directory / "x.bin").write_bytes(b"\x80\x02}q\x00" + data)

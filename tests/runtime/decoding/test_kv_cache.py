@@ -59,7 +59,7 @@ def test_rows_of_another_layout_are_refused(wrong):
         KVCache(LAYOUT).append(wrong)
 
 
-def test_blocks_are_an_array_with_zeros_behind():
+def test_blocks_are_an_array_with_zeros_after_them():
     first, second = KVCache(LAYOUT), KVCache(LAYOUT)
     first.append(rows(3, 1))
     blocks = RowBlocks((first.blocks(), second.blocks()), 5)

@@ -171,7 +171,7 @@ def test_asyncio_and_a_folder_give_the_same(tmp_path):
     assert len(list((tmp_path / "rows").iterdir())) == 2
 
 
-def test_another_process_begins_behind_what_this_one_left(tmp_path):
+def test_another_process_begins_after_what_this_one_left(tmp_path):
     script = textwrap.dedent(f"""
         import sys
         sys.path.insert(0, {str(Path(__file__).parents[3])!r})

@@ -64,7 +64,7 @@ class RawConnection:
 
 
 def framed(message: bytes, *, promised: int | None = None) -> bytes:
-    """A message behind gRPC's five bytes, which may promise another length."""
+    """A message after gRPC's five bytes, which may promise another length."""
     length = len(message) if promised is None else promised
     return struct.pack(">BI", 0, length) + message
 
