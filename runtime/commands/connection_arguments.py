@@ -20,10 +20,20 @@ from .argument_types import Group, given, refuse, seconds, whole
 _LONGEST_TOKEN = 64 << 10  # bytes; servers take fewer
 
 
-def add_connection(parser: argparse.ArgumentParser) -> None:
-    """Which model to call, and how to reach it."""
+def add_connection(
+    parser: argparse.ArgumentParser, *, positional: bool = False
+) -> None:
+    """Which model to call, and how to reach it.
+
+    With ``positional``, ``OUT`` by itself means ``--model OUT``.
+    """
     group = parser.add_argument_group("model")
     which = group.add_mutually_exclusive_group(required=True)
+    parser.set_defaults(out=None)
+    if positional:
+        which.add_argument(
+            "out", nargs="?", metavar="OUT", help="an export's folder, as --model"
+        )
     which.add_argument(
         "--target",
         action="append",
@@ -133,7 +143,7 @@ def client_options(args: argparse.Namespace) -> tuple[Target, dict[str, Any]]:
         args.target = [one for given in args.target for one in _separated(given)]
         return args.target, options | _connection(args)
     refuse(args, _SERVER_ONLY, "needs --target: --model runs in this process")
-    return Path(args.model), options | {"threads": args.threads}
+    return Path(args.model or args.out), options | {"threads": args.threads}
 
 
 _SERVER_ONLY = (

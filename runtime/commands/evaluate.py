@@ -24,7 +24,7 @@ _ROWS = 8  # windows between two steps of the progress bar
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    add_connection(parser)
+    add_connection(parser, positional=True)
     add = parser.add_argument
     add("--text", required=True, metavar="FILE", help="UTF-8 text")
     add(

@@ -70,3 +70,12 @@ def test_a_file_that_holds_no_text(target, tmp_path, capsys, content, words):
     assert main(["evaluate", "--target", target, "--text", str(file)]) == 1
     errors = capsys.readouterr().err
     assert words in errors and errors.count("\n") == 1
+
+
+def test_a_folder_may_be_named_alone(capsys):
+    for words in (["nowhere"], ["--model", "nowhere"]):
+        assert main(["evaluate", *words, "--text", __file__]) == 1
+        assert "no such file or folder: nowhere" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["evaluate", "nowhere", "--model", "there", "--text", __file__])
+    assert "not allowed with" in capsys.readouterr().err
