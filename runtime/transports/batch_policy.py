@@ -3,7 +3,7 @@
 Prompts go before decode steps, for somebody waits for a first token; but rows that have
 tokens already don't wait for others' prompts for longer than ``_PATIENCE``, or than a
 few calls of their own take. While prompts wait, a decode call makes few tokens;
-otherwise as many as give the most tokens per second, for a second at most, so that all
+otherwise as many as give the most tokens per second, for two seconds or so, so that all
 streams flow. A prompt's own call makes one token, and its row goes on with all others.
 """
 
@@ -20,11 +20,13 @@ import numpy as np
 from .base import Call
 from .joining import most_new_tokens
 
-_PATIENCE = 2.0  # seconds that rows with tokens wait for others' prompts
+_PATIENCE = 3.0  # seconds that rows with tokens wait for others' prompts
 _SHARE = 4  # times as long as their own call takes, if that is longer
-_LONGEST = 1.0  # seconds of a decode call that several callers share
+_LONGEST = 2.0  # seconds of a decode call that several callers share
+_LONGEST_WITH_CACHES = 4.0  # where caches travel, which takes a second itself
 _FEW = 8  # new tokens of a decode call while prompts wait
 _CALL_COST = 2  # tokens that could be made in the time that a call takes besides
+_CALL_COST_WITH_CACHES = 8
 _PROMPT_TOKENS = 1024  # of one call of prompts: more at once gain nothing
 _PADDING = 0.125  # of such a call that may be padding
 
@@ -60,6 +62,16 @@ class Waiting:
         """Most new tokens that one of its rows asks for; 0 if it makes none."""
         asked = self.call.inputs.get("max_new_tokens")
         return 0 if asked is None else int(np.max(np.asarray(asked)))
+
+    @property
+    def carries_caches(self) -> bool:
+        """Whether the rows' caches travel with it, rather than stay in sessions."""
+        return "cache" in self.call.inputs
+
+    @property
+    def cost(self) -> int:
+        """Tokens that could be made in the time that the call takes besides."""
+        return _CALL_COST_WITH_CACHES if self.carries_caches else _CALL_COST
 
     @property
     def cached(self) -> int:
@@ -146,14 +158,14 @@ class Pace:
         """Seconds that rows with tokens wait for others' prompts."""
         return max(_PATIENCE, _SHARE * self.short)
 
-    @property
-    def most_steps(self) -> int:
-        """New tokens of a call that several callers share, for one second or so."""
-        return max(_FEW, int(_LONGEST / self.step)) if self.step else _FEW
+    def most_steps(self, lead: Waiting) -> int:
+        """New tokens of a call that several callers share, for some seconds at most."""
+        longest = _LONGEST_WITH_CACHES if lead.carries_caches else _LONGEST
+        return max(_FEW, int(longest / self.step)) if self.step else _FEW
 
     def ended(self, batch: Batch, seconds: float, made: int) -> None:
         """A decode call has given each row up to ``made`` tokens."""
-        self.step = seconds / (made + _CALL_COST)
+        self.step = seconds / (made + batch.members[0].cost)
         if batch.short:
             self.short = seconds
 
@@ -199,7 +211,7 @@ def next_batch(
         if prompts_wait and not impatient(lead):
             continue
         members = _alike(group, limits)
-        most = _FEW if prompts_wait else pace.most_steps
+        most = _FEW if prompts_wait else pace.most_steps(lead)
         steps = _steps(members, most if prompts_wait or len(members) > 1 else None)
         return Batch(members, "decode", steps, short=prompts_wait)
     return None
@@ -254,6 +266,6 @@ def _steps(members: Sequence[Waiting], most: int | None) -> int | None:
 
     def tokens_per_second(k: int) -> float:
         made = sum(min(steps, k) * rows for steps, rows in asked)
-        return made / (k + _CALL_COST)
+        return made / (k + members[0].cost)
 
     return max({steps for steps, _ in asked}, key=tokens_per_second) or None
