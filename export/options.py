@@ -80,7 +80,8 @@ class ExportOptions:
                 object.__setattr__(self, name, tuple(sizes))
         _check_known("target", self.target, TARGETS)
         _check_known("framework", self.framework, FRAMEWORKS)
-        _check_known("weights", self.weights, WEIGHTS[self.target])
+        known = WEIGHTS[self.target]
+        _check_known("weights", self.weights, known, f" with --target {self.target}")
         _check_known("cache", self.cache, CACHE_DTYPES)
         if self.target == "tflite":
             self._check_tflite()
@@ -200,8 +201,10 @@ def check_sizes(option: str, sizes: Sequence[int], limit: int | None = None) -> 
         )
 
 
-def _check_known(option: str, value: object, known: Sequence[str]) -> None:
+def _check_known(
+    option: str, value: object, known: Sequence[str], where: str = ""
+) -> None:
     if value not in known:
         raise ExportError(
-            f"--{option} should be one of {', '.join(known)}, got {value!r}"
+            f"--{option} should be one of {', '.join(known)}{where}, got {value!r}"
         )

@@ -20,6 +20,8 @@ from .batch_input import Item, opened_input, read_items
 from .batch_output import Output, failure, record
 from .connection_arguments import opened_client
 
+_WHY = 'their lines say why, under "error"'
+
 
 def run_batch(
     args: argparse.Namespace, options: GenerationOptions, prompts: list[str]
@@ -37,12 +39,12 @@ def run_batch(
             progress.update(output)
     if not args.quiet:
         skipped = f", {len(output.done)} already there" if output.done else ""
-        failed = f", {output.failed} failed" if output.failed else ""
+        failed = f", {output.failed} failed ({_WHY})" if output.failed else ""
         print(
             f"{output.written - output.failed} done{failed}{skipped}", file=sys.stderr
         )
     elif output.failed:
-        print(f"optserve: {output.failed} prompts failed", file=sys.stderr)
+        print(f"optserve: {output.failed} failed ({_WHY})", file=sys.stderr)
     return 1 if output.failed else 0
 
 

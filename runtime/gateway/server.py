@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 from pathlib import Path
@@ -24,10 +25,11 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=1024)
-    except OSError as error:
+    except OSError as error:  # whose own text repeats the address
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror or error
         raise InvalidRequest(
-            f"can't listen at {host}:{port} ({error.strerror or error}): choose "
-            "another --port or --host"
+            f"can't listen at {host}:{port} ({reason}): choose another --port or --host"
         ) from None
     # Accepted connections take it over. Without it an event waits for the caller's
     # acknowledgement of the one before, 40 ms and more; asyncio sets it for sockets

@@ -302,7 +302,7 @@ def _pem(source: Pem | None, what: str) -> bytes | None:
                 f"the TLS {what} can't be read: {error.strerror}: {path!r}"
             ) from None
     if b"-----BEGIN" not in source:
-        raise InvalidRequest(f"the TLS {what} holds no PEM (-----BEGIN …)")
+        raise InvalidRequest(f"the TLS {what} must be PEM text (-----BEGIN …)")
     return source
 
 

@@ -195,4 +195,6 @@ def test_a_batch_without_an_end_is_refused(tmp_path, monkeypatch, capsys):
 def test_a_quiet_run_says_that_prompts_failed(tmp_path, capsys):
     (tmp_path / "in.jsonl").write_text('{"prompt": [2, 5]}\n{"prompt": []}\n')
     assert run("--jsonl", tmp_path / "in.jsonl", "--output", tmp_path / "out") == 1
-    assert capsys.readouterr().err == "optserve: 1 prompts failed\n"
+    assert capsys.readouterr().err == (
+        'optserve: 1 failed (their lines say why, under "error")\n'
+    )
