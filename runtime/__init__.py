@@ -1,6 +1,7 @@
 """From prompt to text: the client. Imports neither TensorFlow nor JAX."""
 
-from .async_client import AsyncClient, AsyncStream
+from .async_client import AsyncClient
+from .async_stream import AsyncStream
 from .client import Client, Stream
 from .conversation import AsyncConversation, Conversation
 from .decoding.prefix_cache import PrefixCache

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from ..models.tokenizer import Tokenizer
+from .async_stream import AsyncStream
 from .async_tasks import all_results, cancel_all, enumerate_any
 from .contract import Manifest
 from .conversation import AsyncConversation
@@ -43,7 +44,6 @@ from .errors import (
     Cancelled,
     DeadlineExceeded,
     IncompatibleModel,
-    OptserveError,
     ServerError,
 )
 from .option_checks import check_whole
@@ -151,7 +151,8 @@ class AsyncClient:
         Leave it early through ``async with`` or ``aclose``: that cancels its call.
         """
         request = GenerationOptions(max_new_tokens=max_new_tokens, **options)
-        return AsyncStream(self, prompt, request)
+        started: list[Sequence] = []
+        return AsyncStream(self._chunks(prompt, request, started), started)
 
     async def generate_many(
         self,
@@ -346,48 +347,6 @@ class AsyncClient:
                     yield chunk
             finally:
                 await chunks.aclose()
-
-
-class AsyncStream:
-    """An asynchronous iterator of ``Chunk``; also the handle that ends it early."""
-
-    def __init__(
-        self, client: AsyncClient, prompt: Prompt, request: GenerationOptions
-    ) -> None:
-        self._started: list[Sequence] = []
-        self._chunks = client._chunks(prompt, request, self._started)
-
-    def __aiter__(self) -> AsyncIterator[Chunk]:
-        return self
-
-    async def __anext__(self) -> Chunk:
-        return await anext(self._chunks)
-
-    async def aclose(self) -> None:
-        """Drop it; a call under way is cancelled with its task."""
-        await self._chunks.aclose()
-
-    async def __aenter__(self) -> AsyncStream:
-        return self
-
-    async def __aexit__(self, *exception: object) -> None:
-        await self.aclose()
-
-    def cancel(self) -> None:
-        """End it after the call that runs now, with a last chunk."""
-        for sequence in self._started:
-            sequence.cancel()
-
-    @property
-    def generation(self) -> Generation:
-        """The whole result.
-
-        Raises:
-            OptserveError: the stream has not ended.
-        """
-        if not self._started or self._started[0].finish_reason is None:
-            raise OptserveError("the stream has not ended: read it to its end first")
-        return self._started[0].generation()
 
 
 async def _check_signatures(
