@@ -62,8 +62,9 @@ class Signatures(tf.Module):
         self._tokens_per_call = tuple(generate)
         self._most_tokens = most_tokens
         self.session_resources = {} if slots is None else slots.resources
+        in_slots = partial(self._generate, in_session=True)
         self._sessions = slots and Sessions(
-            slots, self._decode, self._generate, most_tokens=most_tokens
+            slots, self._decode, in_slots, most_tokens=most_tokens
         )
 
     def concrete(self) -> dict[str, Any]:
@@ -231,6 +232,8 @@ class Signatures(tf.Module):
         stop_ids,
         bias_ids,
         bias,
+        *,
+        in_session=False,
         **sampling,
     ):
         params = SamplingParams(**sampling)
@@ -243,7 +246,9 @@ class Signatures(tf.Module):
             marks=self._marks(history, stop_ids, bias_ids, bias, params),
             sampling=params,
         )
-        often = max(self._tokens_per_call) == N
+        # Clients use sessions where there are some. Memory is spent once: a server has
+        # kernels, and what they keep, of its own for each signature.
+        often = max(self._tokens_per_call) == N and in_session == bool(self._sessions)
         return self._backend.generate(request, N, often=often)._asdict()
 
     def _no_cache(self, input_ids):

@@ -48,17 +48,26 @@ class Garbage(Transport):
         pass
 
 
-@pytest.fixture(scope="module", params=[(), (4,)], ids=["steps", "generate_4"])
+MODELS = {
+    "steps": {},
+    "generate_4": {"generate": (4,)},
+    "sessions": {"generate": (4,), "sessions": {"slots": 2, "positions": 40}},
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def model(request) -> NumpyTransport:
-    """With and without a loop in the graph."""
-    return NumpyTransport(generate=request.param)
+    """With and without a loop in the graph, and caches in the server."""
+    return NumpyTransport(checkpoint_digest="a" * 64, **MODELS[request.param])
 
 
 def test_outputs(fuzz, model):
     def target(rng: np.random.Generator) -> str:
         sampling = Sampling(temperature=0.8, seed=3) if rng.random() < 0.5 else None
         try:
-            with Client(transport=Garbage(rng, model)) as client:
+            prefixes = 1 << 20 if rng.random() < 0.5 else None
+            garbage = Garbage(rng, model)
+            with Client(transport=garbage, prefix_cache=prefixes) as client:
                 match rng.integers(3):
                     case 0:
                         client.score(PROMPTS)
