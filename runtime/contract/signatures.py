@@ -24,7 +24,8 @@ Signatures called ``session_…`` build on a cache that the server keeps in one 
 slots. ``ticket`` proves that ``slot`` is still the caller's; ``session_open`` gives
 both, and the ticket that the slot had before is void from then on. ``alive`` is 0 for a
 row whose ticket is void, or whose slot wasn't written as far as the call builds on:
-its other outputs are zeros (tokens −1), and nothing was written.
+nothing was written, its tokens are −1, its count is 0, and its logits and rows are
+zeros.
 
 - Calls build on the first ``cache_length`` rows of a slot and write after them, so a
   repeated call does the same again. ``session_write`` puts ``cache_length`` rows of

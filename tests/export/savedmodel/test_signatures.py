@@ -3,13 +3,14 @@ and nothing more, and gives these outputs."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import closing
 
 import numpy as np
 import pytest
 from optserve.runtime.codec.predict import ModelSpec, PredictRequest
-from optserve.runtime.model_dir import read_manifest
+from optserve.runtime.model_dir import SAVED_MODEL_FILE, read_manifest
 
 from tests.export.exports import exported
 
@@ -167,3 +168,38 @@ def test_the_manifest_names_the_table(caller):
     names = set(Manifest.from_json(text.decode()).signatures)
     others = {"generate_1", "session_generate_1", "tokenizer"}
     assert TABLE.keys() <= names <= TABLE.keys() | others
+
+
+def signatures_that_keep(**options) -> set[str]:
+    """Those with int8 products whose packed matrices stay in memory."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    path = exported("pre_ln", weights="int8", **options) / SAVED_MODEL_FILE
+    (graph,) = saved_model_pb2.SavedModel.FromString(path.read_bytes()).meta_graphs
+    nodes = {node.name: node for node in graph.graph_def.node}
+    functions = {f.signature.name: f for f in graph.graph_def.library.function}
+
+    def keep(node) -> bool:
+        if node.op == "_QuantizedMatMul" and node.attr["is_weight_const"].b:
+            return True
+        called = {a.func.name for a in node.attr.values() if a.func.name}
+        called |= {f.name for a in node.attr.values() for f in a.list.func}
+        return any(map(function_keeps, called))
+
+    @functools.cache
+    def function_keeps(name: str) -> bool:
+        return any(map(keep, functions[name].node_def))
+
+    return {
+        name
+        for name, spec in graph.signature_def.items()
+        for info in spec.outputs.values()
+        if keep(nodes[info.name.split(":")[0]])
+    }
+
+
+def test_matrices_are_kept_by_one_signature():
+    """Each signature that keeps them takes the memory of the weights once more."""
+    sessions = {"sessions": 3, "session_slots": 40, "generate": (1, 8)}
+    assert signatures_that_keep() == {"generate_24"}
+    assert signatures_that_keep(cache="int8", **sessions) == {"session_generate_8"}
