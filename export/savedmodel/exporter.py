@@ -99,7 +99,7 @@ def write_savedmodel(
         most_tokens=manifest.max_tokens_per_call,
         slots=_session_slots(manifest),
     )
-    _save(folder, module, options.framework, progress)
+    _save(folder, module, options.compiler, progress)
     write_warmup(folder, manifest, backend.compiled, backend.compiled_loop)
     separate_outputs(folder, tuple(EXTRA_OUTPUTS))
     settle_fingerprint(folder)
@@ -175,11 +175,11 @@ def _backend(
     )
 
 
-def _save(folder: Path, module: Signatures, framework: str, progress: Progress) -> None:
+def _save(folder: Path, module: Signatures, compiler: str, progress: Progress) -> None:
     import tensorflow as tf
 
     progress("tracing the signatures")
-    with without_locations() if framework == "jax" else nullcontext():
+    with without_locations() if compiler == "xla" else nullcontext():  # JAX's programs
         concrete = module.concrete()
     progress("writing the SavedModel")
     options = tf.saved_model.SaveOptions(save_debug_info=False)

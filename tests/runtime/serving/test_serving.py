@@ -278,3 +278,22 @@ def test_the_official_stub_reads_it_too(target, prompts):
             [prompts[3]], max_new_tokens=1, top_logprobs=1, stop_token_ids=[]
         )
     assert int(logits[0].argmax()) == result.tokens[0]
+
+
+def test_some_outputs_of_a_score_are_those_of_all(client, prompts, exact):
+    """By the names of the contract's table alone."""
+    ids = np.array([prompts[3]], np.int32)
+    rows = client.describe().cache_layout.row_shape
+    inputs = {
+        "input_ids": ids,
+        "input_length": np.array([ids.size], np.int32),
+        "cache": np.zeros([1, 0, *rows], np.float32),
+        "cache_length": np.zeros(1, np.int32),
+    }
+    (expected,) = client.score([prompts[3]], top_logprobs=5)
+    tolerance = 1e-3 if exact else 0.5
+    for fetched in ((), ("logprobs",), ("logprobs", "top_ids", "top_logprobs")):
+        outputs = client._transport.call(Call("score", inputs, fetched)).outputs
+        assert set(outputs) == set(fetched) or not fetched
+        logprobs = outputs["logprobs"][0, 1 : ids.size]
+        np.testing.assert_allclose(logprobs, expected.logprobs[1:], atol=tolerance)
