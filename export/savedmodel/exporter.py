@@ -101,7 +101,8 @@ def write_savedmodel(
     )
     _save(folder, module, options.compiler, progress)
     write_warmup(folder, manifest, backend.compiled, backend.compiled_loop)
-    separate_outputs(folder, tuple(EXTRA_OUTPUTS))
+    if options.framework == "tf":  # what loops in JAX's can't be put in line
+        separate_outputs(folder, tuple(EXTRA_OUTPUTS))
     settle_fingerprint(folder)
     progress("writing the manifest")
     write_manifest(folder, manifest)

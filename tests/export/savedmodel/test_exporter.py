@@ -111,14 +111,13 @@ def test_scores_equal_the_golden_ones_at_once_and_after_a_cache(case, framework)
     )
 
 
-@pytest.mark.parametrize("framework", ROUTES, scope="module")
-def test_likeliest_tokens_that_nobody_fetches_are_not_computed(framework):
+def test_likeliest_tokens_that_nobody_fetches_are_not_computed():
     """As a server runs the graph: the operations of one call."""
     import tensorflow as tf
     from optserve.runtime.server.servable import Servable
     from optserve.runtime.server.settings import SessionOptions
 
-    model = served("pre_ln", framework=framework)
+    model = served("pre_ln")
     servable = Servable(str(model.path), SessionOptions(), exported=True)
     spec = servable.signatures["score"]
     given = {
