@@ -46,6 +46,24 @@ def test_no_cache_travels_and_the_tokens_are_the_same(generate, mode):
     assert all(g.counters.session_fallbacks == 0 for g in actual)
 
 
+def test_single_tokens_go_to_the_largest_n_which_servers_keep_quickest():
+    servers = Servers(generate=(1, 4, 16), sessions={"slots": 4, "positions": 64})
+    with Client(transport=servers) as client:
+        stream = client.stream([2, 5, 6], max_new_tokens=12, stop_token_ids=[])
+        sizes = [len(chunk.tokens) for chunk in stream]
+    assert sizes == [1, 4, 7]
+    asked = [
+        (call.signature, int(call.inputs["max_new_tokens"][0]))
+        for call in servers.calls
+        if "max_new_tokens" in call.inputs
+    ]
+    assert asked == [
+        ("session_generate_1", 1),
+        ("session_generate_16", 4),
+        ("session_generate_16", 7),
+    ]
+
+
 @settings(max_examples=25, derandomize=True)
 @given(st.data())
 def test_any_schedule_with_any_trouble_gives_the_same_tokens(data):
