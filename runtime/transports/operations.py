@@ -181,7 +181,9 @@ class Operations:
                 left = self._exchange.time_left(deadline)
                 if left is not None and left <= 0:
                     break
-                status = yield from self._status_of(index, left)
+                # One that is frozen must not take the time of those after it.
+                share = left and left / (len(self.targets) - index)
+                status = yield from self._status_of(index, share)
                 if status.available:
                     return
                 states = [f"version {v.version} {v.state}" for v in status.versions]

@@ -30,3 +30,18 @@ def test_what_a_server_said_last_is_told(answers: list[Outcome]) -> None:
                     assert timeout is not None and timeout > 0
                     outcome = next(outcomes)
     assert next(outcomes, None) is None  # both were asked for
+
+
+def test_a_frozen_replica_leaves_time_for_the_others() -> None:
+    now, timeouts, step = [0.0], list[float](), None
+    operations = Operations(
+        ("a:1", "b:2", "c:3"), "opt", Connection(), clock=lambda: now[0]
+    )
+    waiting = operations.wait_until_ready(3.0)
+    step = waiting.send(None)
+    while isinstance(step, Attempt) and len(timeouts) < 3:
+        timeouts.append(step.timeout or 0.0)
+        now[0] += timeouts[-1]
+        if len(timeouts) < 3:
+            step = waiting.send(CUT_SHORT)
+    assert timeouts == pytest.approx([1.0, 1.0, 1.0])
