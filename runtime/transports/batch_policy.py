@@ -199,9 +199,10 @@ def next_batch(
     for one in waiting:
         groups.setdefault(one.key, []).append(one)
     ranked = sorted(groups.values(), key=rank)
-    prompts_wait = any(group[0].kind == "prompt" for group in ranked)
+    asked = {group[0].call.replicas for group in ranked if group[0].kind == "prompt"}
     for group in ranked:
         lead = group[0]
+        prompts_wait = lead.call.replicas in asked  # of the same servers
         if not limits.allow(lead, running):
             continue
         if lead.kind == "prompt":

@@ -126,6 +126,14 @@ def test_of_more_rows_than_fit_those_of_like_length_go_together():
     assert {m.cached for m in second.members} == {10, 20, 30, 60}
 
 
+def test_prompts_of_one_server_do_not_hold_up_another():
+    two = Limits(lambda call: 32, lambda call, rows: rows, in_flight=4, addresses=2)
+    group = [waiting(50, replicas=("a",)), waiting(replicas=("b",))]
+    busy = [running("prompt", replicas=("a",))]
+    batch = next_batch(group, busy, two)
+    assert batch.members == (group[1],) and not batch.short
+
+
 def test_the_rows_of_a_call_are_bounded_by_its_longest():
     def rows(call):
         return 2 if call.inputs["input_ids"][0, 0] else 32
