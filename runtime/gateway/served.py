@@ -53,9 +53,11 @@ class Served:
     async def encode(self, prompt: Prompt, *, special: bool = True) -> list[int]:
         """Token ids of text, or checked ids; raises ``InvalidRequest``.
 
-        A long text, which takes seconds, is read in a thread.
+        A long text, which takes seconds, is read in a thread; between short ones, of
+        which there may be many, others get their turn.
         """
         if len(prompt) < _LONG:
+            await asyncio.sleep(0)
             return self._engine.encode(prompt, special=special)
         return await asyncio.to_thread(self._engine.encode, prompt, special=special)
 
