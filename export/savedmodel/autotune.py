@@ -57,17 +57,22 @@ def questions(weights: tf.DType, *, portable: bool) -> dict[str, FoundAtLoad]:
     return {name: FoundAtLoad(find, name) for name, find in probes.items()}
 
 
-def kernels(resources: Mapping[str, FoundAtLoad], rows: Any) -> Kernels:
+def kernels(
+    resources: Mapping[str, FoundAtLoad], rows: Any, *, int8_activations: bool
+) -> Kernels:
     """The kernels for products of ``rows`` rows, inside a graph.
 
-    A few rows times int8 as such if that is exact; else values are converted, to
-    bfloat16 where the processor multiplies that.
+    int8 as such if that is exact, of a few rows only where activations are two numbers
+    each; else values are converted, to bfloat16 where the processor multiplies that.
     """
     native = resources.get(NATIVE_BFLOAT16)
     exact = resources.get(EXACT_INT8)
     return Kernels(
         None if native is None else native.read(),
-        None if exact is None else exact.read() & (rows <= _MOST_ROWS_OF_INT8),
+        None
+        if exact is None
+        else exact.read() & (int8_activations | (rows <= _MOST_ROWS_OF_INT8)),
+        int8_activations,
     )
 
 

@@ -12,7 +12,7 @@ from ...runtime.contract import CacheLayout
 from ..weights import assemble
 from . import autotune, graph_tf
 from .buckets import Sizes
-from .matmul_tf import KeptInt8Matrix, Matrix, fuse_norms, one_of
+from .matmul_tf import KeptInt8Matrix, Kernels, Matrix, fuse_norms, one_of
 from .prompts import after_prompt
 from .requests import Generated, GenerateRequest, request_spec
 
@@ -36,6 +36,7 @@ class TFBackend:
         tokens: int,
         sizes: Sizes,
         portable: bool,
+        int8_activations: bool,
     ) -> None:
         self.compiled = Sizes()
         self._compiled = _compiled_loop(config, stored, layout, tokens, sizes)
@@ -43,6 +44,7 @@ class TFBackend:
         self._config, self._stored, self._cache = config, stored, layout.dtype
         weights = stored["decoder.embed_tokens.weight"].dtype
         self.resources = autotune.questions(weights, portable=portable)
+        self._int8_activations = int8_activations
         cache = tf.TensorSpec([None, None, *layout.row_shape])
         request = request_spec(None, None, cache, config.vocab_size)
         ids, length = request.input_ids, request.cache_length
@@ -83,7 +85,7 @@ class TFBackend:
         if self._compiled:
             return after_prompt(request, N, self.extend, self._compiled.generate)
         rows = tf.shape(request.input_ids)[0]
-        exact = autotune.kernels(self.resources, rows).exact_int8
+        exact = self._kernels(rows).exact_int8
         if exact is None or not often:
             generated = self._generate(request, tf.constant(N))
         else:
@@ -117,7 +119,7 @@ class TFBackend:
 
     def _params(self, rows: Any) -> dict[str, Any]:
         """Weights for products of so many rows, stacked over layers."""
-        kernels = autotune.kernels(self.resources, rows)
+        kernels = self._kernels(rows)
 
         def pack(name, values, scale):
             return Matrix(values, scale, kernels=kernels)
@@ -126,9 +128,10 @@ class TFBackend:
 
     def _kept_params(self) -> dict[str, Any]:
         """Weights of each layer by itself, for a loop that has a place for each."""
+        kernels = Kernels(int8_activations=self._int8_activations)
 
         def pack(name, values, scale):
-            return KeptInt8Matrix(values, scale)
+            return KeptInt8Matrix(values, scale, kernels=kernels)
 
         params = self._assembled(pack)
         layers = [
@@ -136,6 +139,11 @@ class TFBackend:
             for i in range(self._config.num_hidden_layers)
         ]
         return {**params, "layers": layers}
+
+    def _kernels(self, rows: Any) -> Kernels:
+        return autotune.kernels(
+            self.resources, rows, int8_activations=self._int8_activations
+        )
 
     def _assembled(self, pack) -> dict[str, Any]:
         tensors = {name: tf.convert_to_tensor(x) for name, x in self._stored.items()}

@@ -33,6 +33,7 @@ from .warmup import write_warmup
 
 if TYPE_CHECKING:  # these import TensorFlow
     from .backends import Backend
+    from .calibration import Activations
     from .signatures import Signatures
 
 _MOST_FULL_ROWS = 32
@@ -72,7 +73,8 @@ def write_savedmodel(
     config, layout = source.config, _cache_layout(source.config, options.cache)
     sizes = call_sizes(config, options)
     progress(f"reading the checkpoint, packing its weights as {options.weights}")
-    weights, digest = _variables(source, options.weights)
+    activations = _activations(source, options, progress)
+    weights, digest = _variables(source, activations, options.weights)
     manifest = source.manifest(
         options,
         signature_names(options),
@@ -83,10 +85,11 @@ def write_savedmodel(
         * config.max_position_embeddings,
         compiled_prompts=list(sizes.prompt),
         sessions=session_sizes(config, options),
+        activations=activations.to_dict() if activations else {},
     )
     texts = {} if source.tokenizer is None else {"tokenizer": source.tokenizer}
     texts["describe"] = manifest.to_json()
-    backend = _backend(config, weights, layout, options, sizes)
+    backend = _backend(config, weights, layout, options, sizes, manifest)
     from .signatures import Signatures
 
     module = Signatures(
@@ -103,6 +106,8 @@ def write_savedmodel(
     write_warmup(folder, manifest, backend.compiled, backend.compiled_loop)
     if options.framework == "tf":  # what loops in JAX's can't be put in line
         separate_outputs(folder, tuple(EXTRA_OUTPUTS))
+    if activations and activations.smoothing:
+        activations.smoothing.save(folder)
     settle_fingerprint(folder)
     progress("writing the manifest")
     write_manifest(folder, manifest)
@@ -146,13 +151,30 @@ def call_sizes(config: OPTConfig, options: ExportOptions) -> Sizes:
     )
 
 
-def _variables(source: Checkpoint, dtype: str) -> tuple[dict[str, Any], str]:
-    """The weights as variables by their names in the export, and their digest."""
+def _activations(
+    source: Checkpoint, options: ExportOptions, progress: Progress
+) -> Activations | None:
+    """What int8 weights are multiplied with; None where that is no question."""
+    if not options.multiplies_int8:
+        return None
+    from .calibration import choose_activations
+
+    if options.activations != "int16":
+        progress("measuring what int8 activations cost")
+    return choose_activations(source, options)
+
+
+def _variables(
+    source: Checkpoint, activations: Activations | None, dtype: str
+) -> tuple[dict[str, Any], str]:
+    """The weights as variables by their names in the export, and the digest of the
+    checkpoint's own."""
+    weights = source.weights if activations is None else activations.weights(source)
     with ThreadPoolExecutor(1) as beside:
         digest = beside.submit(weights_digest, source.config, source.weights)
         variables = {
             name: _variable(name, array)
-            for name, array in packed_weights(source.config, source.weights, dtype)
+            for name, array in packed_weights(source.config, weights, dtype)
         }
         return variables, digest.result()
 
@@ -163,6 +185,7 @@ def _backend(
     layout: CacheLayout,
     options: ExportOptions,
     sizes: Sizes,
+    manifest: Manifest,
 ) -> Backend:
     tokens = max(options.generate, default=1)
     if options.framework == "jax":
@@ -172,7 +195,13 @@ def _backend(
     from .backend_tf import TFBackend
 
     return TFBackend(
-        config, weights, layout, tokens=tokens, sizes=sizes, portable=options.portable
+        config,
+        weights,
+        layout,
+        tokens=tokens,
+        sizes=sizes,
+        portable=options.portable,
+        int8_activations=manifest.activations.get("dtype") == "int8",
     )
 
 

@@ -45,6 +45,14 @@ def split_int8(x) -> Int8Split:
     return Int8Split(tf.cast(parts, tf.int8), scale)
 
 
+def round_to_int8(x) -> Int8Split:
+    """``x`` [N, K] float32 as one int8 number each: high parts alone, [N, K]."""
+    last = constant([-1])
+    largest = tf.reduce_max(tf.abs(x), axis=last, keepdims=True)
+    scale = tf.maximum(largest, constant(_SMALLEST)) * constant(1 / 127)
+    return Int8Split(tf.cast(tf.round(x / scale), tf.int8), scale)
+
+
 def accumulators(parts, values, *, keep: bool = False):
     """int8 ``parts`` [M, K] times int8 ``values`` [N, K]: their sums [M, N] float32.
 
@@ -87,8 +95,14 @@ def joined(sums, scale):
     return (constant(_BASE) * high + low) * scale
 
 
-def product(x, values, *, keep: bool = False):
-    """``x`` [N, K] float32 times int8 ``values`` [M, K]: [N, M]."""
+def product(x, values, *, keep: bool = False, halves: bool = True):
+    """``x`` [N, K] float32 times int8 ``values`` [M, K]: [N, M].
+
+    ``x`` as two int8 ``halves``, or rounded to one number each: half of the work.
+    """
+    if not halves:
+        rounded = round_to_int8(x)
+        return accumulators(rounded.parts, values, keep=keep) * rounded.scale
     split = split_int8(x)
     return joined(accumulators(split.parts, values, keep=keep), split.scale)
 

@@ -36,10 +36,14 @@ def place(i):
 
 
 class Kernels(NamedTuple):
-    """What is the quickest here, as boolean scalars; None: not asked."""
+    """What is the quickest here, as boolean scalars; None: not asked.
+
+    ``int8_activations`` says what products of int8 are made of, where they are exact.
+    """
 
     native_bfloat16: Any = None
     exact_int8: Any = None
+    int8_activations: bool = False
 
 
 class Matrix(PackedWeight):
@@ -73,9 +77,13 @@ class Matrix(PackedWeight):
             return self._converted(x)
         return tf.cond(
             self.kernels.exact_int8,
-            lambda: int8_matmul.product(x, self.values),
+            lambda: self._int8_product(x),
             lambda: self._converted(x),
         )
+
+    def _int8_product(self, x, *, keep: bool = False):
+        halves = not self.kernels.int8_activations
+        return int8_matmul.product(x, self.values, keep=keep, halves=halves)
 
     def _converted(self, x):
         native = self.kernels.native_bfloat16
@@ -108,7 +116,7 @@ class KeptInt8Matrix(Matrix):
     """
 
     def _product(self, x):
-        return int8_matmul.product(x, self.values, keep=True)
+        return self._int8_product(x, keep=True)
 
 
 class Norm(PackedNorm):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ...models.config import OPTConfig
 from ...runtime.contract import Manifest
@@ -17,6 +18,7 @@ from ...runtime.model_dir import (
     version_folder,
 )
 from ..errors import ExportError
+from ..smoothing import SmoothedWeights, Smoothing
 from .plan import Plan, make_plan
 from .report import Report
 from .rounding import Rounding, savedmodel_rounding, tflite_rounding
@@ -81,6 +83,20 @@ class ExportUnderTest:
         if self.file is None:
             return savedmodel_rounding(config, dtype)
         return tflite_rounding(dtype)
+
+    def stored_weights(self, config: OPTConfig, weights: Any) -> Any:
+        """The checkpoint's, with their scales moved as they were for its export.
+
+        Raises:
+            ExportError: the file that says how is not one.
+        """
+        if not self.manifest.activations:
+            return weights
+        try:
+            moved = Smoothing.load(self.folder, config)
+        except (OSError, ValueError) as error:
+            raise ExportError(str(error)) from None
+        return SmoothedWeights(weights, config, moved)
 
     def report(self) -> Report:
         """An empty report on it."""

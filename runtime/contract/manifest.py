@@ -37,7 +37,9 @@ class Manifest:
     (``allowed_batch_sizes`` of the server). ``sessions`` is empty, or says how many
     ``slots`` the server keeps caches in and how many ``positions`` each has.
     ``prompt_buckets`` are sizes of S, ``cache_buckets`` of C; ``compiled_prompts``
-    those of S that a compiled graph rounds up to by itself.
+    those of S that a compiled graph rounds up to by itself. ``activations`` is empty,
+    or has the ``dtype`` that int8 weights are multiplied with, and the ``losses`` on a
+    text, by dtype, that it was chosen by.
 
     Raises:
         ValueError: a value of the wrong type or out of range; the message names it.
@@ -55,6 +57,7 @@ class Manifest:
     compiled_prompts: list[int] = field(default_factory=list)
     batch_sizes: list[int] = field(default_factory=list)
     sessions: dict[str, int] = field(default_factory=dict)
+    activations: dict[str, Any] = field(default_factory=dict)
     max_positions: int = 2048
     max_tokens_per_call: int = 0  # of B x S and of B x C; 0: nothing is said
     vocab_size: int = 50272
@@ -185,6 +188,14 @@ def _session_sizes(name: str, value: object) -> None:
         _size(f"{name}.{size}", value.get(size))
 
 
+def _activations(name: str, value: object) -> None:
+    if not isinstance(value, dict) or value.keys() - {"dtype", "losses"}:
+        _refuse(name, "empty, or have a dtype and losses", value)
+    if value:
+        _word(f"{name}.dtype", value.get("dtype"))
+        _plain_data(f"{name}.losses", value.get("losses"))
+
+
 def _flag(name: str, value: object) -> None:
     if not isinstance(value, bool):
         _refuse(name, "true or false", value)
@@ -244,6 +255,7 @@ _CHECKS: dict[str, Callable[[str, object], object]] = {
     "compiled_prompts": _sizes,
     "batch_sizes": _rows,
     "sessions": _session_sizes,
+    "activations": _activations,
     "max_positions": _size,
     "max_tokens_per_call": _limit,
     "vocab_size": _size,
