@@ -145,7 +145,9 @@ class SmoothedWeights(Mapping[str, np.ndarray]):
         self, layer: int, part: str
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
         """What a part's results are divided by, and its columns multiplied."""
-        attention, fc1, fc2 = (x[layer] for x in (self._attention, self._fc1, self._fc2))
+        attention, fc1, fc2 = (
+            x[layer] for x in (self._attention, self._fc1, self._fc2)
+        )
         if part in _INTO_ATTENTION:
             return None, attention
         return {
@@ -164,4 +166,3 @@ class SmoothedWeights(Mapping[str, np.ndarray]):
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of one weight."""
         return self._names[name]
-

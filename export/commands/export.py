@@ -161,7 +161,7 @@ def _add_sizes(group: Group) -> None:
         type=_sizes,
         metavar="B[,B…]",
         help="xla, jax: numbers of rows to compile for; the graph rounds up to them "
-        "(default: 1,8)",
+        "(default: 1, with a plain loop for more; 1,8 for jax)",
     )
     add(
         "--cache-size",

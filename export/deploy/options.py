@@ -126,14 +126,15 @@ def needs_xla(manifest: Manifest) -> bool:
 def batches(manifest: Manifest, options: DeployOptions) -> bool:
     """Whether the server should merge requests of different callers.
 
-    Plain TensorFlow graphs gain from it at any batch size. A compiled graph compiles
-    for each new batch size, so it is only worth it if sizes beyond one were prepared.
+    Plain TensorFlow graphs gain from it at any batch size, and those of the TensorFlow
+    route have a plain loop for many rows. Other compiled graphs compile for each new
+    batch size, so it is only worth it if sizes beyond one were prepared.
     """
     if options.batching is not None:
         return options.batching
     if options.max_batch == 1:
         return False
-    return not needs_xla(manifest) or max(manifest.batch_sizes, default=1) > 1
+    return manifest.framework == "tf" or max(manifest.batch_sizes, default=1) > 1
 
 
 def batch_sizes(manifest: Manifest, options: DeployOptions) -> list[int]:

@@ -74,16 +74,25 @@ class TFBackend:
         return graph_tf.scores(self._config, params, ids, hidden)
 
     def generate(self, request: GenerateRequest, N: int, *, often: bool) -> Generated:
-        """Up to N tokens for each row, by one of three loops.
+        """Up to N tokens for each row, by the compiled loop for as many rows as that
+        was asked for, and by plain ones for more."""
+        compiled = self._compiled
+        if compiled is None:
+            return self._plain_loop(request, N, often=often)
+        return tf.cond(
+            tf.shape(request.input_ids)[0] <= compiled.sizes.rows[-1],
+            lambda: after_prompt(request, N, self.extend, compiled.generate),
+            lambda: self._plain_loop(request, N, often=often),
+        )
 
-        One is compiled, if that was asked for. Of the others, int8 matrices that are
-        packed once and kept are the quickest, where the processor sums them exactly;
-        they take their memory once more for each signature, so they are for the one
-        that is called most ``often``. Everything else, and every other processor, goes
-        through one body for all layers.
+    def _plain_loop(self, request: GenerateRequest, N: int, *, often: bool):
+        """By one of two loops of TensorFlow ops.
+
+        int8 matrices that are packed once and kept are the quicker ones, where the
+        processor sums them exactly; they take their memory once more for each
+        signature, so they are for the one that is called most ``often``. Everything
+        else, and every other processor, goes through one body for all layers.
         """
-        if self._compiled:
-            return after_prompt(request, N, self.extend, self._compiled.generate)
         rows = tf.shape(request.input_ids)[0]
         exact = self._kernels(rows).exact_int8
         if exact is None or not often:

@@ -195,7 +195,8 @@ def _hidden(
 
 
 def _windows(source: Checkpoint, file: str | None) -> np.ndarray | None:
-    """Parts [n,S] of a text as the model's ids; None without a tokenizer."""
+    """Parts [n,S] of a text as the model's ids; None without a tokenizer that knows
+    its words."""
     if source.tokenizer is None:
         if file is not None:
             raise ExportError("--calibrate needs a checkpoint with a tokenizer")
@@ -206,10 +207,12 @@ def _windows(source: Checkpoint, file: str | None) -> np.ndarray | None:
     prefix = tokenizer.prefix
     size = min(_WINDOW, source.config.max_position_embeddings) - len(prefix)
     starts = range(0, len(ids) - size + 1, size)[:_MOST_WINDOWS]
+    if len(starts) < 2 and file is None:
+        return None
     if len(starts) < 2:
         raise ExportError(
-            f"{file or DEFAULT_TEXT} has {len(ids)} tokens: a text to calibrate with "
-            f"has {2 * size} or more"
+            f"{file} has {len(ids)} tokens: a text to calibrate with has {2 * size} or "
+            "more"
         )
     return np.array([prefix + ids[at : at + size] for at in starts], np.int32)
 

@@ -80,7 +80,7 @@ def write_savedmodel(
         signature_names(options),
         digest,
         generate=list(options.generate),
-        batch_sizes=list(sizes.rows),
+        batch_sizes=_batch_sizes(options, sizes),
         max_tokens_per_call=max([_MOST_FULL_ROWS, *sizes.rows])
         * config.max_position_embeddings,
         compiled_prompts=list(sizes.prompt),
@@ -162,6 +162,13 @@ def _activations(
     if options.activations != "int16":
         progress("measuring what int8 activations cost")
     return choose_activations(source, options)
+
+
+def _batch_sizes(options: ExportOptions, sizes: Sizes) -> list[int]:
+    """What the manifest tells callers to round up to."""
+    if options.framework == "tf" and options.batch_sizes is None:
+        return []  # any number of rows has its loop
+    return list(sizes.rows)
 
 
 def _variables(

@@ -10,6 +10,7 @@ One body computes all layers, so that a graph is small whatever their number.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -19,6 +20,7 @@ from ...models.generation.sampling import TOP_LOGPROBS
 from ...models.layer_context import LayerContext
 from ...models.tf import model as opt
 from ...models.tf.sampling import choose
+from .attention_tf import attend_blocks, attend_token, visible
 from .matmul_tf import one_of, place
 from .requests import DecodeState, Generated, GenerateRequest
 
@@ -162,11 +164,14 @@ def forward(config: OPTConfig, params, dtype: str, hidden, cache: KVCache, start
     Returns hidden states [B,S,W] and the cache with the new rows in it.
     """
     B, S = opt.shape(hidden)[:2]
-    slots = start[:, None, None, None] + tf.range(S)[:, None]
-    bias = tf.where(tf.range(cache.T) <= slots, 0.0, tf.float32.min)
+    if isinstance(S, int) and S == 1:
+        bias = visible(start[:, None], cache.T)
+        attend = partial(attend_token, bias=bias)
+    else:
+        attend = partial(attend_blocks, start=start)
     store = store_at(config, dtype, start, B, S, cache.T)
     x = tf.reshape(hidden, [B * S, config.hidden_size])
-    context = LayerContext(config, B, bias, store)
+    context = LayerContext(config, B, None, store, attend=attend)
     x, kv = run_layers(context, params["layers"], x, cache.kv)
     x = opt.final_projection(config, params, x)
     return tf.reshape(x, [B, S, config.embed_dim]), cache._replace(kv=kv)
@@ -186,11 +191,13 @@ def extend(config: OPTConfig, params, cache_dtype: str, ids, cache, cache_length
 
 
 class Prompt(NamedTuple):
-    """A prompt that has been fed, but for each row's last token."""
+    """A prompt before the loop: fed, unless it is one token of each row."""
 
     token: Any  # [B] int32, the last ones
     start: Any  # [B] int32, their slots
     cache: KVCache
+    hidden: Any  # [B,W], what the last ones gave, ...
+    fed: Any  # boolean, ... if this is true
 
 
 def feed_prompt(
@@ -201,16 +208,21 @@ def feed_prompt(
     S = opt.shape(ids)[1]
     cache = unpack_cache(request.cache, length, cache_dtype, room=S + N - 1)
 
+    last = tf.maximum(request.input_length - 1, 0)
+
     def feed():
         at = positions(config, length, S)
         hidden = opt.embed(config, params, opt.take(params["embed_tokens"], ids), at)
-        return forward(config, params, cache_dtype, hidden, cache, length)[1].kv
+        hidden, fed = forward(config, params, cache_dtype, hidden, cache, length)
+        return tf.gather(hidden, last, axis=1, batch_dims=1), fed.kv
 
-    kv = tf.cond(S > 1, feed, lambda: cache.kv)
+    def nothing():
+        return tf.zeros([opt.shape(ids)[0], config.embed_dim]), cache.kv
+
+    hidden, kv = tf.cond(S > 1, feed, nothing)
     kv = tf.ensure_shape(kv, [None, config.head_dim])
-    last = tf.maximum(request.input_length - 1, 0)
     token = tf.gather(ids, last, axis=1, batch_dims=1)
-    return Prompt(token, length + last, cache._replace(kv=kv))
+    return Prompt(token, length + last, cache._replace(kv=kv), hidden, S > 1)
 
 
 def decode_loop(
@@ -223,6 +235,8 @@ def decode_loop(
     advance: Callable[..., DecodeState],
 ) -> DecodeState:
     """Feed a token, choose the next, up to the most that a row asks for, ≤ N times.
+
+    The first is chosen by what the prompt gave, if that was fed.
 
     ``advance`` is :func:`advance`, or a function of it that graphs share.
     """
@@ -242,12 +256,18 @@ def decode_loop(
 
     def body(state: DecodeState):
         start = prompt.start + state.step
-        hidden = embed_token(config, params, state.token, start)
-        cache = prompt.cache._replace(kv=state.new_kv)
-        hidden, cache = forward(config, params, cache_dtype, hidden, cache, start)
-        logits = opt.lm_logits(config, params, hidden[:, 0])
+
+        def feed():
+            hidden = embed_token(config, params, state.token, start)
+            cache = prompt.cache._replace(kv=state.new_kv)
+            hidden, cache = forward(config, params, cache_dtype, hidden, cache, start)
+            return hidden[:, 0], cache.kv
+
+        known = prompt.fed & (state.step == 0)
+        hidden, kv = tf.cond(known, lambda: (prompt.hidden, state.new_kv), feed)
+        logits = opt.lm_logits(config, params, hidden)
         state = advance(request._replace(cache=None), state, logits, start + 1)
-        return (state._replace(new_kv=cache.kv),)
+        return (state._replace(new_kv=tf.ensure_shape(kv, [None, config.head_dim])),)
 
     (state,) = tf.while_loop(
         lambda state: (state.step < steps) & tf.reduce_any(state.alive),

@@ -195,19 +195,23 @@ def attend(config: OPTConfig, q, keys, values, bias, *, head_mask=None, rng=None
 
 
 def attention(context: LayerContext, p, x, past: Cache):
-    """Self-attention of ``x`` [N,E]: output [N,E], cache after it, probabilities."""
+    """Self-attention of ``x`` [N,E]: output [N,E], cache after it, probabilities (None
+    where a kernel of the caller's own attends)."""
     config = context.config
     q, k, v = project_qkv(config, p, x, context.batch_size)
     keys, values, present = context.store(past, k, v)
-    y, probs = attend(
-        config,
-        q,
-        keys,
-        values,
-        context.bias,
-        head_mask=context.head_mask,
-        rng=context.rng,
-    )
+    if context.attend is not None:
+        y, probs = context.attend(q, keys, values), None
+    else:
+        y, probs = attend(
+            config,
+            q,
+            keys,
+            values,
+            context.bias,
+            head_mask=context.head_mask,
+            rng=context.rng,
+        )
     y = tf.reshape(tf.transpose(y, [0, 2, 1, 3]), [-1, config.hidden_size])
     return linear(y, **p["out_proj"]), present, probs
 

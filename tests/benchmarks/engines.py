@@ -17,14 +17,16 @@ from .process import Engine
 HERE = Path(__file__).parent
 # Sizes to compile for: those that the cases use, and no others.
 _SIZES = "--batch-sizes 1,8"
-_XLA = f"--framework tf --compiler xla {_SIZES}"
+_XLA = "--framework tf --compiler xla"
+# Chosen by default on a checkpoint with a tokenizer; the generated one's has no words.
+_INT8 = "--weights int8 --activations int8"
 _LITERT = "--target tflite --cache-size 256"
 OURS = {
     # name: (export options, how it is reached)
-    "optserve-int8": ("--weights int8", "grpc"),
+    "optserve-int8": (_INT8, "grpc"),
     "optserve-float32": ("--weights float32", "grpc"),
     "optserve-bfloat16": ("--weights bfloat16", "grpc"),
-    "optserve-xla-int8": (f"{_XLA} --weights int8 --cache int8", "grpc"),
+    "optserve-xla-int8": (f"{_XLA} {_INT8} --cache int8", "grpc"),
     "optserve-xla-float32": (f"{_XLA} --weights float32", "grpc"),
     "optserve-jax-int8": (f"--framework jax {_SIZES} --weights int8", "grpc"),
     "optserve-litert-int8": (f"{_LITERT} --weights int8", "litert"),

@@ -27,11 +27,21 @@ def test_the_answer_is_found_when_a_version_is_loaded(answer) -> None:
 
 
 @pytest.mark.skipif(not int8_matmul.available(), reason="no int8 kernels")
-def test_many_rows_are_not_multiplied_as_int8() -> None:
+def test_many_rows_are_not_multiplied_as_two_int8_numbers() -> None:
     questions = autotune.questions(tf.int8, portable=False)
     for question in questions.values():
         tf.raw_ops.AssignVariableOp(
             resource=question.resource_handle, value=tf.constant(True)
         )
-    exact = tf.function(lambda rows: autotune.kernels(questions, rows).exact_int8)
-    assert bool(exact(tf.constant(64))) and not bool(exact(tf.constant(65)))
+
+    def answer(rows: int, *, int8_activations: bool) -> bool:
+        def ask(rows):
+            return autotune.kernels(
+                questions, rows, int8_activations=int8_activations
+            ).exact_int8
+
+        return bool(tf.function(ask)(tf.constant(rows)))
+
+    assert answer(64, int8_activations=False)
+    assert not answer(65, int8_activations=False)
+    assert answer(65, int8_activations=True)

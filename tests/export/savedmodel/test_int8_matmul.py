@@ -149,6 +149,28 @@ def test_a_place_keeps_its_matrix_for_any_number_of_rows() -> None:
 
 
 @pytest.mark.skipif(not int8_matmul.available(), reason="no int8 kernels")
+@pytest.mark.parametrize("rows", [1, 3, 200])
+@pytest.mark.parametrize("keep", [False, True])
+def test_activations_rounded_to_int8(rows: int, keep: bool) -> None:
+    rng = np.random.default_rng(rows)
+    x = rng.standard_normal((rows, 96)).astype(np.float32)
+    x[0, 5] = 30  # an outlier of one row is nothing to the others
+    values = rng.integers(-127, 128, (40, 96)).astype(np.int8)
+    scale = np.abs(x).max(axis=1, keepdims=True) / 127
+    right = (np.rint(x / scale) * scale).astype(np.float64) @ values.T
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 96])], autograph=False)
+    def product(x):
+        return int8_matmul.product(x, tf.constant(values), keep=keep, halves=False)
+
+    # A number that is half-way between two may go to either.
+    step = np.abs(values).max() * scale
+    difference = np.abs(product(x) - right)
+    assert (difference <= 1.01 * step).all()
+    assert (difference < 1e-3 * step).mean() > 0.99
+
+
+@pytest.mark.skipif(not int8_matmul.available(), reason="no int8 kernels")
 @pytest.mark.parametrize("has", ["everything", "as little as can be"])
 def test_the_loop_of_kept_matrices_is_the_loop_over_layers(has, request) -> None:
     """The other one multiplies in float32 here, so the products of 16 bits differ."""

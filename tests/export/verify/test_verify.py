@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from optserve.export.errors import ExportError
 from optserve.export.options import ExportOptions
+from optserve.export.smoothing import Smoothing
 from optserve.export.verify import compare_exports, verify_export
 from optserve.export.verify.process import verify_in_subprocess
 from optserve.export.verify.report import show
@@ -105,6 +106,24 @@ def test_one_changed_weight_is_seen(export, checkpoint, tmp_path):
     assert not report.ok
     wrong = {o.signature for o in report.outputs if not o.ok}
     assert {"prefill", "decode", "serving_default"} <= wrong
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_int8_activations_with_moved_scales(moved, checkpoint, tmp_path):
+    options = ExportOptions(weights="int8", activations="int8", generate=[2])
+    folder = export_to(tmp_path, checkpoint, options)
+    manifest = read_manifest(folder)
+    assert manifest.activations["dtype"] == "int8"
+    scales = Smoothing.load(folder, CONFIG)
+    assert scales.exponents.any()
+    if not moved:  # the weights are others than those that the file tells of
+        Smoothing(scales.exponents + np.int8(1)).save(folder)
+        files = folder_digests(folder)
+        (folder / MANIFEST_PATH).write_text(replace(manifest, files=files).to_json())
+    report = verify_export(folder, checkpoint=checkpoint, max_length=20)
+    assert report.ok == moved, (report.problems, report.outputs)
+    wrong = " ".join(report.problems)
+    assert ("fc1.weight is not the checkpoint's" in wrong) != moved
 
 
 def test_two_exports_compare(export, int8, capsys):
