@@ -123,7 +123,7 @@ def test_int8_activations_with_moved_scales(moved, checkpoint, tmp_path):
     report = verify_export(folder, checkpoint=checkpoint, max_length=20)
     assert report.ok == moved, (report.problems, report.outputs)
     wrong = " ".join(report.problems)
-    assert ("fc1.weight is not the checkpoint's" in wrong) != moved
+    assert ("fc2.weight is not the checkpoint's" in wrong) != moved
 
 
 def test_two_exports_compare(export, int8, capsys):
