@@ -17,6 +17,10 @@ Store = Callable[[Cache, Any, Any], tuple[Any, Any, Cache]]
 Attend = Callable[[Any, Any, Any], Any]
 """``attend(q, keys, values)`` with q [B,H,S,D] and what ``store`` gave: [B,H,S,D]."""
 
+FusedAttention = Callable[[Any, Cache], tuple[Any, Cache]]
+"""``attend(qkv, past)`` with one matrix's queries, keys and values [N,3E]: context
+[N,E], and the layer's cache after it."""
+
 RNG_SITES = 4
 """How many numbers one layer's random draws take: see ``dropout`` and ``layer``."""
 
@@ -35,6 +39,7 @@ class LayerContext:
     head_mask: Any = None
     rng: Any = None  # None: no dropout
     attend: Attend | None = None  # None: the framework's own softmax attention
+    attend_fused: FusedAttention | None = None  # in place of both store and attend
 
     def of_layer(
         self, i: Any, fold_in: Callable[[Any, Any], Any], head_mask: Any = None

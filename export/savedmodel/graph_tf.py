@@ -10,6 +10,7 @@ One body computes all layers, so that a graph is small whatever their number.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -95,23 +96,53 @@ def store_at(config: OPTConfig, dtype: str, start, B, S, T):
     ``store`` takes (kv, i) of layer i, and gives its keys and values [B,H,T,D] of all
     slots: old and new ones are attended to together.
     """
-    H, D = config.num_attention_heads, config.head_dim
+    H = config.num_attention_heads
     slots = start[:, None] + tf.range(S)
     heads = tf.reshape(tf.range(2 * B * H) * T, [2, B, H, 1])
-    rows, per_layer = tf.reshape(heads + slots[:, None], [-1]), 2 * B * H * T
-    by_layer = tf.stack([config.num_hidden_layers, 2, B, H, T, D])
+    rows = tf.reshape(heads + slots[:, None], [-1])
+    write = _writer(config, dtype, rows, B, T)
+    return lambda past, k, v: write(past, tf.stack([k, v]))
 
-    def store(past, k, v):
+
+def attend_token_at(config: OPTConfig, dtype: str, start, B, T):
+    """:func:`store_at` and attention in one, for a new token of each row.
+
+    Nothing is moved around for it: its queries, keys and values are in order.
+    """
+    H, D = config.num_attention_heads, config.head_dim
+    kinds = tf.range(2)[:, None] * B + tf.range(B)[:, None, None]
+    heads = (kinds * H + tf.range(H)) * T
+    rows = tf.reshape(heads + start[:, None, None], [-1])  # [B,2,H]
+    write = _writer(config, dtype, rows, B, T)
+    bias = visible(start[:, None], T)
+
+    def attend(qkv, past):
+        q, new = tf.split(tf.reshape(qkv, [B, 3, H, D]), [1, 2], axis=1)
+        keys, values, kv = write(past, new)
+        y = attend_token(tf.reshape(q, [B, H, 1, D]), keys, values, bias)
+        return tf.reshape(y, [B, config.hidden_size]), kv
+
+    return attend
+
+
+def _writer(config: OPTConfig, dtype: str, rows, B, T):
+    """``write(past, new)``: ``new`` vectors [..., D] to ``rows`` [N] of a layer, in
+    place; gives the layer's keys and values [B,H,T,D], and the buffer."""
+    H, D = config.num_attention_heads, config.head_dim
+    by_layer = tf.stack([config.num_hidden_layers, 2, B, H, T, D])
+    per_layer = 2 * B * H * T
+
+    def write(past, new):
         kv, i = past
         first = i[0] if isinstance(i, tuple) else i
-        new = unpack(pack(tf.stack([k, v]), dtype), dtype)
+        new = unpack(pack(new, dtype), dtype)
         kv = tf.raw_ops.InplaceUpdate(
             x=kv, i=rows + first * per_layer, v=tf.reshape(new, [-1, D])
         )
         mine = one_of(tf.reshape(kv, by_layer), i)
         return one_of(mine, 0), one_of(mine, 1), kv
 
-    return store
+    return write
 
 
 def new_rows(config: OPTConfig, cache: KVCache, start, count, dtype: str):
@@ -164,14 +195,13 @@ def forward(config: OPTConfig, params, dtype: str, hidden, cache: KVCache, start
     Returns hidden states [B,S,W] and the cache with the new rows in it.
     """
     B, S = opt.shape(hidden)[:2]
-    if isinstance(S, int) and S == 1:
-        bias = visible(start[:, None], cache.T)
-        attend = partial(attend_token, bias=bias)
-    else:
-        attend = partial(attend_blocks, start=start)
     store = store_at(config, dtype, start, B, S, cache.T)
-    x = tf.reshape(hidden, [B * S, config.hidden_size])
+    attend = partial(attend_blocks, start=start)
     context = LayerContext(config, B, None, store, attend=attend)
+    if isinstance(S, int) and S == 1:
+        fused = attend_token_at(config, dtype, start, B, cache.T)
+        context = replace(context, attend_fused=fused)
+    x = tf.reshape(hidden, [B * S, config.hidden_size])
     x, kv = run_layers(context, params["layers"], x, cache.kv)
     x = opt.final_projection(config, params, x)
     return tf.reshape(x, [B, S, config.embed_dim]), cache._replace(kv=kv)

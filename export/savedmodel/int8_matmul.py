@@ -53,8 +53,9 @@ def round_to_int8(x) -> Int8Split:
     return Int8Split(tf.cast(tf.round(x / scale), tf.int8), scale)
 
 
-def accumulators(parts, values, *, keep: bool = False):
-    """int8 ``parts`` [M, K] times int8 ``values`` [N, K]: their sums [M, N] float32.
+def accumulators(parts, values, scale: Any = None, *, keep: bool = False):
+    """int8 ``parts`` [M, K] times int8 ``values`` [N, K]: their sums [M, N] float32,
+    times ``scale`` [N] if there is one.
 
     oneDNN brings the values into an order of its own, for each product anew unless
     ``keep``: then this very node of a graph keeps them and must see no others. That
@@ -67,7 +68,7 @@ def accumulators(parts, values, *, keep: bool = False):
         _OP,
         name="accumulators",
         device_inputs=[*quantized, no_bias],
-        host_inputs=[constant(limit) for limit in _ONE_EACH],
+        host_inputs=_ranges(scale),
         Tdevice_outputs=[tf.float32],
         Thost_outputs=[],
         T1=tf.qint8,
@@ -89,22 +90,29 @@ def accumulators(parts, values, *, keep: bool = False):
     return accumulated
 
 
+def _ranges(scale) -> list[Any]:
+    """Of both factors, by which the kernel scales its sums."""
+    if scale is None:
+        return [constant(limit) for limit in _ONE_EACH]
+    return [constant(-127.0 * 127), constant(127.0 * 127), scale, scale]
+
+
 def joined(sums, scale):
     """``sums`` [2N, M] of an :class:`Int8Split` with its ``scale`` [N, 1]: [N, M]."""
     high, low = tf.split(sums, 2, axis=constant(0))
     return (constant(_BASE) * high + low) * scale
 
 
-def product(x, values, *, keep: bool = False, halves: bool = True):
-    """``x`` [N, K] float32 times int8 ``values`` [M, K]: [N, M].
+def product(x, values, scale: Any = None, *, keep: bool = False, halves: bool = True):
+    """``x`` [N, K] float32 times int8 ``values`` [M, K]: [N, M], times ``scale`` [M].
 
     ``x`` as two int8 ``halves``, or rounded to one number each: half of the work.
     """
     if not halves:
         rounded = round_to_int8(x)
-        return accumulators(rounded.parts, values, keep=keep) * rounded.scale
+        return accumulators(rounded.parts, values, scale, keep=keep) * rounded.scale
     split = split_int8(x)
-    return joined(accumulators(split.parts, values, keep=keep), split.scale)
+    return joined(accumulators(split.parts, values, scale, keep=keep), split.scale)
 
 
 def available() -> bool:

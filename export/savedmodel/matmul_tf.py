@@ -61,18 +61,14 @@ class Matrix(PackedWeight):
         return type(self)(one_of(self.values, i), scale, kernels=self.kernels)
 
     def matmul(self, x):
-        y = self._product(x)
-        return y if self.scale is None else y * self.scale
-
-    def _product(self, x):
-        """``x`` [N, in] times the values: [N, out], not scaled.
+        """``x`` [N, in] times the matrix: [N, out].
 
         A few rows times int8 as such if that is exact; else values of 8 or 16 bits are
         converted, at each call anew, to bfloat16 where the processor multiplies that
         (a sixth of a prompt's time), or to float32.
         """
         if self.values.dtype == tf.float32:
-            return tf.matmul(x, self.values, transpose_b=True)
+            return self._scaled(tf.matmul(x, self.values, transpose_b=True))
         if self.kernels.exact_int8 is None:
             return self._converted(x)
         return tf.cond(
@@ -83,7 +79,10 @@ class Matrix(PackedWeight):
 
     def _int8_product(self, x, *, keep: bool = False):
         halves = not self.kernels.int8_activations
-        return int8_matmul.product(x, self.values, keep=keep, halves=halves)
+        return int8_matmul.product(x, self.values, self.scale, keep=keep, halves=halves)
+
+    def _scaled(self, y):
+        return y if self.scale is None else y * self.scale
 
     def _converted(self, x):
         native = self.kernels.native_bfloat16
@@ -99,7 +98,7 @@ class Matrix(PackedWeight):
         with tf.control_dependencies([x]):  # else all are converted at once: gigabytes
             values = tf.cast(tf.identity(self.values), dtype)
         y = tf.matmul(tf.cast(x, dtype), values, transpose_b=True)
-        return tf.cast(y, tf.float32)
+        return self._scaled(tf.cast(y, tf.float32))
 
     def take(self, rows):
         taken = tf.cast(tf.gather(self.values, rows), tf.float32)
@@ -115,7 +114,7 @@ class KeptInt8Matrix(Matrix):
     matrix: the place keeps what it saw first.
     """
 
-    def _product(self, x):
+    def matmul(self, x):
         return self._int8_product(x, keep=True)
 
 

@@ -198,6 +198,9 @@ def attention(context: LayerContext, p, x, past: Cache):
     """Self-attention of ``x`` [N,E]: output [N,E], cache after it, probabilities (None
     where a kernel of the caller's own attends)."""
     config = context.config
+    if context.attend_fused is not None:
+        y, present = context.attend_fused(linear(x, **p["qkv_proj"]), past)
+        return linear(y, **p["out_proj"]), present, None
     q, k, v = project_qkv(config, p, x, context.batch_size)
     keys, values, present = context.store(past, k, v)
     if context.attend is not None:

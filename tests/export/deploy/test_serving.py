@@ -56,7 +56,7 @@ def test_batching_is_for_exports_that_gain_from_it():
         name: serving.BATCHING_FILE in deployment_files(made_of, DeployOptions())
         for name, made_of in MANIFESTS.items()
     }
-    assert on == {"tf": True, "xla": False, "jax": True}
+    assert on == {"tf": True, "xla": True, "jax": True}
 
 
 def test_monitoring_config(files):

@@ -157,14 +157,17 @@ def test_activations_rounded_to_int8(rows: int, keep: bool) -> None:
     x[0, 5] = 30  # an outlier of one row is nothing to the others
     values = rng.integers(-127, 128, (40, 96)).astype(np.int8)
     scale = np.abs(x).max(axis=1, keepdims=True) / 127
-    right = (np.rint(x / scale) * scale).astype(np.float64) @ values.T
+    columns = rng.uniform(0.5, 2, 40).astype(np.float32)
+    right = (np.rint(x / scale) * scale).astype(np.float64) @ values.T * columns
 
     @tf.function(input_signature=[tf.TensorSpec([None, 96])], autograph=False)
     def product(x):
-        return int8_matmul.product(x, tf.constant(values), keep=keep, halves=False)
+        return int8_matmul.product(
+            x, tf.constant(values), tf.constant(columns), keep=keep, halves=False
+        )
 
     # A number that is half-way between two may go to either.
-    step = np.abs(values).max() * scale
+    step = np.abs(values).max() * scale * 2
     difference = np.abs(product(x) - right)
     assert (difference <= 1.01 * step).all()
     assert (difference < 1e-3 * step).mean() > 0.99
