@@ -39,6 +39,7 @@ def _text(manifest: Manifest, version: int) -> str:
             f"vocabulary {manifest.vocab_size}, {manifest.max_positions} positions",
         ),
         ("weights", manifest.weights_dtype),
+        ("activations", manifest.activations.get("dtype", "")),
         ("cache", f"{manifest.cache_dtype}, {layout.row_bytes:,} bytes per token"),
         ("sessions", _sessions(manifest.sessions)),
         ("prompt sizes", _sizes(manifest.prompt_buckets)),

@@ -103,6 +103,30 @@ def tf_norm() -> Sides:
     return {"Norm": many(Norm(weight, bias)), "layer_norm": plain}
 
 
+def tf_attention() -> Sides:
+    """One query of 8 rows in 12 layers (``export/savedmodel/attention_tf.py``)."""
+    import tensorflow as tf
+    from optserve.export.savedmodel.attention_tf import attend_token
+
+    keys = [tf.Variable(tf.constant(numbers(8, 12, 160, 64))) for _ in range(12)]
+    q = tf.constant(numbers(8, 12, 1, 64))
+
+    def many(attend: Callable[..., Any]) -> Callable[[], Any]:
+        @tf.function
+        def run(q):
+            for k in keys:
+                q = attend(q, k, k, 0.0)
+            return q
+
+        return lambda: run(q).numpy()
+
+    def by_onednn(q, keys, values, bias):
+        scores = tf.matmul(q, keys, transpose_b=True) + bias
+        return tf.matmul(tf.nn.softmax(scores), values)
+
+    return {"attend_token": many(attend_token), "oneDNN": many(by_onednn)}
+
+
 def int8_rows() -> Sides:
     """8 rows times int8 weights (``export/savedmodel/int8_matmul.py``)."""
     import tensorflow as tf
@@ -181,6 +205,7 @@ CLAIMS = {
     "jax-row": jax_row,
     "jax-bias": jax_bias,
     "tf-norm": tf_norm,
+    "tf-attention": tf_attention,
     "int8-rows": int8_rows,
     "packed-rows": packed_rows,
     "huge-pages": huge_pages,
