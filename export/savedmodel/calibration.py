@@ -73,8 +73,10 @@ def choose_activations(source: Checkpoint, options: ExportOptions) -> Activation
     if ids is None:
         ids = _any_tokens(source.config)
     config, moved = source.config, calibrate(source.config, source.weights, ids[::2])
-    by_dtype = {"int16": source.weights}
-    by_dtype["int8"] = SmoothedWeights(source.weights, config, moved)
+    by_dtype: dict[str, Mapping[str, np.ndarray]] = {
+        "int16": source.weights,
+        "int8": SmoothedWeights(source.weights, config, moved),
+    }
     losses = {
         dtype: round(mean_loss(config, weights, ids[1::2], dtype), 6)
         for dtype, weights in by_dtype.items()
