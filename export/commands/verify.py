@@ -11,7 +11,11 @@ from ...models.checkpoints import resolve
 from ..errors import ExportError
 from ..publish import write_whole
 from ..verify.drift import drift, read_baseline
-from ..verify.process import compare_in_subprocess, verify_in_subprocess
+from ..verify.process import (
+    compare_in_subprocess,
+    measure_text,
+    verify_in_subprocess,
+)
 from ..verify.report import show
 
 
@@ -36,6 +40,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--against", type=Path, metavar="OTHER", help="another export to compare with"
     )
     add("--revision", help="of a hub checkpoint")
+    add(
+        "--text",
+        type=Path,
+        metavar="FILE",
+        help="a UTF-8 text of your own: measure its loss, beside that of OTHER, or of "
+        "CHECKPOINT where the export has int8 activations, which may raise it by 0.1 "
+        "per cent",
+    )
     add(
         "--max-length",
         type=int,
@@ -70,16 +82,20 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.max_drift < math.inf:
         raise ExportError(f"--max-drift should be 0 or more, got {args.max_drift}")
     baseline = None if args.baseline is None else read_baseline(args.baseline)
+    checkpoint = args.checkpoint
     if args.against is not None:
         report = compare_in_subprocess(
             args.export, args.against, max_length=args.max_length
         )
     else:
-        checkpoint = args.checkpoint
         if checkpoint is not None:
             checkpoint = resolve(checkpoint, revision=args.revision)
         report = verify_in_subprocess(
             args.export, checkpoint, max_length=args.max_length
+        )
+    if args.text is not None:
+        measure_text(
+            report, args.text, args.export, other=args.against, checkpoint=checkpoint
         )
     if baseline is not None:
         report.problems += drift(report, baseline, args.max_drift)

@@ -84,6 +84,32 @@ def compare_in_subprocess(
     return Report.from_dict(report)
 
 
+def measure_text(
+    report: Report,
+    text: str | os.PathLike[str],
+    export: str | os.PathLike[str],
+    *,
+    other: str | os.PathLike[str] | None,
+    checkpoint: str | os.PathLike[str] | None,
+) -> None:
+    """Add :func:`.text_loss.text_losses` to a report, from a process of its own.
+
+    Raises:
+        SubprocessFailed: the message says why.
+    """
+    losses, problems = _call(
+        _text_losses,
+        allocator=_FREEING,
+        quiet=False,
+        text=os.fspath(text),
+        export=os.fspath(export),
+        other=None if other is None else os.fspath(other),
+        checkpoint=None if checkpoint is None else os.fspath(checkpoint),
+    )
+    report.losses.update(losses)
+    report.problems += problems
+
+
 def require_verified(
     folder: str | os.PathLike[str],
     checkpoint: str | os.PathLike[str],
@@ -112,12 +138,12 @@ def require_verified(
 
 
 def _call(
-    function: Callable[..., dict[str, Any]],
+    function: Callable[..., Any],
     *,
     allocator: Mapping[str, str],
     quiet: bool,
     **arguments: Any,
-) -> dict[str, Any]:
+) -> Any:
     environment = {k: v for k, v in allocator.items() if k not in os.environ}
     if quiet:
         environment["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -148,6 +174,21 @@ def _compare(export: str, other: str, max_length: int | None) -> dict[str, Any]:
     """What runs there."""
     import_tensorflow()
     return _finished(compare_exports(export, other, max_length=max_length))
+
+
+def _text_losses(
+    text: str, export: str, other: str | None, checkpoint: str | None
+) -> Any:
+    """What runs there."""
+    from .text_loss import text_losses
+
+    import_tensorflow()
+    return text_losses(
+        Path(text),
+        Path(export),
+        other=None if other is None else Path(other),
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+    )
 
 
 def _finished(report: Report) -> dict[str, Any]:

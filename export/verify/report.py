@@ -60,6 +60,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     outputs: list[Output] = field(default_factory=list)
     scores: dict[str, float] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)  # nats per token of a text
     greedy: dict[str, list[int]] = field(default_factory=dict)
     seconds: float = 0.0
     memory: int = 0  # bytes, the most that the command held
@@ -244,6 +245,8 @@ def show(report: Report, console: Any) -> None:
                 escape(sentence(o.worst)),
             )
         console.print(table)
+    for whose, loss in report.losses.items():
+        console.print(f"{loss:.4f} nats per token of the text: {whose}", markup=False)
     if report.agreement is not None:
         console.print(f"greedy agreement {report.agreement:.2%}")
     for kind, lines in (
