@@ -34,10 +34,26 @@ def pack(x, dtype: str):
     if dtype == "bfloat16":
         pairs = tf.reshape(tf.cast(x, tf.bfloat16), [*lead, D // 2, 2])
         return tf.bitcast(pairs, tf.float32)
+    integers, scale = _integers(x)
+    fours = tf.reshape(tf.cast(integers, tf.int8), [*lead, D // 4, 4])
+    return tf.concat([tf.bitcast(fours, tf.float32), scale], axis=-1)
+
+
+def rounded(x, dtype: str):
+    """``unpack(pack(x, dtype), dtype)``, in fewer operations."""
+    if dtype == "float32":
+        return x
+    if dtype == "bfloat16":
+        return tf.cast(tf.cast(x, tf.bfloat16), tf.float32)
+    integers, scale = _integers(x)
+    return integers * scale
+
+
+def _integers(x):
+    """``x`` [..., D] as whole numbers from -127 to 127 times a scale [..., 1]."""
     largest = tf.reduce_max(tf.abs(x), axis=-1, keepdims=True)
     scale = tf.where(largest > 0, _coarse(largest / 127.0), 1.0)
-    fours = tf.reshape(tf.cast(tf.round(x / scale), tf.int8), [*lead, D // 4, 4])
-    return tf.concat([tf.bitcast(fours, tf.float32), scale], axis=-1)
+    return tf.round(x / scale), scale
 
 
 def _coarse(scale):
@@ -135,7 +151,7 @@ def _writer(config: OPTConfig, dtype: str, rows, B, T):
     def write(past, new):
         kv, i = past
         first = i[0] if isinstance(i, tuple) else i
-        new = unpack(pack(new, dtype), dtype)
+        new = rounded(new, dtype)
         kv = tf.raw_ops.InplaceUpdate(
             x=kv, i=rows + first * per_layer, v=tf.reshape(new, [-1, D])
         )
