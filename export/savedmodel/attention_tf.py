@@ -46,7 +46,8 @@ def attend_blocks(q, keys, values, start):
 
     def body(i, done) -> Any:
         begin, end = i * _BLOCK, tf.minimum((i + 1) * _BLOCK, S)
-        seen = tf.minimum(last + end, T)
+        # One block takes all keys as they are: a part of them would be a copy.
+        seen = tf.where(blocks > 1, tf.minimum(last + end, T), T)
         bias = visible(start[:, None] + tf.range(begin, end), seen)
         scores = tf.matmul(q[:, :, begin:end], keys[:, :, :seen], transpose_b=True)
         block = tf.matmul(tf.nn.softmax(scores + bias), values[:, :, :seen])
