@@ -73,14 +73,17 @@ def test_an_export_for_single_rows_alone(prompts):
 
 
 def test_more_rows_than_are_compiled_for(model, prompts):
-    """Rows go through in groups, the last of them filled up, and come back in order."""
+    """They go through in groups, the last of them filled up, and come back in order;
+    in the TensorFlow route through a loop that takes any number."""
     order = [0, 2, 1, 1, 0, 2, 2, 0, 1, 0, 1]
     few = generate(model, 24, prompts)
     many = generate(model, 24, [prompts[b] for b in order])
     np.testing.assert_array_equal(many["tokens"], expected(CASE)["greedy"][order])
     np.testing.assert_array_equal(many["count"], few["count"][order])
-    for key in ("logprobs", "new_cache"):
-        np.testing.assert_allclose(many[key], few[key][order], atol=1e-5)
+    np.testing.assert_allclose(many["logprobs"], few["logprobs"][order], atol=1e-5)
+    for got, b in zip(many["new_cache"], order, strict=True):
+        fed = len(prompts[b]) + 23  # what lies behind is arbitrary
+        np.testing.assert_allclose(got[:fed], few["new_cache"][b, :fed], atol=1e-5)
 
 
 def test_tokens_do_not_depend_on_calls_or_neighbours(model, prompts):
