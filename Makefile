@@ -33,9 +33,10 @@ QUICK_XLA += --xla_cpu_parallel_codegen_split_count=1
 test: $(VENV)/ready
 	$(MAKE) --jobs 2 lint pytest
 
-# Files in the order of their names: of export/ and models/ first, which take longest.
+# Three workers keep two processors busy, for some tests wait. Files in the order of their
+# names: those of export/ and models/, which take longest, come first.
 pytest: $(VENV)/ready
-	XLA_FLAGS="$(QUICK_XLA)" $(BIN)/python -m pytest -n 2 --dist loadfile \
+	XLA_FLAGS="$(QUICK_XLA)" $(BIN)/python -m pytest -n 3 --dist loadfile \
 	    --no-loadscope-reorder \
 	    -m "not slow and not reference and not full_size and not fuzz and not browser \
         and not clients"

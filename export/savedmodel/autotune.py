@@ -80,9 +80,9 @@ def native_bfloat16():
     """Whether products of bfloat16 are fast here, as a boolean to be found out at load.
 
     Where processors have the instructions, oneDNN multiplies and rounds to the nearest.
-    Elsewhere TensorFlow's own kernel, which cuts off, takes two or three times as long
-    as a product of float32 and the conversion before it
-    (``ONEDNN_MAX_CPU_ISA=AVX2 python tests/benchmarks/claims.py int8-rows``).
+    Elsewhere TensorFlow's own kernel, which cuts off, does it in more steps than a
+    product of float32 has. ``tests/benchmarks/claims.py int8-rows`` compares them on
+    the processor that it is run on.
     """
     one = 1 + tf.floor(tf.random.uniform([]))  # nothing to be folded into a constant
     x = tf.reshape(tf.one_hot(0, 64) + 0.75 * tf.one_hot(1, 64), [1, 64]) * one

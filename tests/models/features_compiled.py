@@ -145,7 +145,7 @@ def decoding_loop(kind, base):
 def exported_by_keras(kind, base, tmp_path):
     import tensorflow as tf
 
-    model, config = loaded(kind, base)
+    model, config = loaded(kind, base, "one layer, one head")
     model.export(str(tmp_path / "out"), verbose=False)
     model.save_pretrained(tmp_path, saved_model=True, version=3, token=None)
     for path, B, S in (("out", 2, 5), ("saved_model/3", 3, 4)):

@@ -50,12 +50,13 @@ def mappings(kind, base):
 def fitted_mapping(kind, base):
     import keras
 
-    model, config = loaded(kind, base)
+    name = "one layer, one head"
+    model, config = loaded(kind, base, name)
     ids = tokens(config, 4, 5)
     batch = UserDict({"input_ids": ids, "labels": ids, "token_type_ids": ids * 0})
-    loss = numpy_opt.loss(expected(config, ids)["logits"], ids)
-    for name in ("passthrough", "auto", None):  # all mean the model's own
-        model.compile("sgd", name)
+    loss = numpy_opt.loss(expected(config, ids, name=name)["logits"], ids)
+    for own in ("passthrough", "auto", None):  # all mean the model's own
+        model.compile("sgd", own, run_eagerly=own is not None)
         assert model.evaluate(batch, verbose=0) == pytest.approx(loss, rel=1e-5)
     assert model.test_on_batch(batch) == pytest.approx(loss, rel=1e-5)
     close(model.predict_on_batch(batch).logits, kind.value(model, ids))
@@ -75,12 +76,13 @@ def weighed(kind, base):
     logits = expected(config, ids)["logits"][:, :3].astype(np.float32)
     of_keras = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     mean = float(of_keras(labels[:, 1:4], logits, weights[:, None]))
-    model.compile(keras.optimizers.SGD(0.0), jit_compile=False)
-    for x, y in (
-        ({"input_ids": ids}, {"labels": labels}),
-        ({"input_ids": ids}, labels),
-        ({"input_ids": ids, "labels": labels}, labels),
+    for x, y, eagerly in (
+        ({"input_ids": ids}, {"labels": labels}, True),
+        ({"input_ids": ids}, labels, True),
+        ({"input_ids": ids, "labels": labels}, labels, False),
     ):
+        optimizer = keras.optimizers.SGD(0.0)
+        model.compile(optimizer, jit_compile=False, run_eagerly=eagerly)
         options = {"sample_weight": weights, "verbose": 0, "batch_size": 4}
         assert model.evaluate(x, y, **options) == pytest.approx(mean, rel=1e-5)
         actual = model.fit(x, y, **options).history["loss"]
