@@ -59,7 +59,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     Programs that tests share have to be compiled again then: so not after each.
     """
     last_of_file = nextitem is None or nextitem.path != item.path
-    if resident_bytes() < _sizes[-1] + (50 << 20 if last_of_file else 500 << 20):
+    if resident_bytes() < _sizes[-1] + (50 << 20 if last_of_file else 300 << 20):
         return
     if "jax" in sys.modules:
         import jax

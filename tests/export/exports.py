@@ -166,6 +166,12 @@ def int32(*values: int) -> np.ndarray:
     return np.array(values, np.int32)
 
 
+def close_served() -> None:
+    """Close those that ``served`` keeps."""
+    while _loaded:
+        _loaded.popitem()[1].close()
+
+
 _loaded: dict[Path, Served] = {}
 """The one asked for last at the end."""
 

@@ -85,6 +85,14 @@ def run(check: Check, kind: Kind, base: Path, tmp_path: Path) -> None:
     check(kind, base, *more)
 
 
+def release() -> None:
+    """Let go of the models and gradients that checks share."""
+    from . import features_generation, features_training
+
+    features_generation.model_of.cache_clear()
+    features_training.variant_gradients.cache_clear()
+
+
 def markdown() -> str:
     """The table for the README."""
     lines = [
