@@ -3,44 +3,54 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml as pyyaml
 from deployments import KNOWN_FLAGS, MANIFESTS
+from jsonschema.validators import validator_for
 from optserve.export.deploy import DeployOptions, deployment_files
 
 
 @pytest.fixture(scope="module")
-def schemas(data_dir: Path) -> dict:
+def validate(data_dir: Path) -> Callable[..., None]:
+    """Raises unless a document fits; the schemas themselves are checked once."""
     folder = data_dir / "schemas"
-    return {
+    schemas = {
         name: json.loads((folder / f"{name}.json").read_text())
         for name in ("kubernetes", "compose")
     }
+    validators = {name: validator_for(schema) for name, schema in schemas.items()}
+    for name, validator in validators.items():
+        validator.check_schema(schemas[name])
+
+    def validate(name: str, document: dict, **reference: str) -> None:
+        validators[name]({**schemas[name], **reference}).validate(document)
+
+    return validate
 
 
 @pytest.mark.parametrize("name", ["kubernetes", "kserve"])
-def test_cluster_objects_fit_the_schema(name, files, schemas):
+def test_cluster_objects_fit_the_schema(name, files, validate):
     for document in pyyaml.safe_load_all(files[f"{name}.yaml"]):
-        jsonschema.validate(
-            document, {**schemas["kubernetes"], "$ref": f"#/$defs/{document['kind']}"}
-        )
+        kind = {"$ref": f"#/$defs/{document['kind']}"}
+        validate("kubernetes", document, **kind)
 
 
-def test_compose_fits_the_schema(files, schemas):
-    jsonschema.validate(pyyaml.safe_load(files["compose.yaml"]), schemas["compose"])
+def test_compose_fits_the_schema(files, validate):
+    validate("compose", pyyaml.safe_load(files["compose.yaml"]))
 
 
-def test_the_schema_refuses_a_misspelt_field(schemas):
+def test_the_schema_refuses_a_misspelt_field(validate):
     files = deployment_files(MANIFESTS["tf"], DeployOptions())
     documents = list(pyyaml.safe_load_all(files["kubernetes.yaml"]))
     deployment = next(d for d in documents if d["kind"] == "Deployment")
     container = deployment["spec"]["template"]["spec"]["containers"][0]
     container["readynessProbe"] = container.pop("readinessProbe")
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(deployment, schemas["kubernetes"])
+        validate("kubernetes", deployment)
 
 
 def test_cluster_objects_refer_to_each_other(options, files):
