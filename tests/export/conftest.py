@@ -8,14 +8,14 @@ from optserve.export.subprocesses import SubprocessFailed
 from optserve.export.verify import process
 from optserve.runtime.cli import error_sentence
 
-from tests.export.exports import close_served
+from tests.export.exports import release_served
 
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_stays_loaded():
     """Each file loads what it needs, so that no worker holds what others left."""
     yield
-    close_served()
+    release_served()
 
 
 @pytest.fixture

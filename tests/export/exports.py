@@ -46,7 +46,7 @@ SHAPES = {
 class Served:
     """A loaded export: signatures as functions of numpy arrays.
 
-    In a session as servers have it, which frees all that it compiled when it closes.
+    In a session as servers have it, which frees all that it compiled when it goes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -85,17 +85,13 @@ class Served:
         finally:
             session.run(assign, {new: before})
 
-    def close(self) -> None:
-        """Free it."""
-        self._servable.close()
-
 
 def served(case: str, **options: Any) -> Served:
     """``exported``, loaded; the last few stay loaded."""
     path = exported(case, **options)
     model = _loaded.pop(path, None) or Served(path)
     while len(_loaded) >= 3:  # each holds its compiled programs
-        _loaded.pop(next(iter(_loaded))).close()
+        del _loaded[next(iter(_loaded))]
     return _loaded.setdefault(path, model)
 
 
@@ -166,10 +162,9 @@ def int32(*values: int) -> np.ndarray:
     return np.array(values, np.int32)
 
 
-def close_served() -> None:
-    """Close those that ``served`` keeps."""
-    while _loaded:
-        _loaded.popitem()[1].close()
+def release_served() -> None:
+    """Let go of those that ``served`` keeps."""
+    _loaded.clear()
 
 
 _loaded: dict[Path, Served] = {}
