@@ -238,9 +238,7 @@ def test_one_body_computes_all_layers(weights, loops):
     """
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
-    generate = (8, 24) if weights == "float32" else (8,)
-    folder = exported("pre_ln", weights=weights, generate=generate)
-    data = (folder / "saved_model.pb").read_bytes()
+    data = (exported("pre_ln", weights=weights) / "saved_model.pb").read_bytes()
     functions = SavedModel.FromString(data).meta_graphs[0].graph_def.library.function
 
     def count(op: str) -> list[int]:

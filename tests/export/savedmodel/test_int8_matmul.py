@@ -179,7 +179,7 @@ def test_activations_rounded_to_int8(rows: int, keep: bool) -> None:
 def test_the_loop_of_kept_matrices_is_the_loop_over_layers(has, request) -> None:
     """The other one multiplies in float32 here, so the products of 16 bits differ."""
     if has == "everything":
-        model = served("pre_ln", weights="int8", generate=(8,))
+        model = served("pre_ln", weights="int8")
     else:
         model = request.getfixturevalue("bare")
     with model.answering("exact_int8", True):

@@ -92,7 +92,7 @@ class Caller:
         from optserve.runtime.server.servable import Servable
         from optserve.runtime.server.settings import SessionOptions
 
-        few = {"batch_sizes": (3,), "prompt_buckets": (16,)}
+        few = {"batch_sizes": (3,), "prompt_buckets": (16,), "generate": (8,)}
         options = {"sessions": 3, "session_slots": 40, "generate": (1, 8)}
         options |= few if framework == "jax" else {}
         folder = exported("pre_ln", framework=framework, **options)
