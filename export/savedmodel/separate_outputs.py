@@ -12,7 +12,8 @@ def separate_outputs(folder: Path, signatures: tuple[str, ...]) -> None:
 
     TensorFlow writes a signature as one node that calls its function, and computes all
     of a function whose node is fetched. Fetched through another node the call is put in
-    line, and what only other outputs need is left out.
+    line, and what only other outputs need is left out. Not for the JAX route, whose
+    loops TensorFlow can't put in line ("inputs from different frames").
     """
     from tensorflow.core.protobuf import saved_model_pb2
 

@@ -154,6 +154,9 @@ class Servable:
         if not self._exported:
             return tuple(sorted(outputs))
         extra = EXTRA_OUTPUTS.get(signature.name, frozenset())
+        nodes = {name.partition(":")[0] for name in signature.outputs.values()}
+        if len(nodes) == 1:  # which computes all outputs, whatever is fetched
+            extra = frozenset()
         left_out = extra if extra.isdisjoint(outputs) else frozenset()
         return tuple(alias for alias in signature.outputs if alias not in left_out)
 

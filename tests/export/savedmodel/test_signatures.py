@@ -180,7 +180,8 @@ def signatures_that_keep(**options) -> set[str]:
     functions = {f.signature.name: f for f in graph.graph_def.library.function}
 
     def keep(node) -> bool:
-        if node.op == "_QuantizedMatMul" and node.attr["is_weight_const"].b:
+        # What is not written is the operation's default, to keep them.
+        if node.op == "_QuantizedMatMul" and "is_weight_const" not in node.attr:
             return True
         called = {a.func.name for a in node.attr.values() if a.func.name}
         called |= {f.name for a in node.attr.values() for f in a.list.func}
