@@ -29,12 +29,12 @@ ROUNDED = {
 """Largest error against the source with its weights rounded as the export's are: what
 computing loses. With bfloat16 and int8 weights TensorFlow multiplies activations that
 are rounded to bfloat16; JAX stays in float32 (seen: 4.5e-6 with int8)."""
-INT8_ACTIVATIONS = 0.15
-"""The same with activations rounded to int8 as well."""
 EDGE_ROUNDED = {**ROUNDED, "int8": 0.15, "int4": 0.15}  # seen: 0.057 and 0.068
 """The same for LiteRT, which rounds activations to int8."""
 CACHE = {"float32": 0.0, "bfloat16": 0.04, "int8": 0.12}  # seen: 0.015 and 0.051
 """What a cache of another type adds to either."""
+INT8_ACTIVATIONS = 0.25  # seen: 0.24 with an int8 cache, of a random one of 125m
+"""What activations rounded to int8 add to either."""
 MEAN_SHARE = 0.15
 """The mean error allowed, as a share of the largest (seen: 0.25 where the largest is
 far below its limit): a bug shifts many numbers."""
@@ -55,8 +55,8 @@ def tolerance(
         allowed = EXACT[kind]
     elif edge:
         allowed = EDGE_ROUNDED[kind]
-    elif manifest.activations.get("dtype") == "int8":
-        allowed = INT8_ACTIVATIONS
     else:
         allowed = ROUNDED["float32" if manifest.framework == "jax" else kind]
+    if manifest.activations.get("dtype") == "int8":
+        allowed += INT8_ACTIVATIONS
     return allowed + CACHE[manifest.cache_dtype]
