@@ -109,7 +109,7 @@ test-upstream: pyproject.toml
 PEERS := ctranslate2-int8,ctranslate2-float32,openvino-int8,openvino-int4,torch-bfloat16
 DECODED := optserve-int8,optserve-xla-int8,optserve-jax-int8,optserve-litert-int8
 DECODED := $(DECODED),optserve-float32,optserve-xla-float32,$(PEERS),torchao-int8,onnxruntime-float32
-LOADED := optserve-int8,optserve-xla-int8,openvino-paged-int8,ctranslate2-int8
+LOADED := optserve-int8,optserve-sessions-int8,optserve-xla-int8,openvino-paged-int8,ctranslate2-int8
 LONG := optserve-int8,optserve-xla-int8,ctranslate2-int8,openvino-int8
 FIGURES := bench-work/figures.json bench-work/figures-900.json bench-work/figures-load.json
 

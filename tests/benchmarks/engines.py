@@ -25,6 +25,8 @@ _LITERT = "--target tflite --cache-size 256"
 OURS = {
     # name: (export options, how it is reached)
     "optserve-int8": (_INT8, "grpc"),
+    # A slot for each of 64 callers: no cache travels.
+    "optserve-sessions-int8": (f"{_INT8} --sessions 64 --session-slots 512", "grpc"),
     "optserve-float32": ("--weights float32", "grpc"),
     "optserve-bfloat16": ("--weights bfloat16", "grpc"),
     "optserve-xla-int8": (f"{_XLA} {_INT8}", "grpc"),
