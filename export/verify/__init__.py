@@ -4,10 +4,10 @@
     report = compare_exports("OUT-INT8/1", "OUT-FLOAT32/1")
 
 The export is loaded and called as a server (or, for a TFLite file, a device) would call
-it. The source model answers the same test cases in float32, in the other framework
-where it is installed, one layer in memory at a time: with its weights as they are, and
-rounded as the export's are, which leaves little room for a mistake whatever the type.
-Importing this package brings neither TensorFlow nor JAX.
+it. The source model answers the same test cases in float32, in the framework that did
+not compute them where it is installed, one layer in memory at a time: with its weights
+as they are, and rounded as the export's are, which leaves little room for a mistake
+whatever the type. Importing this package brings neither TensorFlow nor JAX.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .export_under_test import ExportUnderTest, describe_kind
 from .observation import Observation
 from .plan import Plan
 from .report import Report, measure
-from .source_model import SourceModel
+from .source_model import SourceModel, judge_of
 from .tolerances import tolerance
 
 __all__ = ["Report", "compare_exports", "verify_export"]
@@ -96,9 +96,17 @@ def judge(
         report.seen(plan, seen.answers)
         if checkpoint is not None:
             import_tensorflow()
-            source = SourceModel(checkpoint, other_than=manifest.framework)
-            report.problems += _wrong_weights(under_test, source)
-            _compare(report, plan, under_test, source, seen.answers)
+            judges = [judge_of(case.signature, manifest) for case in plan.cases]
+            sources = [SourceModel(checkpoint, name) for name in dict.fromkeys(judges)]
+            report.problems += _wrong_weights(under_test, sources[0])
+            frameworks = " and ".join(source.framework for source in sources)
+            report.against = f"its checkpoint, computed in float32 by {frameworks}"
+            for source in sources:
+                mine = [
+                    answer if judge == source.framework else None
+                    for answer, judge in zip(seen.answers, judges, strict=True)
+                ]
+                _compare(report, plan, under_test, source, mine)
     report.seconds = seen.seconds + time.monotonic() - begin
     return report
 
@@ -111,7 +119,6 @@ def _compare(
     observed: list[Answer | None],
 ) -> None:
     manifest = under_test.manifest
-    report.against = f"its checkpoint, computed in float32 by {source.framework}"
     for dtype in dict.fromkeys(("float32", manifest.weights_dtype)):
         if dtype != "float32":  # rounded as they are stored
             source.weights = under_test.stored_weights(source.config, source.weights)

@@ -15,7 +15,7 @@ from ...models.checkpoints import open_weights
 from ...models.config import OPTConfig
 from ...models.layer_context import LayerContext
 from ...models.weights import check_weights, params_from_weights, weight_shapes
-from ...runtime.contract import TOP_LOGPROBS, tokens_per_call
+from ...runtime.contract import TOP_LOGPROBS, Manifest, tokens_per_call
 from .answers import Answer
 from .packed_sequences import PackedSequences
 from .plan import Plan, Row
@@ -31,16 +31,28 @@ _HEAD_ROWS = 8192
 """Of the largest matrix, which is read and rounded in parts."""
 
 
+def judge_of(signature_name: str, manifest: Manifest) -> str:
+    """The framework that should judge a signature's answers.
+
+    If both are installed it is not the one that computed them, so that a mistake of a
+    library, or of our code for it, has no twin here. Loops that XLA compiles are JAX's
+    whatever the export's framework.
+    """
+    compiled_loop = manifest.compiler == "xla" and tokens_per_call(signature_name)
+    if manifest.framework == "jax" or compiled_loop:
+        return "tf"
+    return "tf" if importlib.util.find_spec("jax") is None else "jax"
+
+
 class SourceModel:
     """A checkpoint that answers a plan's test cases.
 
-    ``framework`` is the one that computes: if both are installed not the export's own,
-    so that a mistake of one library, or of our code for it, has no twin here. It
+    ``framework`` is the one that computes; :func:`judge_of` says which it should be. It
     computes in float32, with its weights as they are or, by ``rounding``, as they are
     after being stored in another type.
     """
 
-    def __init__(self, checkpoint: str | Path, *, other_than: str) -> None:
+    def __init__(self, checkpoint: str | Path, framework: str) -> None:
         self.rounding: Rounding = exact
         self.config = OPTConfig.from_pretrained(checkpoint)
         self.weights = open_weights(checkpoint)
@@ -49,9 +61,8 @@ class SourceModel:
             {name: self.weights.shape(name) for name in self.weights},
             source=checkpoint,
         )
-        both = importlib.util.find_spec("jax") is not None
-        self.framework = "jax" if other_than == "tf" and both else "tf"
-        package = {"jax": "flax", "tf": "tf"}[self.framework]
+        self.framework = framework
+        package = {"jax": "flax", "tf": "tf"}[framework]
         self._math: Any = importlib.import_module(
             f"...models.{package}.model", __package__
         )

@@ -20,6 +20,7 @@ from optserve.export.weights import packed_weights
 from optserve.models.checkpoints import open_weights, save_weights
 from optserve.models.config import OPTConfig
 from optserve.models.examples.random_checkpoint import write_random_checkpoint
+from optserve.models.flax import model as flax_model
 from optserve.runtime.cli import main
 from optserve.runtime.model_dir import MANIFEST_PATH, folder_digests, read_manifest
 from rich.console import Console
@@ -82,6 +83,20 @@ def test_a_compiled_export_passes_as_servers_compile_it(
     report = verify_in_subprocess(folder, checkpoint, max_length=12)
     assert report.ok, (report.files, report.problems)
     assert len({o.signature for o in report.outputs}) == 6
+
+
+def test_a_compiled_loop_is_not_judged_by_the_code_that_it_is_made_of(
+    checkpoint, tmp_path, monkeypatch
+):
+    """It is JAX's in an export of TensorFlow, too; and so a mistake there is seen."""
+    right = flax_model.activation
+    monkeypatch.setattr(flax_model, "activation", lambda *x: 1.2 * right(*x))
+    options = ExportOptions(compiler="xla", batch_sizes=[2], generate=[2])
+    folder = export_to(tmp_path, checkpoint, options)
+    report = verify_export(folder, checkpoint=checkpoint, max_length=12)
+    wrong = {output.signature for output in report.outputs if not output.ok}
+    assert "generate_2" in wrong
+    assert report.against.endswith("by jax and tf")
 
 
 @pytest.mark.parametrize(
