@@ -16,7 +16,7 @@ from .full_disk import check_room, full_disk_explained
 from .options import ExportOptions
 from .publish import Progress, check_version, staging
 from .subprocesses import call_in_subprocess, peak_memory
-from .verify.process import require_verified
+from .verify.process import Verifier, require_verified
 from .verify.report import Report
 
 
@@ -142,14 +142,15 @@ def write_version(
 def _write_and_verify(
     folder: Path, checkpoint: Path, options: ExportOptions, clock: PhaseClock
 ) -> tuple[_Written, Report]:
-    written = call_in_subprocess(
-        _write_in_subprocess,
-        folder=str(folder),
-        checkpoint=str(checkpoint),
-        options=options.to_dict(),
-    )
-    clock("verifying every signature in processes of its own")
-    return _Written(**written), require_verified(folder, checkpoint)
+    with Verifier(quiet=True) as verifier:
+        written = call_in_subprocess(
+            _write_in_subprocess,
+            folder=str(folder),
+            checkpoint=str(checkpoint),
+            options=options.to_dict(),
+        )
+        clock("verifying every signature in processes of its own")
+        return _Written(**written), require_verified(verifier, folder, checkpoint)
 
 
 def _write_in_subprocess(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -20,6 +21,85 @@ class SubprocessFailed(ExportError):
     """The function raised, or its process did not end well; the message says why."""
 
 
+class Subprocess:
+    """A process that waits for one function to call.
+
+    It ends with this process, however this one ends.
+
+    Args:
+        prepare: a function at the top of a module of this package, without arguments,
+            to call while it waits: imports that take seconds.
+        environment: variables on top of this process's.
+        quiet: whether to keep what it writes to standard error to itself.
+    """
+
+    def __init__(
+        self,
+        prepare: Callable[[], None] | None = None,
+        *,
+        environment: Mapping[str, str] | None = None,
+        quiet: bool = False,
+    ) -> None:
+        first = [] if prepare is None else [_name(prepare)]
+        reading, self._task = os.pipe()  # closed by the kernel, if by nobody else
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__, *first],
+            stdin=reading,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if quiet else None,
+            env={**os.environ, **(environment or {})},
+        )
+        os.close(reading)
+
+    def __enter__(self) -> Subprocess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it, if it has not ended."""
+        os.close(self._task)
+        with self._process:  # waits, and closes its pipes
+            self._process.kill()
+
+    def call(self, function: Callable[..., Any], **arguments: Any) -> Any:
+        """Call a function at the top of a module of this package; once.
+
+        Args:
+            function: the function.
+            arguments: plain JSON data, by keyword.
+
+        Returns:
+            What the function returned, plain JSON data too.
+
+        Raises:
+            SubprocessFailed: there is no result.
+        """
+        task = json.dumps([_name(function), arguments])
+        with (
+            contextlib.suppress(BrokenPipeError),  # it has died: its words follow
+            open(self._task, "w", encoding="utf-8", closefd=False) as pipe,
+        ):
+            pipe.write(task + "\n")
+        reply, errors = self._process.communicate()
+        try:
+            reply = json.loads(reply)
+        except ValueError:
+            raise SubprocessFailed(_why(self._process.returncode, errors)) from None
+        if "error" in reply:
+            raise SubprocessFailed(reply["error"])
+        return reply["result"]
+
+
+def _why(code: int, errors: bytes | None) -> str:
+    """In a few words, why a process failed that said nothing about it."""
+    if code < 0:
+        return (
+            f"its process was killed by signal {-code}: out of memory, or a file that "
+            "crashes what reads it?"
+        )
+    lines = (errors or b"").decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"its process ended with {code}"
+
+
 def call_in_subprocess(
     function: Callable[..., Any],
     *,
@@ -27,54 +107,9 @@ def call_in_subprocess(
     quiet: bool = False,
     **arguments: Any,
 ) -> Any:
-    """Call a module's function in a process of its own.
-
-    The process ends with this one, however this one ends.
-
-    Args:
-        function: a function at the top of a module of this package.
-        environment: variables on top of this process's.
-        quiet: whether to keep what it writes to standard error to itself.
-        arguments: plain JSON data, by keyword.
-
-    Returns:
-        What the function returned, plain JSON data too.
-
-    Raises:
-        SubprocessFailed: there is no result.
-    """
-    name = f"{function.__module__}:{function.__qualname__}"
-    command = [sys.executable, "-m", __name__, name, json.dumps(arguments)]
-    reading, writing = os.pipe()  # closed by the kernel, if by nobody else
-    try:
-        ended = subprocess.run(
-            command,
-            stdin=reading,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if quiet else None,
-            env={**os.environ, **(environment or {})},
-        )
-    finally:
-        os.close(reading)
-        os.close(writing)
-    try:
-        reply = json.loads(ended.stdout)
-    except ValueError:
-        raise SubprocessFailed(_why(ended)) from None
-    if "error" in reply:
-        raise SubprocessFailed(reply["error"])
-    return reply["result"]
-
-
-def _why(ended: subprocess.CompletedProcess[bytes]) -> str:
-    """In a few words, why a process failed that said nothing about it."""
-    if ended.returncode < 0:
-        return (
-            f"its process was killed by signal {-ended.returncode}: out of memory, or "
-            "a file that crashes what reads it?"
-        )
-    lines = (ended.stderr or b"").decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"its process ended with {ended.returncode}"
+    """Call a function in a process of its own, as :class:`Subprocess` does."""
+    with Subprocess(environment=environment, quiet=quiet) as process:
+        return process.call(function, **arguments)
 
 
 def peak_memory() -> int:
@@ -83,24 +118,37 @@ def peak_memory() -> int:
     return getrusage(RUSAGE_SELF).ru_maxrss * unit
 
 
+def _name(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}:{function.__qualname__}"
+
+
+def _function(name: str) -> Callable[..., Any]:
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
 def _end_with_parent() -> None:
     while os.read(0, 1):
         pass
     os._exit(1)
 
 
-def _main(name: str, arguments: str) -> None:
-    """Call the function; standard output gets what comes of it and nothing else."""
+def _main(prepare: str | None = None) -> None:
+    """Call what is asked for; standard output gets its result and nothing else."""
     from ..runtime.cli import error_sentence
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     reply_to = os.dup(1)
     os.dup2(2, 1)
-    module, _, function = name.partition(":")
     try:
-        call = getattr(importlib.import_module(module), function)
-        reply = {"result": call(**json.loads(arguments))}
+        if prepare is not None:
+            _function(prepare)()
+        task = sys.stdin.buffer.readline()
+        if not task:  # the parent has gone, or needs nothing
+            os._exit(1)
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        name, arguments = json.loads(task)
+        reply = {"result": _function(name)(**arguments)}
     except Exception as error:
         if os.environ.get("OPTSERVE_TRACEBACK"):
             raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -11,7 +13,7 @@ from typing import Any
 
 from ...models.quiet import import_tensorflow
 from ..errors import ExportError
-from ..subprocesses import SubprocessFailed, call_in_subprocess, peak_memory
+from ..subprocesses import Subprocess, SubprocessFailed, peak_memory
 from . import compare_exports, judge, observe
 from .observation import Observation
 from .report import Report
@@ -25,6 +27,57 @@ takes the same sizes for each layer, would wait for cleared pages a third of its
 """
 
 
+class Verifier:
+    """Two processes: the first calls the export, then the second asks the source model.
+
+    So one of them at a time has weights in memory. A file that crashes what reads it,
+    or takes all memory, ends that process and not this one. Each imports what it needs
+    while something else is done before: that is half of a small model's time.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._observer = _process(_prepare_observer, allocator=_FREEING, quiet=quiet)
+
+    def __enter__(self) -> Verifier:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._observer.__exit__(*_)
+
+    def verify(
+        self,
+        export: str | os.PathLike[str],
+        checkpoint: str | os.PathLike[str] | None,
+        *,
+        max_length: int | None = None,
+    ) -> Report:
+        """:func:`verify_export` by these processes; once.
+
+        Raises:
+            SubprocessFailed: there is no report; the message says why.
+        """
+        export = os.fspath(export)
+        with (
+            TemporaryDirectory(prefix="optserve-verify-") as folder,
+            _process(_prepare_judge, allocator=_ALLOCATOR, quiet=self._quiet) as judge,
+        ):
+            seen = self._observer.call(
+                _observe, export=export, max_length=max_length, folder=folder
+            )
+            report = judge.call(
+                _judge,
+                export=export,
+                checkpoint=None if checkpoint is None else os.fspath(checkpoint),
+                max_length=max_length,
+                folder=folder,
+                seen=seen["observation"],
+            )
+        result = Report.from_dict(report)
+        result.memory = max(result.memory, seen["memory"])
+        return result
+
+
 def verify_in_subprocess(
     export: str | os.PathLike[str],
     checkpoint: str | os.PathLike[str] | None,
@@ -32,38 +85,9 @@ def verify_in_subprocess(
     max_length: int | None = None,
     quiet: bool = False,
 ) -> Report:
-    """:func:`verify_export` in two processes, one after the other.
-
-    The first calls the export, the second asks the source model, so that one of them
-    at a time is in memory. A file that crashes what reads it, or takes all memory, ends
-    that process and not this one.
-
-    Raises:
-        SubprocessFailed: there is no report; the message says why.
-    """
-    export = os.fspath(export)
-    with TemporaryDirectory(prefix="optserve-verify-") as folder:
-        seen = _call(
-            _observe,
-            allocator=_FREEING,
-            quiet=quiet,
-            export=export,
-            max_length=max_length,
-            folder=folder,
-        )
-        report = _call(
-            _judge,
-            allocator=_ALLOCATOR,
-            quiet=quiet,
-            export=export,
-            checkpoint=None if checkpoint is None else os.fspath(checkpoint),
-            max_length=max_length,
-            folder=folder,
-            seen=seen["observation"],
-        )
-    result = Report.from_dict(report)
-    result.memory = max(result.memory, seen["memory"])
-    return result
+    """:func:`verify_export` in processes of its own, as :class:`Verifier` does it."""
+    with Verifier(quiet=quiet) as verifier:
+        return verifier.verify(export, checkpoint, max_length=max_length)
 
 
 def compare_in_subprocess(
@@ -73,14 +97,13 @@ def compare_in_subprocess(
     max_length: int | None = None,
 ) -> Report:
     """:func:`compare_exports` in a process of its own."""
-    report = _call(
-        _compare,
-        allocator=_FREEING,
-        quiet=False,
-        export=os.fspath(export),
-        other=os.fspath(other),
-        max_length=max_length,
-    )
+    with _process(import_tensorflow, allocator=_FREEING, quiet=False) as process:
+        report = process.call(
+            _compare,
+            export=os.fspath(export),
+            other=os.fspath(other),
+            max_length=max_length,
+        )
     return Report.from_dict(report)
 
 
@@ -97,24 +120,22 @@ def measure_text(
     Raises:
         SubprocessFailed: the message says why.
     """
-    losses, problems = _call(
-        _text_losses,
-        allocator=_FREEING,
-        quiet=False,
-        text=os.fspath(text),
-        export=os.fspath(export),
-        other=None if other is None else os.fspath(other),
-        checkpoint=None if checkpoint is None else os.fspath(checkpoint),
-    )
+    with _process(import_tensorflow, allocator=_FREEING, quiet=False) as process:
+        losses, problems = process.call(
+            _text_losses,
+            text=os.fspath(text),
+            export=os.fspath(export),
+            other=None if other is None else os.fspath(other),
+            checkpoint=None if checkpoint is None else os.fspath(checkpoint),
+        )
     report.losses.update(losses)
     report.problems += problems
 
 
 def require_verified(
+    verifier: Verifier,
     folder: str | os.PathLike[str],
     checkpoint: str | os.PathLike[str],
-    *,
-    max_length: int | None = None,
 ) -> Report:
     """Verify a version that is about to be published.
 
@@ -125,9 +146,7 @@ def require_verified(
         ExportError: it is not verified; the message says what is wrong.
     """
     try:
-        report = verify_in_subprocess(
-            folder, checkpoint, max_length=max_length, quiet=True
-        )
+        report = verifier.verify(folder, checkpoint)
     except SubprocessFailed as error:
         raise ExportError(
             f"verifying did not end well, nothing published: {error}"
@@ -137,19 +156,24 @@ def require_verified(
     return report
 
 
-def _call(
-    function: Callable[..., Any],
-    *,
-    allocator: Mapping[str, str],
-    quiet: bool,
-    **arguments: Any,
-) -> Any:
+def _process(
+    prepare: Callable[[], None], *, allocator: Mapping[str, str], quiet: bool
+) -> Subprocess:
     environment = {k: v for k, v in allocator.items() if k not in os.environ}
     if quiet:
         environment["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    return call_in_subprocess(
-        function, environment=environment, quiet=quiet, **arguments
-    )
+    return Subprocess(prepare, environment=environment, quiet=quiet)
+
+
+def _prepare_observer() -> None:
+    import_tensorflow()
+    importlib.import_module("...runtime.server.servable", __package__)
+
+
+def _prepare_judge() -> None:
+    import_tensorflow()
+    if importlib.util.find_spec("jax") is not None:
+        importlib.import_module("...models.flax.model", __package__)
 
 
 def _observe(export: str, max_length: int | None, folder: str) -> dict[str, Any]:
@@ -172,7 +196,6 @@ def _judge(
 
 def _compare(export: str, other: str, max_length: int | None) -> dict[str, Any]:
     """What runs there."""
-    import_tensorflow()
     return _finished(compare_exports(export, other, max_length=max_length))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from optserve.export import pipeline
 from optserve.export.subprocesses import SubprocessFailed
@@ -25,11 +27,15 @@ def in_this_process(monkeypatch):
     Each of those takes seconds to import TensorFlow, which is here already.
     """
 
-    def call_here(function, *, environment=None, quiet=False, **arguments):
-        try:
-            return function(**arguments)
-        except Exception as error:
-            raise SubprocessFailed(error_sentence(error)) from None
+    class Here(contextlib.nullcontext):
+        def __init__(self, prepare=None, *, environment=None, quiet=False):
+            super().__init__(self)
 
-    for module in (pipeline, process):
-        monkeypatch.setattr(module, "call_in_subprocess", call_here)
+        def call(self, function, **arguments):
+            try:
+                return function(**arguments)
+            except Exception as error:
+                raise SubprocessFailed(error_sentence(error)) from None
+
+    monkeypatch.setattr(pipeline, "call_in_subprocess", Here().call)
+    monkeypatch.setattr(process, "Subprocess", Here)

@@ -8,7 +8,11 @@ import types
 import pytest
 from optserve.export import subprocesses
 from optserve.export.errors import ExportError
-from optserve.export.subprocesses import SubprocessFailed, call_in_subprocess
+from optserve.export.subprocesses import (
+    Subprocess,
+    SubprocessFailed,
+    call_in_subprocess,
+)
 
 
 def function_of_another_process(name: str):
@@ -38,6 +42,24 @@ def test_its_environment():
     getenv = function_of_another_process("os:getenv")
     assert call_in_subprocess(getenv, environment={"A_B": "c"}, key="A_B") == "c"
     assert call_in_subprocess(getenv, key="PATH") == os.environ["PATH"]
+
+
+def test_it_prepares_itself_and_waits():
+    prepare = function_of_another_process("gc:disable")
+    with Subprocess(prepare) as process:
+        assert process.call(function_of_another_process("gc:isenabled")) is False
+    impossible = function_of_another_process("json:no_such_function")
+    failing = pytest.raises(SubprocessFailed, match="no_such_function")
+    with Subprocess(impossible) as process, failing:
+        process.call(subprocesses.peak_memory)
+
+
+def test_one_that_is_not_needed_ends(capfd):
+    with Subprocess() as process:
+        pid = process._process.pid
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_an_error_is_a_sentence():

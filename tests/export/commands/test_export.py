@@ -13,7 +13,7 @@ from optserve.export.commands import export as command
 from optserve.export.errors import ExportError
 from optserve.export.estimate import estimate_savedmodel, read_config
 from optserve.export.options import ExportOptions
-from optserve.export.verify.process import require_verified
+from optserve.export.verify.process import Verifier, require_verified
 from optserve.models.examples.random_checkpoint import write_random_checkpoint
 from optserve.runtime.cli import main
 from optserve.runtime.model_dir import read_manifest
@@ -61,7 +61,7 @@ def test_a_second_version_moves_no_label(out, checkpoint, capsys):
 def test_what_is_not_verified_is_not_published(
     checkpoint, tmp_path, capsys, monkeypatch
 ):
-    def refuse(folder, source):
+    def refuse(verifier, folder, source):
         assert read_manifest(folder).files
         raise ExportError("not verified, nothing published: decode is off")
 
@@ -71,16 +71,21 @@ def test_what_is_not_verified_is_not_published(
     assert not (tmp_path / "out").exists()
 
 
+def verified(folder, source):
+    with Verifier(quiet=True) as verifier:
+        return require_verified(verifier, folder, source)
+
+
 @pytest.mark.usefixtures("in_this_process")
 def test_another_checkpoint_is_told(out, tmp_path):
     other = write_random_checkpoint(tmp_path, SMALLEST, seed=1)
     with pytest.raises(ExportError, match=r"not verified.*not the checkpoint's"):
-        require_verified(out / "1", other, max_length=8)
+        verified(out / "1", other)
 
 
 def test_a_process_that_cannot_verify_is_told(checkpoint, tmp_path):
     with pytest.raises(ExportError, match="did not end well"):
-        require_verified(tmp_path / "none", checkpoint)
+        verified(tmp_path / "none", checkpoint)
 
 
 def test_a_polite_end_cleans_up():
