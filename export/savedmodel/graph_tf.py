@@ -312,7 +312,8 @@ def decode_loop(
         known = prompt.fed & (state.step == 0)
         hidden, kv = tf.cond(known, lambda: (prompt.hidden, state.new_kv), feed)
         logits = opt.lm_logits(config, params, hidden)
-        state = advance(request._replace(cache=None), state, logits, start + 1)
+        rest = state._replace(new_kv=None)  # updated in place: for nobody else to see
+        state = advance(request._replace(cache=None), rest, logits, start + 1)
         return (state._replace(new_kv=tf.ensure_shape(kv, [None, config.head_dim])),)
 
     (state,) = tf.while_loop(

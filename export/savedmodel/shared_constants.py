@@ -6,13 +6,13 @@ copies again for each signature while it gets ready.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import tensorflow as tf
 
-_OF_GRAPHS: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
+_ATTRIBUTE = "_optserve_constants"
+"""Of a graph: they end with it."""
 
 
 def constant(value: Any):
@@ -20,11 +20,14 @@ def constant(value: Any):
     return once_a_graph(str(value), lambda: tf.constant(value))
 
 
-def once_a_graph(key: Any, make: Callable[[], Any]):
+def once_a_graph(key: Hashable, make: Callable[[], Any]):
     """What ``make()`` gave in this graph under this key."""
     if tf.executing_eagerly():
         return make()
-    known = _OF_GRAPHS.setdefault(tf.compat.v1.get_default_graph(), {})
+    graph = tf.compat.v1.get_default_graph()
+    if not hasattr(graph, _ATTRIBUTE):
+        setattr(graph, _ATTRIBUTE, {})
+    known = getattr(graph, _ATTRIBUTE)
     if key not in known:
         known[key] = make()
     return known[key]
