@@ -27,13 +27,16 @@ _SLOTS = 8  # of a cache: nothing is compiled for their number
 Dims = Mapping[str, int]
 
 
+_TEXTS = ("describe", "tokenizer")
 _NOW_AND_THEN = (
     ("prefill", ("new_cache",)),  # of all but the last part of a long prompt
     ("decode", ("new_cache",)),
+    ("session_decode", ("alive",)),
     ("score", ("logprobs",)),
     ("score", ("logprobs", "top_ids", "top_logprobs")),
     ("score", ()),
     ("embed", ("last_hidden_state",)),
+    ("embed", ("pooled",)),
     ("serving_default", ()),
 )
 
@@ -75,11 +78,14 @@ def write_warmup(folder: Path, manifest: Manifest, fed: Sizes, loop: Sizes) -> i
 
 
 def warmup_calls(manifest: Manifest, fed: Sizes, loop: Sizes) -> Iterator[WarmupCall]:
-    """In the order of need: one row before several, small before large, generation
-    before what is called now and then.
+    """In the order of need: what every client asks first, one row before several, small
+    before large, generation before what is called now and then.
 
     Sizes whose smallest request would be huge are left to their first one.
     """
+    for name in _TEXTS:
+        if name in manifest.signatures:
+            yield WarmupCall(name, {"B": 1})
     most_slots = _MOST_BYTES // manifest.cache_layout.row_bytes
     prompts = fed.prompt or (8,)
     usual = {"B": 1, "S": prompts[:2][-1], "C": 1}
@@ -97,13 +103,14 @@ def warmup_calls(manifest: Manifest, fed: Sizes, loop: Sizes) -> Iterator[Warmup
             # Sessions' tickets are void, so all is computed and nothing is written.
             yield from (WarmupCall(name, usual) for name in one_row)
         if rows in (fed.rows or (1,)):
-            for prompt in prompts:
+            for prompt in fed.prompts_of(rows) or prompts:
                 if rows * prompt <= _MOST_TOKENS:
                     yield WarmupCall("prefill", {"B": rows, "S": prompt, "C": 0})
             if affordable:
                 yield WarmupCall("decode", cached)
     for name, outputs in _NOW_AND_THEN:
-        yield WarmupCall(name, {**usual, "C": 0}, outputs)
+        if name in manifest.signatures:
+            yield WarmupCall(name, {**usual, "C": 0}, outputs)
 
 
 def _prediction_log(manifest: Manifest, call: WarmupCall) -> bytes:

@@ -77,8 +77,8 @@ def _probe(model: ServedModel, deadline: float | None) -> Task[None]:
     inputs = {"input_ids": ids, "input_length": np.ones(rows, np.int32)}
     patience = time.monotonic() + _PROBE_SECONDS
     soon = patience if deadline is None else min(deadline, patience)
-    outputs, version = ("logits",), model.version or None
-    expected = ExpectedReply(model, "prefill", outputs, rows, (1,), ids.shape[1])
-    call = Call("prefill", inputs, outputs, version, expected=expected)
+    version = model.version or None
+    expected = ExpectedReply(model, "prefill", (), rows, (1,), ids.shape[1])
+    call = Call("prefill", inputs, (), version, expected=expected)
     with suppress(DeadlineExceeded):
         yield CallRequest(call, soon)

@@ -9,33 +9,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import prediction_log_pb2
 
-from ..codec.predict import ModelSpec, PredictRequest, decode_predict_request
+from ..codec.predict import PredictRequest, decode_predict_request
 from ..errors import MalformedMessage
 from ..model_dir import WARMUP_RECORDS_LIMIT
 from .predict import Runner, predict
 from .progress import Progress
-from .request_limits import STRING_SIGNATURES
 from .servable import Servable
 from .serving_error import ServingError, invalid_argument
 
 
 def warm_up(servable: Servable, path: Path, run: Runner, progress: Progress) -> None:
-    """Call what every client of an export calls first, then replay the file's records.
+    """Replay the file's records.
 
     Raises:
         ServingError: not a TFRecord file of PredictionLog, over 1000 records, or a
             request that the model refuses.
     """
-    for name in STRING_SIGNATURES if servable.limits is not None else ():
-        if name in servable.signatures:
-            row = PredictRequest(ModelSpec("", name), {"row": np.zeros(1, np.int32)})
-            with progress.step(f"warm-up: {name}"):
-                predict(servable, row, run)
     records = list(_records(path))
     for number, record in enumerate(records, 1):
         request = _request(record, f"warmup record {number} of {path}")
