@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,8 +27,8 @@ class JaxBackend:
     """Programs for the rows and prompt sizes of ``sizes``, and any size of cache.
 
     Rows are filled up to the next size, and more than the largest go through in
-    groups. Prompts longer than the largest size, which is a page's too, are fed piece
-    by piece.
+    groups. So do several rows of long prompts, in groups of the fewest rows. Prompts
+    longer than the largest size, which is a page's too, are fed piece by piece.
     """
 
     def __init__(
@@ -39,18 +40,19 @@ class JaxBackend:
         tokens: int,
         sizes: Sizes,
     ) -> None:
-        self.compiled = self.compiled_loop = sizes
         self.resources: dict[str, Any] = {}
         self._loop = JaxLoop(config, stored, layout, tokens=tokens, rows=sizes.rows)
-        self._prompts, slots = sizes.prompt, sizes.prompt[-1]
+        slots = sizes.prompt[-1]
         # One row may have a long cache where another has a long prompt.
         pages = 2 * -(-config.max_position_embeddings // slots)
         self._jax = JaxPrograms(config, stored, layout, pages, slots)
         self._rows = self._jax.affordable(sizes.rows)
+        self.compiled = replace(sizes, rows=self._rows)
+        self.compiled_loop = self._loop.sizes
         self._prompt = {
             (rows, S): self._extend_program(rows, S)
             for rows in self._rows
-            for S in self._prompts
+            for S in self.compiled.prompts_of(rows)
         }
         self._head = {
             rows: self._head_program(rows) for rows in {*self._rows, _HEAD_ROWS}
@@ -93,28 +95,35 @@ class JaxBackend:
 
     def _extended(self, ids, cache, cache_length):
         """Hidden states [B,S,W] and new rows [B,S,L,2,H,·] of ``ids`` [B,S]."""
-
         outputs = (
             float32(None, None, self._jax.config.embed_dim),
             float32(None, None, *self._jax.layout.row_shape),
         )
-        inputs = ids, cache, cache_length
-        return by_rows(self._rows, self._extend_rows.__getitem__, inputs, outputs)
+        sizes = [self.compiled.prompts_of(rows) for rows in self._rows]
+        return by_rows(
+            self._rows,
+            self._extend_rows.__getitem__,
+            (ids, cache, cache_length),
+            outputs,
+            limits=[tf.int32.max, *(prompts[-1] for prompts in sizes[1:])],
+            length=tf.shape(ids)[1],
+        )
 
     def _extended_rows(self, rows: int, ids, cache, cache_length):
-        S = tf.shape(ids)[1]
         pages = self._jax.paged(rows, cache, cache_length)
+        sizes = self.compiled.prompts_of(rows)
+        branches: list[Any] = [
+            partial(self._whole, rows, size, ids, cache_length, pages) for size in sizes
+        ]
+        if rows == self._rows[0]:
+            branches.append(partial(self._in_pieces, rows, ids, cache_length, pages))
+        return tf.switch_case(position(sizes, tf.shape(ids)[1]), branches)
 
-        def whole(size: int):
-            padded = tf.ensure_shape(fit(ids, 1, size), [rows, size])
-            hidden, new_cache = self._prompt[rows, size](padded, cache_length, pages)
-            return hidden[:, :S], new_cache[:, :S]
-
-        def in_pieces():
-            return self._in_pieces(rows, ids, cache_length, pages)
-
-        branches = [partial(whole, size) for size in self._prompts]
-        return tf.switch_case(position(self._prompts, S), [*branches, in_pieces])
+    def _whole(self, rows: int, size: int, ids, start, pages: paged_cache.Pages):
+        S = tf.shape(ids)[1]
+        padded = tf.ensure_shape(fit(ids, 1, size), [rows, size])
+        hidden, new_cache = self._prompt[rows, size](padded, start, pages)
+        return hidden[:, :S], new_cache[:, :S]
 
     def _in_pieces(self, rows: int, ids, start, pages: paged_cache.Pages):
         S, size = tf.shape(ids)[1], self._jax.slots

@@ -13,6 +13,10 @@ LOOP_PAGE = 128
 """Slots of a page of the cache, in a loop of the TensorFlow route that XLA compiles."""
 
 
+_MOST_TOGETHER = 256
+"""Tokens of a program with several rows."""
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Sizes that the graph rounds up to before a compiler sees them, ascending.
@@ -23,6 +27,17 @@ class Sizes:
 
     rows: tuple[int, ...] = ()
     prompt: tuple[int, ...] = ()
+
+    def prompts_of(self, rows: int) -> tuple[int, ...]:
+        """Prompt sizes that so many rows go through together.
+
+        With more tokens than a few hundred nothing is gained by it: longer prompts go
+        through by the fewest rows at a time.
+        """
+        if rows == min(self.rows, default=rows):
+            return self.prompt
+        few = tuple(size for size in self.prompt if rows * size <= _MOST_TOGETHER)
+        return few or self.prompt[:1]
 
 
 def chosen_sizes(

@@ -38,7 +38,7 @@ class ExportRunner:
         from ...runtime.server.settings import SessionOptions
 
         # A server's way to load is the one to try, and takes less memory.
-        self._loaded = Servable(str(folder), SessionOptions(), exported=True)
+        self._loaded = Servable(str(folder), SessionOptions(), manifest=manifest)
         release_freed_memory()
         self._manifest = manifest
         self.problems: list[str] = []

@@ -53,7 +53,7 @@ class VersionLoader:
                 servable = Servable(
                     str(folder),
                     self.options,
-                    exported=manifest is not None,
+                    manifest=manifest,
                     limits=limits,
                 )
             release_freed_memory()  # what reading the weights has taken besides

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, rewriter_config_pb2
 
-from ..contract import EXTRA_OUTPUTS
+from ..contract import EXTRA_OUTPUTS, Manifest
 from .aligned_buffers import BUFFERS
 from .request_limits import RequestLimits
 from .serving_error import ServingError, from_tensorflow, internal, invalid_argument
@@ -73,7 +73,7 @@ class Servable:
         path: str,
         options: SessionOptions,
         *,
-        exported: bool = False,
+        manifest: Manifest | None = None,
         limits: RequestLimits | None = None,
     ) -> None:
         """Load a SavedModel.
@@ -81,24 +81,24 @@ class Servable:
         Args:
             path: its folder.
             options: TensorFlow's threads and XLA.
-            exported: it is ours. TensorFlow's passes that find nothing in such a graph
-                are left out (:func:`_few_passes`). And outputs that nobody asks for are
-                fetched all the same unless they are ``EXTRA_OUTPUTS``: they cost little
-                beside another program of the same signature, which its first caller
-                would wait for.
+            manifest: an export's, which says that it is ours. TensorFlow's passes that
+                find nothing in such a graph are left out (:func:`_few_passes`). And
+                outputs that nobody asks for are fetched all the same unless they are
+                ``EXTRA_OUTPUTS``: they cost little beside another program of the same
+                signature, which its first caller would wait for.
             limits: what its requests may be, for ``predict.predict`` to check.
 
         Raises:
             ServingError: it can't be loaded.
         """
         self.limits = limits
-        self._exported = exported
+        self._exported = manifest is not None
         config = config_pb2.ConfigProto(
             intra_op_parallelism_threads=options.intra_op_threads,
             inter_op_parallelism_threads=options.inter_op_threads,
         )
-        if exported:
-            _few_passes(config.graph_options.rewrite_options)
+        if manifest is not None:
+            _few_passes(config.graph_options.rewrite_options, manifest)
         # One op at a time: in the caller's thread, so that callers don't queue up
         self._thread_pool = -1 if options.inter_op_threads == 1 else 0
         self._lock = threading.Lock()
@@ -181,12 +181,15 @@ class Servable:
         return run
 
 
-def _few_passes(rewriting: rewriter_config_pb2.RewriterConfig) -> None:
+def _few_passes(
+    rewriting: rewriter_config_pb2.RewriterConfig, manifest: Manifest
+) -> None:
     """Leave out what takes most of the time that a graph needs to load.
 
     Each pass copies the graph and all its functions, for each signature. An export has
     no constants to fold, as its weights are variables, no layouts of images and no
-    parts that are computed twice. The passes that remain bring 5 to 30 % of a step.
+    parts that are computed twice. The passes that remain bring 5 to 30 % of a step,
+    where TensorFlow computes and not XLA.
     """
     off = rewriter_config_pb2.RewriterConfig.OFF
     rewriting.constant_folding = off
@@ -198,6 +201,10 @@ def _few_passes(rewriting: rewriter_config_pb2.RewriterConfig) -> None:
     rewriting.memory_optimization = rewriter_config_pb2.RewriterConfig.NO_MEM_OPT
     rewriting.disable_tfg_optimizer = True
     rewriting.meta_optimizer_iterations = rewriter_config_pb2.RewriterConfig.ONE
+    if manifest.framework == "jax":
+        rewriting.arithmetic_optimization = off
+        rewriting.remapping = off
+        rewriting.dependency_optimization = off
 
 
 @contextlib.contextmanager

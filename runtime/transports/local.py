@@ -102,7 +102,7 @@ def _load(folder: Path, threads: int | None) -> Servable:
         manifest = checked_manifest(folder)
         with on_huge_pages():  # the weights
             options = SessionOptions(intra_op_threads=threads or 0)
-            return Servable(str(folder), options, exported=manifest is not None)
+            return Servable(str(folder), options, manifest=manifest)
     except ServingError as error:
         raise IncompatibleModel(f"{folder} can't be loaded: {error.details}") from None
 

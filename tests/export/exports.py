@@ -54,8 +54,9 @@ class Served:
         from optserve.runtime.server.settings import SessionOptions
 
         self.path = path
-        self._servable = Servable(str(path), SessionOptions(), exported=True)
-        self.row_shape = read_manifest(path).cache_layout.row_shape
+        manifest = read_manifest(path)
+        self._servable = Servable(str(path), SessionOptions(), manifest=manifest)
+        self.row_shape = manifest.cache_layout.row_shape
         self.width = self.row_shape[-1]
 
     def __call__(self, name: str, **inputs: Any) -> dict[str, np.ndarray]:

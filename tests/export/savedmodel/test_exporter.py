@@ -118,7 +118,9 @@ def test_likeliest_tokens_that_nobody_fetches_are_not_computed():
     from optserve.runtime.server.settings import SessionOptions
 
     model = served("pre_ln")
-    servable = Servable(str(model.path), SessionOptions(), exported=True)
+    servable = Servable(
+        str(model.path), SessionOptions(), manifest=read_manifest(model.path)
+    )
     spec = servable.signatures["score"]
     given = {
         "input_ids": np.int32([[5, 6, 7]]),

@@ -32,7 +32,7 @@ def doubled():
     return run
 
 
-@pytest.mark.parametrize("rows", range(1, 9))
+@pytest.mark.parametrize("rows", range(9))
 def test_every_number_of_rows(doubled, rows):
     rng = np.random.default_rng(rows)
     x = rng.standard_normal(rows).astype(np.float32)
@@ -40,6 +40,21 @@ def test_every_number_of_rows(doubled, rows):
     twice, sums = doubled(x, y)
     np.testing.assert_array_equal(twice, 2 * x)
     np.testing.assert_array_equal(sums, x[:, None] + y)
+
+
+def test_beyond_its_limit_a_size_is_not_chosen():
+    def of(size: int):
+        return lambda x: (tf.fill([size], size) + 0 * x,)
+
+    @tf.function
+    def chosen(x, length):
+        outputs = (tf.TensorSpec([None], tf.int32),)
+        limits = [tf.int32.max, 32]
+        return by_rows((1, 8), of, (x,), outputs, limits=limits, length=length)[0]
+
+    for rows, length, expected in ((1, 99, 1), (5, 32, 8), (5, 33, 1), (20, 4, 8)):
+        x = tf.zeros([rows], tf.int32)
+        assert chosen(x, tf.constant(length)).numpy().tolist() == [expected] * rows
 
 
 def test_position_counts_smaller_sizes():

@@ -50,7 +50,7 @@ def call(tmp_path_factory):
     tf.saved_model.save(module, str(folder), functions)
     assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 1e6
     before = resident()
-    servable = Servable(str(folder), SessionOptions(), exported=True)
+    servable = Servable(str(folder), SessionOptions())
     assert resident() - before < WHOLE / 4  # not yet touched
 
     def run(name: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:

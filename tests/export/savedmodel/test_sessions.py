@@ -43,7 +43,9 @@ class Loaded:
         sessions = {"sessions": SLOTS, "session_slots": POSITIONS, "generate": (1, 8)}
         folder = exported("pre_ln", **sessions | options)
         self.manifest: Manifest = read_manifest(folder)
-        self.servable = Servable(str(folder), SessionOptions(), exported=True)
+        self.servable = Servable(
+            str(folder), SessionOptions(), manifest=read_manifest(folder)
+        )
 
     def __call__(self, name: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         signature = self.servable.signatures[name]

@@ -101,7 +101,7 @@ class Caller:
         self.sizes = {key: (value,) for key, value in sizes.items()}
         self.sizes |= {"S+N-1": (S + N - 1,), "row": manifest.cache_layout.row_shape}
         self.sizes |= {"V": (manifest.vocab_size,), "E": (manifest.output_width,)}
-        self.servable = Servable(str(folder), SessionOptions(), exported=True)
+        self.servable = Servable(str(folder), SessionOptions(), manifest=manifest)
         self.close = self.servable.close
 
     def __call__(self, name, inputs, outputs=()) -> dict[str, np.ndarray]:
