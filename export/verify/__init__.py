@@ -24,7 +24,7 @@ from .export_under_test import ExportUnderTest, describe_kind
 from .observation import Observation
 from .plan import Plan
 from .report import Report, measure
-from .source_model import SourceModel, judge_of
+from .source_model import SourceModel, judge_of, open_checkpoint
 from .tolerances import tolerance
 
 __all__ = ["Report", "compare_exports", "verify_export"]
@@ -49,11 +49,15 @@ def verify_export(
         ModelDirError: not an export.
         ExportError: a TFLite file without LiteRT to run it.
     """
-    return judge(export, observe(export, max_length), checkpoint, max_length)
+    seen = observe(export, checkpoint, max_length)
+    return judge(export, seen, checkpoint, max_length)
 
 
-def observe(export: str | Path, max_length: int | None) -> Observation:
-    """What the export answers; nothing if its files were changed since the export.
+def observe(
+    export: str | Path, checkpoint: str | Path | None, max_length: int | None
+) -> Observation:
+    """Whether the export's weights are the checkpoint's, and what it answers; nothing
+    if its files were changed since the export.
 
     Raises:
         ModelDirError: not an export.
@@ -66,9 +70,11 @@ def observe(export: str | Path, max_length: int | None) -> Observation:
         seen.files = changed_files(under_test.folder, under_test.manifest)
     if not seen.files:  # files that were changed since the export aren't worth calling
         import_tensorflow()
+        if checkpoint is not None:
+            seen.problems = _wrong_weights(under_test, checkpoint)
         runner = under_test.runner()
         seen.answers = runner.run(under_test.plan(max_length=max_length))
-        seen.problems = runner.problems
+        seen.problems += runner.problems
         runner.close()  # its weights go before the source model's come
         del runner
         gc.collect()
@@ -82,7 +88,7 @@ def judge(
     checkpoint: str | Path | None,
     max_length: int | None,
 ) -> Report:
-    """Compare what was observed with the checkpoint's own weights and answers."""
+    """Compare what was observed with the checkpoint's own answers."""
     begin = time.monotonic()
     under_test = ExportUnderTest.at(export)
     manifest = under_test.manifest
@@ -95,10 +101,8 @@ def judge(
         report.notes += plan.notes
         report.seen(plan, seen.answers)
         if checkpoint is not None:
-            import_tensorflow()
             judges = [judge_of(case.signature, manifest) for case in plan.cases]
             sources = [SourceModel(checkpoint, name) for name in dict.fromkeys(judges)]
-            report.problems += _wrong_weights(under_test, sources[0])
             frameworks = " and ".join(source.framework for source in sources)
             report.against = f"its checkpoint, computed in float32 by {frameworks}"
             for source in sources:
@@ -130,15 +134,16 @@ def _compare(
         del expected  # before the next
 
 
-def _wrong_weights(under_test: ExportUnderTest, source: SourceModel) -> list[str]:
+def _wrong_weights(under_test: ExportUnderTest, checkpoint: str | Path) -> list[str]:
     if under_test.file is not None:
         return []
     from .weights import StoredWeights, wrong_weights
 
     dtype = under_test.manifest.weights_dtype
     stored = StoredWeights(under_test.folder)
-    weights = under_test.stored_weights(source.config, source.weights)
-    return wrong_weights(stored, source.config, weights, dtype)
+    config, weights = open_checkpoint(checkpoint)
+    weights = under_test.stored_weights(config, weights)
+    return wrong_weights(stored, config, weights, dtype)
 
 
 def compare_exports(

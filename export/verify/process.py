@@ -57,22 +57,18 @@ class Verifier:
         Raises:
             SubprocessFailed: there is no report; the message says why.
         """
-        export = os.fspath(export)
         with (
             TemporaryDirectory(prefix="optserve-verify-") as folder,
             _process(_prepare_judge, allocator=_ALLOCATOR, quiet=self._quiet) as judge,
         ):
-            seen = self._observer.call(
-                _observe, export=export, max_length=max_length, folder=folder
-            )
-            report = judge.call(
-                _judge,
-                export=export,
-                checkpoint=None if checkpoint is None else os.fspath(checkpoint),
-                max_length=max_length,
-                folder=folder,
-                seen=seen["observation"],
-            )
+            asked = {
+                "export": os.fspath(export),
+                "checkpoint": None if checkpoint is None else os.fspath(checkpoint),
+                "max_length": max_length,
+                "folder": folder,
+            }
+            seen = self._observer.call(_observe, **asked)
+            report = judge.call(_judge, seen=seen["observation"], **asked)
         result = Report.from_dict(report)
         result.memory = max(result.memory, seen["memory"])
         return result
@@ -171,14 +167,17 @@ def _prepare_observer() -> None:
 
 
 def _prepare_judge() -> None:
-    import_tensorflow()
-    if importlib.util.find_spec("jax") is not None:
+    if importlib.util.find_spec("jax") is None:
+        import_tensorflow()
+    else:
         importlib.import_module("...models.flax.model", __package__)
 
 
-def _observe(export: str, max_length: int | None, folder: str) -> dict[str, Any]:
+def _observe(
+    export: str, checkpoint: str | None, max_length: int | None, folder: str
+) -> dict[str, Any]:
     """What runs in the first process."""
-    observation = observe(export, max_length).save(Path(folder))
+    observation = observe(export, checkpoint, max_length).save(Path(folder))
     return {"observation": observation, "memory": peak_memory()}
 
 

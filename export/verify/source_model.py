@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ...models.checkpoints import open_weights
+from ...models.checkpoints import Weights, open_weights
 from ...models.config import OPTConfig
 from ...models.layer_context import LayerContext
+from ...models.quiet import import_tensorflow
 from ...models.weights import check_weights, params_from_weights, weight_shapes
 from ...runtime.contract import TOP_LOGPROBS, Manifest, tokens_per_call
 from .answers import Answer
@@ -44,6 +45,18 @@ def judge_of(signature_name: str, manifest: Manifest) -> str:
     return "tf" if importlib.util.find_spec("jax") is None else "jax"
 
 
+def open_checkpoint(checkpoint: str | Path) -> tuple[OPTConfig, Weights]:
+    """Its configuration, and its weights, of which none is missing or of a wrong shape.
+
+    Raises:
+        ValueError: one is.
+    """
+    config, weights = OPTConfig.from_pretrained(checkpoint), open_weights(checkpoint)
+    shapes = {name: weights.shape(name) for name in weights}
+    check_weights(weight_shapes(config), shapes, source=checkpoint)
+    return config, weights
+
+
 class SourceModel:
     """A checkpoint that answers a plan's test cases.
 
@@ -54,14 +67,10 @@ class SourceModel:
 
     def __init__(self, checkpoint: str | Path, framework: str) -> None:
         self.rounding: Rounding = exact
-        self.config = OPTConfig.from_pretrained(checkpoint)
-        self.weights = open_weights(checkpoint)
-        check_weights(
-            weight_shapes(self.config),
-            {name: self.weights.shape(name) for name in self.weights},
-            source=checkpoint,
-        )
+        self.config, self.weights = open_checkpoint(checkpoint)
         self.framework = framework
+        if framework == "tf":
+            import_tensorflow()
         package = {"jax": "flax", "tf": "tf"}[framework]
         self._math: Any = importlib.import_module(
             f"...models.{package}.model", __package__
