@@ -17,6 +17,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, rewriter_config_pb2
 
 from ..contract import EXTRA_OUTPUTS, Manifest
+from ..memory import release_freed_memory
 from .aligned_buffers import BUFFERS
 from .request_limits import RequestLimits
 from .serving_error import ServingError, from_tensorflow, internal, invalid_argument
@@ -175,6 +176,9 @@ class Servable:
                 run = self._callables.get(key)
                 if run is None:
                     run = self._session._make_callable_from_options(options)
+                    # What the passes over the graph have used, before the first call
+                    # packs weights.
+                    release_freed_memory()
                     self._callables[key] = run
                     if len(self._callables) > _MOST_PROGRAMS:
                         del self._callables[next(iter(self._callables))]
