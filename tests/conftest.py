@@ -33,6 +33,7 @@ def pytest_configure(config):
 
     Ctrl-C reaches the tests and what they start, also in a shell's background job.
     """
+    gc.disable()  # until everything is imported
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if SHARED_FOLDER not in os.environ:
         folder = tempfile.mkdtemp(prefix="optserve-tests-")
@@ -48,8 +49,14 @@ def data_dir() -> Path:
 
 
 def pytest_collection_finish() -> None:
-    """What imports made stays: 400,000 objects that no collection looks at again."""
+    """What imports made stays: 400,000 objects that no collection looks at again.
+
+    Tracing a graph makes as many, all of them in use, so that looking among them often
+    finds nothing; the end of a file does.
+    """
     gc.freeze()
+    gc.enable()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.hookimpl(trylast=True)
