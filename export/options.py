@@ -41,7 +41,7 @@ class ExportOptions:
         weights: dtype of the stored matrices, one of ``WEIGHTS[target]``.
         cache: dtype of the cache's numbers, one of ``CACHE_DTYPES``.
         activations: what int8 weights are multiplied with: ``"int16"``, ``"int8"``
-            (twice as fast for prompts and batches), or ``"auto"``, which takes int8
+            (half the work, for prompts and batches), or ``"auto"``, which takes int8
             where it costs next to nothing on a text. Only int8 exports of the
             TensorFlow route choose.
         calibrate: the file of that text, from which the scales for int8 come, too;

@@ -113,7 +113,7 @@ def _add_graph(group: Group) -> None:
         "--activations",
         choices=ACTIVATIONS,
         default="auto",
-        help="int8 weights: what they are multiplied with; int8 is twice as fast for "
+        help="int8 weights: what they are multiplied with; int8 is faster for "
         "prompts and several rows (default auto: int8 where it raises the loss on the "
         "calibration text by at most 0.1 per cent)",
     )
