@@ -92,7 +92,7 @@ def hostile(rng: np.random.Generator, inputs: Tensors, held: Tensors) -> Tensors
     if rng.random() < 0.2:
         name = pick(rng, [n for n, x in inputs.items() if x.dtype == np.int32])
         inputs[name] = np.full_like(inputs[name], pick(rng, HUGE))
-    if rng.random() < 0.2:  # more rows than there are slots
+    if rng.random() < 0.2 or "row" in inputs:  # more than there are slots, perhaps
         count = int(rng.integers(2, 7))
         inputs = {name: np.repeat(x, count, axis=0) for name, x in inputs.items()}
     if rng.random() < 0.4:
