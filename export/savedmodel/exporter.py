@@ -212,7 +212,9 @@ def _backend(
     )
 
 
-def _save(folder: Path, module: Signatures, compiler: str, progress: Progress) -> None:
+def _save(
+    folder: Path, module: Signatures, compiler: str | None, progress: Progress
+) -> None:
     import tensorflow as tf
 
     progress("tracing the signatures")
