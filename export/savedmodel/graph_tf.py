@@ -332,7 +332,7 @@ def generated(
     prompt: Prompt,
     state: DecodeState,
 ) -> Generated:
-    """What a loop made, and the rows of all tokens that were fed."""
+    """The tokens that a loop generated, and the rows of all tokens that were fed."""
     S, N = opt.shape(request.input_ids)[1], opt.shape(state.tokens)[1]
     count = tf.reduce_sum(tf.cast(state.tokens >= 0, tf.int32), axis=1)
     cache = prompt.cache._replace(kv=state.new_kv)

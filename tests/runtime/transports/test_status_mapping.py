@@ -145,7 +145,7 @@ def test_wrong_options(connect, tmp_path) -> None:
     empty.write_text("nothing")
     for options, words in (
         ({"tls": Tls(roots=tmp_path / "nowhere.pem")}, "No such file"),
-        ({"tls": Tls(roots=str(empty))}, "no PEM"),
+        ({"tls": Tls(roots=str(empty))}, "must be PEM text"),
         ({"compression": "zip"}, "compression"),
         ({"attempt_timeout": 0}, "attempt_timeout"),
         ({"model": ""}, "no name"),
