@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -128,8 +129,9 @@ def _function(name: str) -> Callable[..., Any]:
 
 
 def _end_with_parent() -> None:
-    while os.read(0, 1):
-        pass
+    gone = select.poll()
+    gone.register(0, 0)  # for no event but that nobody can write any more
+    gone.poll()
     os._exit(1)
 
 
@@ -140,13 +142,13 @@ def _main(prepare: str | None = None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     reply_to = os.dup(1)
     os.dup2(2, 1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         if prepare is not None:
             _function(prepare)()
         task = sys.stdin.buffer.readline()
         if not task:  # the parent has gone, or needs nothing
             os._exit(1)
-        threading.Thread(target=_end_with_parent, daemon=True).start()
         name, arguments = json.loads(task)
         reply = {"result": _function(name)(**arguments)}
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -54,16 +55,16 @@ def test_killed_at_random_moments(tmp_path, options):
     assert not list(out.glob(".staging-*"))
 
 
-def working_on(out: Path) -> set[int]:
-    """Processes with a folder below ``out`` among their arguments."""
+def processes_of(mark: str) -> set[int]:
+    """Those that ``mark`` is in the environment of, which they have from their parent.
+
+    Nothing of one that has ended can be read.
+    """
     pids = set()
-    for entry in Path("/proc").iterdir():
-        try:
-            command = (entry / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if entry.name.isdigit() and f"{out}/".encode() in command:
-            pids.add(int(entry.name))
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
+                pids.add(int(entry.name))
     return pids
 
 
@@ -71,17 +72,21 @@ def working_on(out: Path) -> set[int]:
     ("number", "code"),
     [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)],
 )
-def test_the_processes_of_an_export_end_with_it(tmp_path, number, code):
+def test_the_processes_of_an_export_end_with_it(tmp_path, monkeypatch, number, code):
     out = tmp_path / "out"
+    monkeypatch.setenv("EXPORT_TO", str(out))
+    mark = f"EXPORT_TO={out}"
     export = start(out)
     deadline = time.monotonic() + 60
-    while not working_on(out):
+    # Itself, the one that writes and the one that is to verify.
+    while len(processes_of(mark)) < 3:
         assert time.monotonic() < deadline and export.poll() is None
         time.sleep(0.05)
     export.send_signal(number)
     assert export.wait() == code
-    while working_on(out):
+    while processes_of(mark):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    assert not version_folders(out)
     if number != signal.SIGKILL:
         assert not out.exists()
