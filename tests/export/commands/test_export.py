@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from optserve.export.commands import export as command
 from optserve.export.errors import ExportError
 from optserve.export.estimate import estimate_savedmodel, read_config
 from optserve.export.options import ExportOptions
+from optserve.export.verify import process
 from optserve.export.verify.process import Verifier, require_verified
 from optserve.models.examples.random_checkpoint import write_random_checkpoint
 from optserve.runtime.cli import main
@@ -29,7 +31,8 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def out(checkpoint, tmp_path_factory, request) -> Path:
     folder = tmp_path_factory.mktemp("base") / "out"
-    assert main(["export", str(checkpoint), str(folder), "--json"]) == 0
+    arguments = ["export", str(checkpoint), str(folder), "--generate", "8", "--json"]
+    assert main(arguments) == 0
     return folder
 
 
@@ -83,7 +86,9 @@ def test_another_checkpoint_is_told(out, tmp_path):
         verified(out / "1", other)
 
 
-def test_a_process_that_cannot_verify_is_told(checkpoint, tmp_path):
+def test_a_process_that_cannot_verify_is_told(checkpoint, tmp_path, monkeypatch):
+    for prepare in ("_prepare_observer", "_prepare_judge"):  # imports for seconds
+        monkeypatch.setattr(process, prepare, gc.collect)
     with pytest.raises(ExportError, match="did not end well"):
         verified(tmp_path / "none", checkpoint)
 

@@ -57,6 +57,7 @@ def test_a_loss_that_rose_is_a_problem(int8, text, monkeypatch):
     assert "export with --activations int16" in problem
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_the_command_compares_two_exports(int8, text, tmp_path, capsys):
     file = tmp_path / "report.json"
     arguments = ["--against", str(int8), "--text", str(text), "--max-length", "4"]
