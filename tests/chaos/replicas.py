@@ -17,6 +17,7 @@ import numpy as np
 from optserve.runtime import codec
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
+RESTARTS = 100  # of one replica that ends before it is ready
 
 
 def free_port() -> int:
@@ -52,9 +53,20 @@ class Replica:
             )
 
     def wait_until_ready(self) -> None:
-        """Until the line that says so."""
-        assert self.process.stdout is not None
-        json.loads(self.process.stdout.readline())
+        """Until the line that says so.
+
+        A server that starts while the newest version is corrupt ends, and is started
+        again, as whatever supervises servers does.
+        """
+        for _ in range(RESTARTS):
+            assert self.process.stdout is not None
+            line = self.process.stdout.readline()
+            if line:
+                json.loads(line)
+                return
+            self.process.wait()
+            self.start()
+        raise AssertionError(f"ended {RESTARTS} times before it was ready: {self._log}")
 
     def kill(self) -> None:
         """At once, whatever it does."""
