@@ -37,6 +37,13 @@ FEW_ROWS = {"batch_sizes": (1, 3)}
 """Rows that a compiled export of a golden checkpoint is compiled for."""
 ONE_SHAPE = {"prompt_buckets": (16,), "batch_sizes": (3,)}
 """The same of a JAX export, where only the model differs from one with more shapes."""
+COMPILED_FOR_ONE: dict[str, Any] = {
+    "compiler": "xla",
+    "batch_sizes": (1,),
+    "generate": (8,),
+    "compile_for_this_processor": True,
+}
+"""Of the TensorFlow route, for single rows."""
 SHAPES = {
     "pre_ln": {"prompt_buckets": (1, 16), **FEW_ROWS},
     "post_ln_proj": {"prompt_buckets": (1, 16), "batch_sizes": (3,)},
@@ -172,10 +179,19 @@ _loaded: dict[Path, Served] = {}
 """The one asked for last at the end."""
 
 
+_DEFAULTS = ExportOptions().to_dict()
+
+
 def _saved(checkpoint: Path, options: dict[str, Any]) -> Path:
+    chosen = ExportOptions(**options)
+    unlike = {
+        name: value
+        for name, value in chosen.to_dict().items()
+        if value != _DEFAULTS[name]
+    }
     return _once(
-        _name("saved", checkpoint.name, options),
-        lambda out: export_to(out, checkpoint, ExportOptions(**options)),
+        _name("saved", checkpoint.name, unlike),
+        lambda out: export_to(out, checkpoint, chosen),
     )
 
 

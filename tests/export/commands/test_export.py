@@ -45,7 +45,8 @@ def test_a_version_is_verified_and_deployable(out):
 def test_a_second_version_moves_no_label(out, checkpoint, capsys):
     before = (out / "deploy" / "models.config").read_text()
     arguments = ["export", str(checkpoint), str(out), "--no-verify", "--json"]
-    assert main([*arguments, "--version", "5", "--weights", "int8"]) == 0
+    other = ["--weights", "float16", "--generate", "8"]
+    assert main([*arguments, "--version", "5", *other]) == 0
     printed = capsys.readouterr()
     report = json.loads(printed.out)
     assert report["path"] == str(out / "5")

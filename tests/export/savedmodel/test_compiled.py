@@ -15,18 +15,12 @@ from optserve.runtime import Client
 from optserve.runtime.model_dir import changed_files, read_manifest
 from optserve.runtime.server.compiled import compiled_folder, writing_to
 
-from tests.export.exports import exported
+from tests.export.exports import COMPILED_FOR_ONE, exported
 
 
 def test_a_server_compiles_nothing_anew(tmp_path):
     """Neither while it gets ready nor for the calls of a client."""
-    version = exported(
-        "pre_ln",
-        compiler="xla",
-        batch_sizes=(1,),
-        generate=(8,),
-        compile_for_this_processor=True,
-    )
+    version = exported("pre_ln", **COMPILED_FOR_ONE)
     assert not changed_files(version, read_manifest(version))
     kept, copy = compiled_folder(version), tmp_path / "kept"
     shutil.copytree(kept, copy)

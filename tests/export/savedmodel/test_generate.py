@@ -8,7 +8,13 @@ from optserve.models.generation.sampling import log_softmax
 from optserve.runtime.sampling import Sampling, choose, likeliest
 from optserve.runtime.server.serving_error import ServingError
 
-from tests.export.exports import choosing, expected, int32, served
+from tests.export.exports import (
+    COMPILED_FOR_ONE,
+    choosing,
+    expected,
+    int32,
+    served,
+)
 
 ROUTES = [("tf", "none"), ("tf", "xla"), ("jax", "xla")]
 CASE = "pre_ln"
@@ -67,8 +73,7 @@ def test_greedy_equals_the_reference(model, prompts):
 
 
 def test_an_export_for_single_rows_alone(prompts):
-    alone = {"compiler": "xla", "batch_sizes": (1,), "generate": (8,)}
-    reply = generate(served(CASE, **alone), 8, prompts[:1])
+    reply = generate(served(CASE, **COMPILED_FOR_ONE), 8, prompts[:1])
     np.testing.assert_array_equal(reply["tokens"], expected(CASE)["greedy"][:1, :8])
 
 

@@ -110,7 +110,7 @@ def test_sizes_are_ascending_and_within_the_model():
         chosen_sizes(40, None, [4, 1])
 
 
-@pytest.mark.parametrize("options", [{}, {"weights": "int8", "batch_sizes": (1,)}])
+@pytest.mark.parametrize("options", [{}, {"weights": "int8"}])
 def test_signatures_share_what_is_compiled(options):
     """So a record for one of them compiles the loop for all."""
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel

@@ -85,11 +85,12 @@ def exported(out: Path, dtype: str) -> Path:
     return export_to(out, GOLDEN / "pre_ln", ExportOptions(weights=dtype, generate=[]))
 
 
-@pytest.mark.parametrize("change", [negated, scaled])
-def test_a_wrong_weight_in_an_int8_export(tmp_path, monkeypatch, change):
+def test_a_wrong_weight_in_an_int8_export(tmp_path, monkeypatch):
+    """The smallest of the changes above, in a whole export."""
+
     def changed(*arguments):
         for name, array in packed_weights(*arguments):
-            yield name, change(name, array)
+            yield name, negated(name, array)
 
     monkeypatch.setattr(savedmodel, "packed_weights", changed)
     folder = exported(tmp_path, "int8")
