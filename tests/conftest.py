@@ -42,6 +42,22 @@ def pytest_configure(config):
         config.add_cleanup(lambda: os.environ.pop(SHARED_FOLDER))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """As ``--dist loadfile``, but that a server which files share is started once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class LoadSharedServers(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            folder = file.rpartition("/")[0]
+            return folder if folder == "tests/runtime/serving" else file
+
+    if config.getvalue("dist") == "loadfile":
+        return LoadSharedServers(config, log)
+    return None
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """``tests/data``."""
