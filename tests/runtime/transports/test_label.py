@@ -61,8 +61,8 @@ def export(tmp_path_factory):
     from tests.export.exports import exported
 
     out = tmp_path_factory.mktemp("labels") / "opt"
-    shutil.copytree(exported("pre_ln"), out / "1")
-    shutil.copytree(exported("untied_head"), out / "2")
+    shutil.copytree(exported("no_final_ln"), out / "1")  # without `generate_{N}`,
+    shutil.copytree(exported("bias_free_gelu"), out / "2")  # which loads quickly
     return out
 
 
