@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import pickle
 import time
@@ -25,7 +26,7 @@ from optserve.runtime import (
 from optserve.runtime.transports.base import Described
 from optserve.runtime.transports.same_model import Votes
 
-from tests.runtime.numpy_model import MIXED, NumpyTransport
+from tests.runtime.numpy_model import GOLDEN, MIXED, NumpyOPT, NumpyTransport
 from tests.runtime.numpy_server import serving
 
 OPTIONS = {
@@ -39,13 +40,21 @@ QUICK = {
 }
 
 
-def model(name: str, **options) -> NumpyTransport:
+@functools.cache
+def scaled(name: str) -> NumpyOPT:
     """A model of its own for each name, of one shape."""
+    model = NumpyOPT(GOLDEN / "pre_ln")
+    embedding = model.weights["decoder.embed_tokens.weight"]
+    model.weights["decoder.embed_tokens.weight"] = embedding * (1 + 0.3 * int(name, 16))
+    return model
+
+
+def model(name: str, **options) -> NumpyTransport:
+    """A server of it."""
     digest = name * 64
     transport = NumpyTransport(generate=(2,), checkpoint_digest=digest, **options)
-    weights = transport.model.weights
-    embedding = weights["decoder.embed_tokens.weight"]
-    weights["decoder.embed_tokens.weight"] = embedding * (1 + 0.3 * int(name, 16))
+    transport.model = scaled(name)
+    transport.versions = {1: transport.model}
     return transport
 
 
