@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -97,8 +99,22 @@ def test_xla_signatures_are_refused_when_it_is_off(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def export() -> EmbeddedServer:
-    with EmbeddedServer(exported("pre_ln").parent) as server:
+def steps() -> list[str]:
+    """What ``export`` logged while it loaded."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def export(steps) -> Iterator[EmbeddedServer]:
+    handler, log = logging.Handler(), logging.getLogger("optserve.server")
+    handler.emit = lambda record: steps.append(getattr(record, "step", ""))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("optserve.runtime.server.progress._WORTH_A_LINE", 0)
+        patch.setattr(log, "level", logging.INFO)
+        log.addHandler(handler)
+        server = EmbeddedServer(exported("pre_ln").parent)
+        log.removeHandler(handler)
+    with server:
         yield server
 
 
@@ -127,11 +143,9 @@ def test_some_outputs_of_an_export_are_those_of_all(export):
             assert list(one) == [name] and one[name] == both[name]
 
 
-def test_the_log_says_what_is_prepared(caplog, monkeypatch):
-    monkeypatch.setattr("optserve.runtime.server.progress._WORTH_A_LINE", 0)
-    with caplog.at_level("INFO", "optserve.server"):
-        EmbeddedServer(exported("pre_ln").parent).stop()
-    steps = [r.step for r in caplog.records if hasattr(r, "step")]
+@pytest.mark.usefixtures("export")
+def test_the_log_says_what_is_prepared(steps):
+    steps = [step for step in steps if step]
     assert steps[:2] == ["files checked", "graph and weights loaded"]
     numbered = [re.fullmatch(r"warm-up (\d+)/(\d+): .*", s) for s in steps[2:]]
     count = len(numbered)
