@@ -98,23 +98,35 @@ def test_xla_signatures_are_refused_when_it_is_off(tmp_path):
         assert caller.predict("compiled", x=[[1.0]])["y"].tolist() == [[2.0]]
 
 
-@pytest.fixture(scope="module")
-def steps() -> list[str]:
-    """What ``export`` logged while it loaded."""
-    return []
+class Steps(logging.Handler):
+    """Keeps the steps that a server logs while it loads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if step := vars(record).get("step"):
+            self.steps.append(step)
 
 
 @pytest.fixture(scope="module")
-def export(steps) -> Iterator[EmbeddedServer]:
-    handler, log = logging.Handler(), logging.getLogger("optserve.server")
-    handler.emit = lambda record: steps.append(getattr(record, "step", ""))
+def log() -> Iterator[Steps]:
+    """With every step, however short."""
+    logger, handler = logging.getLogger("optserve.server"), Steps()
+    level = logger.level
+    logger.setLevel("INFO")
+    logger.addHandler(handler)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("optserve.runtime.server.progress._WORTH_A_LINE", 0)
-        patch.setattr(log, "level", logging.INFO)
-        log.addHandler(handler)
-        server = EmbeddedServer(exported("pre_ln").parent)
-        log.removeHandler(handler)
-    with server:
+        yield handler
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+@pytest.fixture(scope="module")
+def export(log) -> Iterator[EmbeddedServer]:
+    with EmbeddedServer(exported("pre_ln").parent) as server:
         yield server
 
 
@@ -144,8 +156,8 @@ def test_some_outputs_of_an_export_are_those_of_all(export):
 
 
 @pytest.mark.usefixtures("export")
-def test_the_log_says_what_is_prepared(steps):
-    steps = [step for step in steps if step]
+def test_the_log_says_what_is_prepared(log):
+    steps = log.steps
     assert steps[:2] == ["files checked", "graph and weights loaded"]
     numbered = [re.fullmatch(r"warm-up (\d+)/(\d+): .*", s) for s in steps[2:]]
     count = len(numbered)
