@@ -87,8 +87,9 @@ def run(check: Check, kind: Kind, base: Path, tmp_path: Path) -> None:
 
 def release() -> None:
     """Let go of the models and gradients that checks share."""
-    from . import features_generation, features_training
+    from . import features_generation, features_training, loading
 
+    loading.shared.cache_clear()
     features_generation.model_of.cache_clear()
     features_training.variant_gradients.cache_clear()
 

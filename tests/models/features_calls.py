@@ -10,7 +10,7 @@ import pytest
 from . import numpy_opt
 from .conformance import feature
 from .kinds import FEW, close, padded, tokens
-from .loading import expected, loaded, native
+from .loading import expected, loaded, native, shared
 
 INPUTS, OUTPUTS = "Inputs", "Outputs"
 
@@ -20,7 +20,7 @@ INPUTS, OUTPUTS = "Inputs", "Outputs"
 
 @feature(INPUTS, "token ids as int32 and int64, from numpy and from the framework")
 def ids_types(kind, base):
-    model, config = loaded(kind, base)
+    model, config = shared(kind, base)
     ids = tokens(config, 2, 6)
     reference = expected(config, ids)[kind.main]
     close(kind.value(model, ids.astype(np.int32)), reference)
@@ -31,7 +31,7 @@ def ids_types(kind, base):
 
 @feature(INPUTS, "positional tensor, list, tuple, dict", "tf")
 def forms(kind, base):
-    model, config = loaded(kind, base)
+    model, config = shared(kind, base)
     ids, mask = tokens(config, 3, 6), padded([6, 4, 2], 6, "left")
     expected = kind.value(model, ids, attention_mask=mask)
     i, m = native(kind, ids), native(kind, mask)
@@ -50,7 +50,7 @@ def forms(kind, base):
 
 @feature(INPUTS, "positional arguments in the documented order", "flax")
 def positional(kind, base):
-    model, config = loaded(kind, base)
+    model, config = shared(kind, base)
     ids, mask = tokens(config, 3, 6), padded([6, 4, 2], 6, "left")
     positions = np.tile(np.arange(6), [3, 1])
     actual = model(ids, mask, positions, model.params, None, True, True, False)
@@ -68,7 +68,7 @@ def positional(kind, base):
 @feature(INPUTS, "`position_ids`", "tf", head=True)
 @feature(INPUTS, "`position_ids`", "flax")
 def position_ids(kind, base):
-    model, config = loaded(kind, base)
+    model, config = shared(kind, base)
     ids = tokens(config, 2, 6)
     positions = np.array([[3, 1, 4, 1, 5, 9], [-1, -1, 0, 1, 2, 31]])
     reference = expected(config, ids, position_ids=positions)[kind.main]
@@ -78,7 +78,7 @@ def position_ids(kind, base):
 @feature(INPUTS, "`inputs_embeds`", "tf")
 def inputs_embeds(kind, base):
     for name in ("pre-LN", "post-LN, projections"):
-        model, config = loaded(kind, base, name)
+        model, config = shared(kind, base, name)
         shape = [2, 5, config.embed_dim]
         embeds = np.random.default_rng(1).normal(size=shape).astype(np.float32)
         reference = expected(config, inputs_embeds=embeds, name=name)[kind.main]
@@ -89,7 +89,7 @@ def inputs_embeds(kind, base):
 @feature(INPUTS, "`get_input_embeddings()(ids)` as `inputs_embeds`", "tf")
 def input_embeddings(kind, base):
     for name in ("pre-LN", "post-LN, projections"):
-        model, config = loaded(kind, base, name)
+        model, config = shared(kind, base, name)
         ids = tokens(config, 2, 6)
         embedding = model.get_input_embeddings()
         assert embedding.weight.shape == (config.vocab_size, config.embed_dim)
@@ -101,7 +101,7 @@ def input_embeddings(kind, base):
 
 @feature(INPUTS, "`head_mask`, fractions too", "tf")
 def head_mask(kind, base):
-    model, config = loaded(kind, base)
+    model, config = shared(kind, base)
     ids, mask = tokens(config, 2, 5), np.array([[0, 1, 0.5], [1, 0.25, 0]])
     reference = expected(config, ids, head_mask=mask)
     actual = kind.call(
@@ -116,7 +116,7 @@ def head_mask(kind, base):
 
 @feature(INPUTS, "`labels` with −100, loss of each label", "tf", head=True)
 def labels(kind, base):
-    model, config = loaded(kind, base)
+    model, config = shared(kind, base)
     ids = tokens(config, 3, 7)
     targets = ids.copy()
     targets[0, :3] = targets[1, 4:] = targets[2, 2] = -100
@@ -130,7 +130,7 @@ def labels(kind, base):
 @feature(INPUTS, "`past_key_values` as tensors (2,B,H,T,D) and as pairs", "tf")
 def past(kind, base):
     for name in ("pre-LN", "post-LN, projections"):
-        model, config = loaded(kind, base, name)
+        model, config = shared(kind, base, name)
         ids, mask = tokens(config, 3, 9), padded([9, 6, 4], 9, "left")
         whole = kind.value(model, ids, attention_mask=mask)
         first = model(ids[:, :5], attention_mask=mask[:, :5], use_cache=True)
@@ -156,13 +156,13 @@ def past(kind, base):
 )
 def flax_cache(kind, base):
     for name in ("pre-LN", "post-LN, projections"):
-        model, config = loaded(kind, base, name)
-        ids, mask = tokens(config, 3, 9), padded([9, 6, 4], 9, "left")
+        model, config = shared(kind, base, name)
+        ids, mask = tokens(config, 4, 9), padded([9, 6, 4, 1], 9, "left")
         whole = kind.value(model, ids, attention_mask=mask)
         positions = np.cumsum(mask, 1) * mask - 1
-        full = np.ones([3, 12], int)
+        full = np.ones([4, 12], int)
         full[:, :9] = mask
-        cache = model.init_cache(3, 12)
+        cache = model.init_cache(4, 12)
         for part in (slice(0, 4), slice(4, 5), slice(5, 9)):  # two programs
             output = model(
                 ids[:, part],
@@ -173,7 +173,7 @@ def flax_cache(kind, base):
             cache = output.past_key_values
             close(output[0], whole[:, part], mask[:, part].astype(bool))
     options = {"output_hidden_states": True, "output_attentions": True}
-    inputs = (ids, full, positions, None, model.init_cache(3, 12))
+    inputs = (ids, full, positions, None, model.init_cache(4, 12))
     output = model(*inputs, **options)
     assert list(output)[1:] == ["hidden_states", "attentions", "past_key_values"]
     head, cache, states, attentions = model(*inputs, **options, return_dict=False)
@@ -183,18 +183,18 @@ def flax_cache(kind, base):
 
 @feature(INPUTS, "a prompt in chunks gives what the whole gives")
 def chunks(kind, base):
-    model, config = loaded(kind, base)
-    ids = tokens(config, 3, 12)
+    model, config = shared(kind, base)
+    ids = tokens(config, 4, 12)
     whole = expected(config, ids)[kind.main]
-    sizes, start, cache, actual = (4, 1, 4, 3), 0, None, []
+    sizes, start, cache, actual = (4, 1, 4, 1, 1, 1), 0, None, []
     if kind.framework == "flax":
-        cache = model.init_cache(3, 12)
+        cache = model.init_cache(4, 12)
     for size in sizes:
         part = slice(start, start + size)
         inputs = {"past_key_values": cache}
         if kind.framework == "flax":
-            inputs["attention_mask"] = np.ones([3, 12], int)
-            inputs["position_ids"] = np.tile(np.arange(12)[part], [3, 1])
+            inputs["attention_mask"] = np.ones([4, 12], int)
+            inputs["position_ids"] = np.tile(np.arange(12)[part], [4, 1])
         output = model(ids[:, part], **inputs)
         cache = output.past_key_values
         actual.append(np.asarray(output[0]))
@@ -204,7 +204,7 @@ def chunks(kind, base):
 
 @feature(INPUTS, "`prepare_inputs_for_generation`: a greedy loop", head=True)
 def greedy(kind, base):
-    model, config = loaded(kind, base)
+    model, config = shared(kind, base)
     ids, mask = tokens(config, 3, 5), padded([5, 3, 1], 5, "left")
 
     def longer(ids, logits):
@@ -234,7 +234,7 @@ def greedy(kind, base):
 
 @feature(INPUTS, "`params` other than the model's own", "flax")
 def other_params(kind, base):
-    model, config = loaded(kind, base)
+    model, config = shared(kind, base)
     ids = tokens(config, 2, 6)
     other = kind.cls(config, seed=5)
     close(kind.value(model, ids, params=other.params), kind.value(other, ids))
@@ -246,7 +246,7 @@ def other_params(kind, base):
 @feature(OUTPUTS, "hidden states and attentions")
 def states(kind, base):
     for name in FEW:
-        model, config = loaded(kind, base, name)
+        model, config = shared(kind, base, name)
         ids, mask = tokens(config, 3, 6), padded([6, 4, 1], 6, "left")
         reference = expected(config, ids, mask, name=name)
         actual = kind.call(
@@ -270,7 +270,7 @@ def states(kind, base):
 
 @feature(OUTPUTS, "`past_key_values`: L tensors (2,B,H,T,D)", "tf")
 def cache_layout(kind, base):
-    model, config = loaded(kind, base)
+    model, config = shared(kind, base)
     ids = tokens(config, 3, 6)
     reference = expected(config, ids)
     actual = model(ids).past_key_values
@@ -284,7 +284,7 @@ def cache_layout(kind, base):
 
 @feature(OUTPUTS, "by attribute, key, index, slice and as a tuple")
 def access(kind, base):
-    model, config = loaded(kind, base)
+    model, config = shared(kind, base)
     output = model(tokens(config, 2, 6), output_hidden_states=True)
     name = kind.main
     assert output[0] is output[name] is getattr(output, name)
@@ -300,8 +300,8 @@ def access(kind, base):
 
 @feature(OUTPUTS, "`return_dict=False` gives a tuple without absent fields")
 def tuples(kind, base):
-    model, config = loaded(kind, base)
-    ids = tokens(config, 2, 6)
+    model, config = shared(kind, base)
+    ids = tokens(config, 3, 6)
     options = {"output_hidden_states": True, "output_attentions": True}
     actual = model(ids, return_dict=False, **options)
     expected = model(ids, **options)

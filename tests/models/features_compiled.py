@@ -7,7 +7,7 @@ import pytest
 
 from .conformance import feature
 from .kinds import close, padded, tokens
-from .loading import loaded
+from .loading import loaded, shared
 
 COMPILED, ERRORS = "Compiled", "Errors"
 
@@ -20,7 +20,7 @@ def graph(kind, base):
     import tensorflow as tf
 
     for name in ("pre-LN", "post-LN, projections"):
-        model, config = loaded(kind, base, name)
+        model, config = shared(kind, base, name)
         spec = tf.TensorSpec([None, None], tf.int32)
         f = tf.function(lambda i, m, model=model: model(i, attention_mask=m))
         any_shape = tf.function(f, input_signature=[spec, spec])
@@ -42,7 +42,7 @@ def graph(kind, base):
 def xla(kind, base):
     import tensorflow as tf
 
-    model, config = loaded(kind, base)
+    model, config = shared(kind, base)
     ids, mask = tokens(config, 2, 6), padded([6, 3], 6, "left").astype(np.int32)
     f = tf.function(
         lambda i, m: model(i, attention_mask=m, output_hidden_states=True),
@@ -60,7 +60,7 @@ def xla(kind, base):
 def jit(kind, base):
     import jax
 
-    model, config = loaded(kind, base)
+    model, config = shared(kind, base)
     ids, mask = tokens(config, 2, 6), padded([6, 3], 6, "left")
     f = jax.jit(lambda p, i, m: model(i, attention_mask=m, params=p))
     output = f(model.params, ids, mask)
@@ -80,7 +80,7 @@ def jit(kind, base):
 def maps(kind, base):
     import jax
 
-    model, config = loaded(kind, base)
+    model, config = shared(kind, base)
     ids = tokens(config, 3, 5)
     expected = kind.value(model, ids)
     actual = jax.vmap(lambda i: model(i[None])[0][0])(ids)
@@ -97,7 +97,7 @@ def exported(kind, base):
     import jax.numpy as jnp
     from jax import export
 
-    model, config = loaded(kind, base)
+    model, config = shared(kind, base)
     B, S = export.symbolic_shape("b, s")
     program = export.export(jax.jit(lambda i: model(i)[0]))(
         jax.ShapeDtypeStruct((B, S), jnp.int32)
@@ -112,7 +112,7 @@ def module(kind, base):
     import flax.linen as nn
     import jax
 
-    model, config = loaded(kind, base)
+    model, config = shared(kind, base)
     assert isinstance(model.module, nn.Module)
     ids = tokens(config, 2, 6)
     actual = model.module.apply({"params": model.params}, ids)
@@ -126,7 +126,7 @@ def decoding_loop(kind, base):
     import jax
     import jax.numpy as jnp
 
-    model, config = loaded(kind, base)
+    model, config = shared(kind, base)
     ids = tokens(config, 2, 6)
     full = jnp.ones([2, 8], int)
 
@@ -248,7 +248,7 @@ def _compiled(kind, model, **inputs):
 
 @feature(ERRORS, "positions out of range: the limit is named, eager and compiled")
 def wrong_positions(kind, base):
-    model, config = loaded(kind, base)
+    model, config = shared(kind, base)
     ids = tokens(config, 1, config.max_position_embeddings + 1)
     limit = "max_position_embeddings 32"
     _raises(lambda: model(ids), limit)
@@ -266,7 +266,7 @@ def wrong_positions(kind, base):
 
 @feature(ERRORS, "shapes that do not fit are refused with what was expected")
 def wrong_shapes(kind, base):
-    model, config = loaded(kind, base)
+    model, config = shared(kind, base)
     ids = tokens(config, 2, 4)
     _raises(lambda: model(ids[0]), "shape (B, S)")
     _raises(lambda: model(ids.astype(np.float32) + 0.5), "int32 or int64")

@@ -254,7 +254,6 @@ def graphs(kind, base):
     assert output.numpy()[:, 6:].tolist() == greedy["tf"]["tokens"]
     unknown = [tf.TensorSpec([None, None], tf.int32)] * 2
     for name, signature, jit_compile in (
-        ("greedy", None, False),
         ("beams", None, True),
         ("rules", unknown, False),
     ):

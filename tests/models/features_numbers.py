@@ -6,14 +6,14 @@ import numpy as np
 
 from .conformance import feature
 from .kinds import CONFIGS, FEW, close, padded, tokens
-from .loading import expected, loaded
+from .loading import expected, loaded, shared
 
 NUMBERS = "Numbers"
 
 
 def _variants(kind, base, side, names=FEW):
     for name in names:
-        model, config = loaded(kind, base, name)
+        model, config = shared(kind, base, name)
         ids = tokens(config, 4, 9)
         mask = padded([9, 5, 1, 3], 9, side)
         reference = expected(config, ids, mask, name=name)
@@ -38,8 +38,8 @@ def middle(kind, base):
 
 @feature(NUMBERS, "padding scattered anywhere")
 def scattered(kind, base):
-    model, config = loaded(kind, base)
-    ids, mask = tokens(config, 5, 12), padded([1, 4, 7, 10, 12], 12, "scattered")
+    model, config = shared(kind, base)
+    ids, mask = tokens(config, 4, 9), padded([1, 4, 7, 9], 9, "scattered")
     reference = expected(config, ids, mask)
     actual = kind.value(model, ids, attention_mask=mask)
     close(actual, reference[kind.main], mask.astype(bool))
@@ -47,7 +47,7 @@ def scattered(kind, base):
 
 @feature(NUMBERS, "one row, one token; the longest sequence there is")
 def extremes(kind, base):
-    model, config = loaded(kind, base)
+    model, config = shared(kind, base)
     for S in (1, config.max_position_embeddings):
         ids = tokens(config, 1, S)
         close(kind.value(model, ids), expected(config, ids)[kind.main])

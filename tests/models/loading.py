@@ -3,6 +3,8 @@ should answer."""
 
 from __future__ import annotations
 
+from functools import cache
+
 from . import numpy_opt
 from .kinds import checkpoint, random_weights, small_config
 
@@ -11,6 +13,12 @@ def loaded(kind, base, name="pre-LN", **options):
     """A model with a checkpoint's weights, and its configuration."""
     model = kind.cls.from_pretrained(checkpoint(base, name), **options)
     return model, model.config
+
+
+@cache
+def shared(kind, base, name="pre-LN"):
+    """The same once for all checks, which leave it as it is."""
+    return loaded(kind, base, name)
 
 
 def expected(config, *args, name="pre-LN", **inputs):
