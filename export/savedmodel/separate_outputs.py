@@ -14,16 +14,24 @@ def separate_outputs(folder: Path, signatures: tuple[str, ...]) -> None:
     of a function whose node is fetched. Fetched through another node the call is put in
     line, and what only other outputs need is left out. Not for the JAX route, whose
     loops TensorFlow can't put in line ("inputs from different frames").
+
+    The other nodes wait for one that waits for the call, so that its checks are made.
+    Without that TensorFlow doesn't put a call in line that has any, and its function
+    gets ready once more when it is called first: half a second each time.
     """
     from tensorflow.core.protobuf import saved_model_pb2
 
     path = folder / SAVED_MODEL_FILE
     model = saved_model_pb2.SavedModel.FromString(path.read_bytes())
     (graph,) = model.meta_graphs
+    nodes = graph.graph_def.node
     for name in signatures:
-        for alias, info in sorted(graph.signature_def[name].outputs.items()):
-            node = graph.graph_def.node.add(name=f"{name}_{alias}", op="Identity")
-            node.input.append(info.name)
+        outputs = sorted(graph.signature_def[name].outputs.items())
+        called = nodes.add(name=f"{name}_called", op="NoOp")
+        called.input.append(f"^{outputs[0][1].name.partition(':')[0]}")
+        for alias, info in outputs:
+            node = nodes.add(name=f"{name}_{alias}", op="Identity")
+            node.input.extend([info.name, f"^{called.name}"])
             node.attr["T"].type = info.dtype
             info.name = f"{node.name}:0"
     path.write_bytes(model.SerializeToString(deterministic=True))
