@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...runtime.codec.wire import block
-from ...runtime.contract import Manifest, generate_name, session_names, signature
+from ...runtime.contract import (
+    Manifest,
+    generate_name,
+    session_names,
+    session_tokens_per_call,
+    signature,
+    tokens_per_call,
+)
 from ...runtime.model_dir import WARMUP_PATH, WARMUP_RECORDS_LIMIT
 from ..errors import ExportError
 from .buckets import Sizes
@@ -113,6 +120,14 @@ def warmup_calls(manifest: Manifest, fed: Sizes, loop: Sizes) -> Iterator[Warmup
             yield WarmupCall(name, {**usual, "C": 0}, outputs)
 
 
+def _given(name: str) -> dict[str, int]:
+    """What isn't 0, so that rows do something: of a loop also a step, which the first
+    token of a prompt doesn't take."""
+    N = tokens_per_call(name) or session_tokens_per_call(name) or 1
+    lengths = {"input_length": 1, "attention_mask": 1, "max_new_tokens": min(2, N)}
+    return {**lengths, "stop_ids": -1}
+
+
 def _prediction_log(manifest: Manifest, call: WarmupCall) -> bytes:
     import tensorflow as tf
 
@@ -120,12 +135,11 @@ def _prediction_log(manifest: Manifest, call: WarmupCall) -> bytes:
     model = block(1, b"opt") + block(3, name.encode())
     request = block(1, model)
     for spec in signature(name, manifest.cache_layout).inputs:
-        # Everything is 0 but what makes a row do something.
-        one = spec.name in ("input_length", "max_new_tokens", "attention_mask")
+        given = _given(name).get(spec.name, 0)
         shape = [
             size if isinstance(size, int) else dims.get(size, 1) for size in spec.shape
         ]
-        tensor = tf.make_tensor_proto(int(one), spec.dtype, shape)
+        tensor = tf.make_tensor_proto(given, spec.dtype, shape)
         value = tensor.SerializeToString(deterministic=True)
         entry = block(1, spec.name.encode()) + block(2, value)
         request += block(2, entry)
