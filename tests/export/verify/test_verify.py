@@ -93,7 +93,7 @@ def test_a_compiled_loop_is_not_judged_by_the_code_that_it_is_made_of(
     monkeypatch.setattr(flax_model, "activation", lambda *x: 1.2 * right(*x))
     options = ExportOptions(compiler="xla", batch_sizes=[2], generate=[2])
     folder = export_to(tmp_path, checkpoint, options)
-    report = verify_export(folder, checkpoint=checkpoint, max_length=12)
+    report = verify_export(folder, checkpoint=checkpoint, max_length=4)
     wrong = {output.signature for output in report.outputs if not output.ok}
     assert "generate_2" in wrong
     assert report.against.endswith("by jax and tf")
