@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import tensorflow as tf
 
 from . import conformance
 
@@ -10,8 +11,16 @@ pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nothing_stays():
+def unoptimized_graphs():
+    """TensorFlow's passes over graphs are off, and nothing stays.
+
+    They take a quarter of these checks' time; exports, servers and the fine-tuning
+    tests go through them.
+    """
+    options = tf.config.optimizer
+    options.set_experimental_options({"disable_meta_optimizer": True})
     yield
+    options.set_experimental_options({"disable_meta_optimizer": False})
     conformance.release()
 
 
