@@ -12,6 +12,7 @@ from ...models.regular_files import read_regular_file
 from ..async_client import AsyncClient
 from ..decoding.prefix_cache import PrefixCache
 from ..errors import InvalidRequest
+from ..transports.resolve import check_path
 from .argument_types import seconds, whole
 from .connection_arguments import (
     add_connection,
@@ -117,6 +118,7 @@ def _clients(args: argparse.Namespace, prefixes: PrefixCache) -> dict[str, Async
     if not args.target:
         if args.also:
             raise InvalidRequest("--also needs --target: --model is one model")
+        check_path(target)  # a server may come later, a model of this machine won't
         return {args.name: AsyncClient(target, **options)}
     label = args.label
     named = [f"{args.name}:{label}" if label else args.name, *args.also]

@@ -39,7 +39,7 @@ class LocalTransport(Transport):
     def __init__(
         self, path: str | os.PathLike[str], *, threads: int | None = None
     ) -> None:
-        folder, self._version = _version_folder(Path(path))
+        folder, self._version = version_folder(Path(path))
         self._lock = threading.Lock()
         self._servable: Servable | None = _load(folder, threads)
         self._running = 0
@@ -107,7 +107,7 @@ def _load(folder: Path, threads: int | None) -> Servable:
         raise IncompatibleModel(f"{folder} can't be loaded: {error.details}") from None
 
 
-def _version_folder(path: Path) -> tuple[Path, int]:
+def version_folder(path: Path) -> tuple[Path, int]:
     """The SavedModel's folder and its version, of a base folder or a version's own."""
     if (path / SAVED_MODEL_FILE).is_file():
         return path, version_of(path)

@@ -76,6 +76,19 @@ def open_async_transport(
     return InThreads(open_transport(target, model, label, options))
 
 
+def check_path(target: Target) -> None:
+    """Raise for a path that holds no model, before it is opened; let addresses be.
+
+    Raises:
+        InvalidRequest: nothing is there, or neither a SavedModel nor a TFLite file.
+    """
+    path = _path(target)
+    if path is not None and not is_tflite(path):
+        from .local import version_folder
+
+        version_folder(path)
+
+
 def open_tokenizer(
     source: Tokenizer | str | os.PathLike[str] | None,
 ) -> Tokenizer | None:

@@ -87,6 +87,23 @@ def test_what_is_wrong_is_one_sentence(target, arguments, words, capsys):
     assert words in errors and errors.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: None, "no such file or folder"),
+        (lambda path: path.write_text("x"), "not a .tflite file"),
+        (lambda path: path.mkdir(), "holds no exported model"),
+    ],
+)
+def test_a_path_without_a_model_is_refused_before_it_listens(
+    make, words, tmp_path, capsys
+):
+    make(tmp_path / "out")
+    assert main(["gateway", "--model", str(tmp_path / "out"), "--port", "0"]) == 1
+    shown = capsys.readouterr()
+    assert words in shown.err and shown.err.count("\n") == 1 and not shown.out
+
+
 def test_a_template_that_is_wrong(target, tmp_path, capsys):
     file = tmp_path / "template.jinja"
     file.write_text("{% for %}")
