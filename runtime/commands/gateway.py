@@ -20,7 +20,12 @@ from .connection_arguments import (
     client_options,
     opened_prefix_cache,
 )
-from .listening_arguments import add_host, add_json_log, add_port
+from .listening_arguments import (
+    add_host,
+    add_json_log,
+    add_port,
+    allow_many_connections,
+)
 from .prompt_text import utf8
 
 if TYPE_CHECKING:
@@ -88,13 +93,17 @@ def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C."""
     logging.getLogger("optserve.gateway").setLevel(logging.INFO)
     from ..gateway import create_app
-    from ..gateway.server import listen, run_app
+    from ..gateway.server import listen, make_server, run_server
 
     if (args.tls_certificate is None) != (args.tls_certificate_key is None):
         raise InvalidRequest("--tls-certificate and --tls-certificate-key go together")
     with opened_prefix_cache(args) as prefixes:
         app = create_app(_clients(args, prefixes or PrefixCache()), _settings(args))
+        server = make_server(
+            app, certificate=args.tls_certificate, key=args.tls_certificate_key
+        )
         listener = listen(args.host, args.port)
+        allow_many_connections()
         host, port = listener.getsockname()[:2]
         scheme = "http" if args.tls_certificate is None else "https"
         shown = f"[{host}]" if ":" in host else host
@@ -102,12 +111,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"listening at {url}/v1", flush=True)
         if args.open:
             webbrowser.open(url)
-        run_app(
-            app,
-            listener,
-            certificate=args.tls_certificate,
-            key=args.tls_certificate_key,
-        )
+        run_server(server, listener)
     return 0
 
 

@@ -1,6 +1,9 @@
-"""Options of the commands that listen: where, and how they log."""
+"""What the commands that listen have in common: where, and how they log."""
 
 from __future__ import annotations
+
+import resource
+from contextlib import suppress
 
 from .argument_types import Group, whole
 
@@ -29,3 +32,10 @@ def add_json_log(group: Group) -> None:
     group.add_argument(
         "--json-log", action="store_true", help="print log lines as JSON"
     )
+
+
+def allow_many_connections() -> None:
+    """As many as the system lets one process have; the default is often 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

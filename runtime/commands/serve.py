@@ -5,19 +5,23 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import resource
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import InvalidRequest
 from ..model_dir import version_folders
 from ..printable import json_text, sentence
 from .argument_types import Group, number, whole
-from .listening_arguments import add_host, add_json_log, add_port
+from .listening_arguments import (
+    add_host,
+    add_json_log,
+    add_port,
+    allow_many_connections,
+)
 
 if TYPE_CHECKING:
     from ..server import EmbeddedServer
@@ -124,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     with _ended_by_signals() as ended:
         from ..server import EmbeddedServer
 
-        _allow_many_connections()
+        allow_many_connections()
         before = set(threading.enumerate())
         try:
             with EmbeddedServer(**options) as server:
@@ -147,13 +151,6 @@ def _use_compiled(base: str | None) -> None:
     for folder in [] if base is None else version_folders(base).values():
         if use_compiled(folder):  # the newest that has something
             return
-
-
-def _allow_many_connections() -> None:
-    """As many as the system lets one process have; the default is often 1024."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _leave_if_loading(ended: list[int], threads: set[threading.Thread]) -> None:

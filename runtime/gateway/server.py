@@ -12,6 +12,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from ..errors import InvalidRequest
+from .connections import BoundedConnection
 
 _DRAIN_SECONDS = 30
 
@@ -38,18 +39,13 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def run_app(
-    app: Starlette,
-    listener: socket.socket,
-    *,
-    certificate: Path | None = None,
-    key: Path | None = None,
-) -> None:
-    """Serve until SIGTERM or Ctrl-C; what is under way then may end.
+def make_server(
+    app: Starlette, *, certificate: Path | None = None, key: Path | None = None
+) -> uvicorn.Server:
+    """A server of the application, not running yet.
 
     Args:
         app: of ``create_app``.
-        listener: of ``listen``.
         certificate, key: PEM files; with them HTTPS.
 
     Raises:
@@ -57,11 +53,13 @@ def run_app(
     """
     config = uvicorn.Config(
         app,
+        http=BoundedConnection,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=_DRAIN_SECONDS,
-        timeout_keep_alive=30,
+        timeout_keep_alive=round(BoundedConnection.request_seconds),
         h11_max_incomplete_event_size=64 << 10,
         ssl_certfile=certificate,
         ssl_keyfile=key,
@@ -72,6 +70,16 @@ def run_app(
         raise InvalidRequest(
             f"the certificate or its key can't be used: {error}"
         ) from None
+    return uvicorn.Server(config)
+
+
+def run_server(server: uvicorn.Server, listener: socket.socket) -> None:
+    """Serve until SIGTERM or Ctrl-C; what is under way then may end.
+
+    Args:
+        server: of ``make_server``.
+        listener: of ``listen``.
+    """
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again at its end
-    uvicorn.Server(config).run(sockets=[listener])
+    server.run(sockets=[listener])

@@ -16,13 +16,13 @@ from optserve.runtime.gateway.server import listen
 PROGRAM = """
 from optserve.runtime import AsyncClient
 from optserve.runtime.gateway import create_app
-from optserve.runtime.gateway.server import listen, run_app
+from optserve.runtime.gateway.server import listen, make_server, run_server
 from tests.runtime.numpy_model import AsyncNumpy
 
 listener = listen("127.0.0.1", 0)
 print(listener.getsockname()[1], flush=True)
 client = AsyncClient(transport=AsyncNumpy(0.2, generate=(1, 4)))
-run_app(create_app({"opt": client}), listener)
+run_server(make_server(create_app({"opt": client})), listener)
 """
 
 
