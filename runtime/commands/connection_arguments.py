@@ -21,11 +21,15 @@ _LONGEST_TOKEN = 64 << 10  # bytes; servers take fewer
 
 
 def add_connection(
-    parser: argparse.ArgumentParser, *, positional: bool = False
+    parser: argparse.ArgumentParser,
+    *,
+    positional: bool = False,
+    model_runs: str = "run in this process",
 ) -> None:
     """Which model to call, and how to reach it.
 
-    With ``positional``, ``OUT`` by itself means ``--model OUT``.
+    With ``positional``, ``OUT`` by itself means ``--model OUT``. ``model_runs`` says
+    where the model of ``--model`` runs.
     """
     group = parser.add_argument_group("model")
     which = group.add_mutually_exclusive_group(required=True)
@@ -42,7 +46,7 @@ def add_connection(
         "or separate them by commas",
     )
     which.add_argument(
-        "--model", metavar="OUT", help="an export's folder, run in this process"
+        "--model", metavar="OUT", help=f"an export's folder, {model_runs}"
     )
     add = group.add_argument
     add("--name", default="opt", help="the model's name on the server (default opt)")
@@ -142,7 +146,7 @@ def client_options(args: argparse.Namespace) -> tuple[Target, dict[str, Any]]:
         options |= {"model": args.name, "label": args.label, "wait": args.wait}
         args.target = [one for given in args.target for one in _separated(given)]
         return args.target, options | _connection(args)
-    refuse(args, _SERVER_ONLY, "needs --target: --model runs in this process")
+    refuse(args, _SERVER_ONLY, "needs --target: --model runs on this machine")
     return Path(args.model or args.out), options | {"threads": args.threads}
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import logging
 import webbrowser
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+from socket import socket
 from typing import TYPE_CHECKING
 
 from ...models.regular_files import read_regular_file
 from ..async_client import AsyncClient
 from ..decoding.prefix_cache import PrefixCache
 from ..errors import InvalidRequest
-from ..transports.resolve import check_path
+from ..transports.resolve import check_path, is_tflite
 from .argument_types import seconds, whole
 from .connection_arguments import (
     add_connection,
@@ -26,6 +29,7 @@ from .listening_arguments import (
     add_port,
     allow_many_connections,
 )
+from .own_server import OwnServer, own_server
 from .prompt_text import utf8
 
 if TYPE_CHECKING:
@@ -36,7 +40,7 @@ _MOST_TEMPLATE = 1 << 20
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    add_connection(parser)
+    add_connection(parser, model_runs="run by an embedded server of its own")
     add_prefix_cache(parser)
     group = parser.add_argument_group("HTTP")
     add = group.add_argument
@@ -97,32 +101,67 @@ def run(args: argparse.Namespace) -> int:
 
     if (args.tls_certificate is None) != (args.tls_certificate_key is None):
         raise InvalidRequest("--tls-certificate and --tls-certificate-key go together")
-    with opened_prefix_cache(args) as prefixes:
-        app = create_app(_clients(args, prefixes or PrefixCache()), _settings(args))
+    allow_many_connections()
+    with opened_prefix_cache(args) as prefixes, _own_server(args) as own:
+        clients = _clients(args, own, prefixes or PrefixCache())
         server = make_server(
-            app, certificate=args.tls_certificate, key=args.tls_certificate_key
+            create_app(clients, _settings(args)),
+            certificate=args.tls_certificate,
+            key=args.tls_certificate_key,
         )
         listener = listen(args.host, args.port)
-        allow_many_connections()
-        host, port = listener.getsockname()[:2]
-        scheme = "http" if args.tls_certificate is None else "https"
-        shown = f"[{host}]" if ":" in host else host
-        url = f"{scheme}://{shown}:{port}"
-        print(f"listening at {url}/v1", flush=True)
-        if args.open:
-            webbrowser.open(url)
+
+        def stop() -> None:
+            server.should_exit = True
+
+        if own is not None:
+            own.wait_until_ready()
+            own.on_end(stop)
+        _announce(args, listener)
         run_server(server, listener)
     return 0
 
 
-def _clients(args: argparse.Namespace, prefixes: PrefixCache) -> dict[str, AsyncClient]:
+def _announce(args: argparse.Namespace, listener: socket) -> None:
+    """Say where, and show it if so asked."""
+    host, port = listener.getsockname()[:2]
+    scheme = "http" if args.tls_certificate is None else "https"
+    shown = f"[{host}]" if ":" in host else host
+    url = f"{scheme}://{shown}:{port}"
+    print(f"listening at {url}/v1", flush=True)
+    if args.open:
+        webbrowser.open(url)
+
+
+@contextmanager
+def _own_server(args: argparse.Namespace) -> Generator[OwnServer | None, None, None]:
+    """An embedded server for ``--model``; a TFLite file runs in this process."""
+    if args.model is None:
+        yield None
+        return
+    if args.also:
+        raise InvalidRequest("--also needs --target: --model is one model")
+    path = Path(args.model)
+    check_path(path)
+    if is_tflite(path):
+        yield None
+        return
+    threads = [] if args.threads is None else ["--intra-op-threads", str(args.threads)]
+    log = ["--json-log"] if args.json_log else []
+    with own_server(path, name=args.name, options=[*threads, *log]) as own:
+        yield own
+
+
+def _clients(
+    args: argparse.Namespace, own: OwnServer | None, prefixes: PrefixCache
+) -> dict[str, AsyncClient]:
     """A client for each name that requests may give; they share the prefix cache."""
     target, options = client_options(args)
     options |= {"max_active": args.max_active, "prefix_cache": prefixes}
+    if own is not None:
+        del options["threads"]  # the server's
+        return {args.name: AsyncClient(own.target, model=args.name, **options)}
     if not args.target:
-        if args.also:
-            raise InvalidRequest("--also needs --target: --model is one model")
-        check_path(target)  # a server may come later, a model of this machine won't
         return {args.name: AsyncClient(target, **options)}
     label = args.label
     named = [f"{args.name}:{label}" if label else args.name, *args.also]
@@ -131,8 +170,8 @@ def _clients(args: argparse.Namespace, prefixes: PrefixCache) -> dict[str, Async
         model, _, label = name.partition(":")
         if not model:
             raise InvalidRequest(f"--also must be NAME or NAME:LABEL, got {name!r}")
-        own = {**options, "model": model, "label": label}
-        clients[name] = AsyncClient(target, **own)
+        own_options = {**options, "model": model, "label": label}
+        clients[name] = AsyncClient(target, **own_options)
     return clients
 
 

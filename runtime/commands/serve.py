@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import InvalidRequest
@@ -39,6 +39,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _add_execution(parser.add_argument_group("execution"))
     add = parser.add_argument
     add("--json-ready", action="store_true", help="print the ready line as JSON")
+    add(
+        "--until-stdin-ends",
+        action="store_true",
+        help="end with the program that holds standard input's other end, too",
+    )
     add_json_log(parser)
 
 
@@ -126,6 +131,8 @@ def run(args: argparse.Namespace) -> int:
     _use_compiled(args.path)
     options = _options(args)
     with _ended_by_signals() as ended:
+        if args.until_stdin_ends:
+            threading.Thread(target=_end_with_stdin, daemon=True).start()
         from ..server import EmbeddedServer
 
         allow_many_connections()
@@ -151,6 +158,13 @@ def _use_compiled(base: str | None) -> None:
     for folder in [] if base is None else version_folders(base).values():
         if use_compiled(folder):  # the newest that has something
             return
+
+
+def _end_with_stdin() -> None:
+    with suppress(OSError):
+        while os.read(0, 1 << 16):
+            pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _leave_if_loading(ended: list[int], threads: set[threading.Thread]) -> None:
