@@ -54,12 +54,13 @@ def run(args: argparse.Namespace) -> int:
         window = min(args.window or positions, positions)
         stride = min(args.stride or window - 1, window - 1)
         total = _log_probability(client, tokens, window, stride)
+        size = _text_bytes(client, tokens[1:])
     count = len(tokens) - 1
     figures = {
         "tokens": count,
         "loss": -total / count,
         "perplexity": math.exp(-total / count) if total > -700 * count else math.inf,
-        "bits_per_byte": -total / math.log(2) / len(data),
+        "bits_per_byte": -total / math.log(2) / size,
         "window": window,
         "stride": stride,
     }
@@ -73,6 +74,12 @@ def run(args: argparse.Namespace) -> int:
             f"windows of {window}, stride {stride})"
         )
     return 0
+
+
+def _text_bytes(client: Client, tokens: Sequence[int]) -> int:
+    """How long the text is that these tokens stand for."""
+    assert client.tokenizer is not None  # it has encoded them
+    return sum(len(client.tokenizer.token_bytes(token, False)) for token in tokens)
 
 
 def windows(count: int, size: int, stride: int) -> Iterator[tuple[int, int, int]]:

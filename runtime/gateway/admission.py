@@ -46,6 +46,11 @@ class Admission:
         self._arrivals = itertools.count()
 
     @property
+    def capacity(self) -> int:
+        """Generations that can be under way and wait together."""
+        return self._most + self._most_waiting
+
+    @property
     def running(self) -> int:
         """Generations under way."""
         return self._active.total()

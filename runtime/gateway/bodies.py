@@ -15,7 +15,12 @@ from .api_errors import ApiError
 
 Token = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 Tokens = Annotated[list[Token], Field(min_length=1)]
-Prompts = str | Tokens | Annotated[list[str | Tokens], Field(min_length=1)]
+MOST_PROMPTS = 2048
+Prompts = (
+    str
+    | Tokens
+    | Annotated[list[str | Tokens], Field(min_length=1, max_length=MOST_PROMPTS)]
+)
 Stops = str | Annotated[list[str], Field(max_length=16)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
 B = TypeVar("B", bound="Body")

@@ -12,7 +12,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..errors import InvalidRequest
 from ..results import Generation, TopLogprobs
-from .api_errors import ApiError
+from .api_errors import ApiError, bad_field
 from .bodies import ChatBody
 from .choices import Choice, Runner, choices, truncated
 from .completions import Json
@@ -43,7 +43,10 @@ class ChatTemplate:
     def text(self, body: ChatBody, served: Served) -> str:
         """The conversation as one text; raises ``ApiError``."""
         eos = served.piece(served.manifest.eos_token_id)
-        messages = [{"role": m.role, "content": m.text} for m in body.messages]
+        messages = [
+            {"role": m.role, "content": m.text} | ({"name": m.name} if m.name else {})
+            for m in body.messages
+        ]
         try:
             return self._template.render(
                 messages=messages,
@@ -77,6 +80,9 @@ class Chat:
                 "FILE, or use /v1/completions",
                 code="no_chat_template",
             )
+        if body.top_logprobs and not body.logprobs:
+            raise bad_field("top_logprobs", "top_logprobs needs logprobs: true")
+        runner.check(body, body.n)
         prompt = await served.encode(template.text(body, served))
         return cls(body, prompt, served, runner, user)
 

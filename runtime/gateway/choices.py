@@ -141,6 +141,23 @@ class Runner:
         self._admission, self._metrics = admission, metrics
         self._tracing, self._seconds = tracing, seconds
 
+    def check(self, body: Sampled, count: int) -> None:
+        """Raise ``ApiError`` 400 for what no gateway does, or this one never could.
+
+        Args:
+            body: of a request.
+            count: of the continuations that it asks for.
+        """
+        if not body.stream and "stream_options" in body.model_fields_set:
+            raise bad_field("stream_options", "stream_options needs stream: true")
+        if count > self._admission.capacity:
+            raise bad_field(
+                "n",
+                f"the request asks for {count} continuations, and this gateway takes "
+                f"{self._admission.capacity} at a time: send fewer prompts, or a "
+                "smaller n",
+            )
+
     def place(
         self, user: str, priority: int
     ) -> AbstractAsyncContextManager[float | None]:

@@ -39,9 +39,10 @@ class Completion:
     ) -> Completion:
         """Reads the prompts; raises ``ApiError`` and ``InvalidRequest``."""
         _check(body)
+        texts = one_by_one(body.prompt)
+        runner.check(body, len(texts) * (body.best_of or body.n))
         prompts = [
-            await served.encode(prompt, special=body.add_special_tokens)
-            for prompt in one_by_one(body.prompt)
+            await served.encode(text, special=body.add_special_tokens) for text in texts
         ]
         return cls(body, prompts, served, runner, user)
 

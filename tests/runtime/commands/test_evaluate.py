@@ -48,6 +48,18 @@ def test_each_token_is_predicted_from_its_window(target, tmp_path, capsys, strid
     assert figures["bits_per_byte"] == pytest.approx(per_byte, rel=1e-9)
 
 
+def test_bits_per_byte_are_of_what_was_scored(target, tmp_path, capsys):
+    file = tmp_path / "text"
+    file.write_text("a b " * 40)
+    command = ["evaluate", "--target", target, "--text", str(file), "--json"]
+    assert main([*command, "--limit", "11"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    scored = small_tokenizer().decode(small_tokenizer().encode("a b " * 40).ids[1:11])
+    nats = figures["loss"] * 10
+    per_byte = nats / math.log(2) / len(scored.encode())
+    assert figures["bits_per_byte"] == pytest.approx(per_byte, rel=1e-9)
+
+
 @pytest.mark.parametrize("size", [2, 3, 7, 50])
 @pytest.mark.parametrize("count", [2, 3, 7, 20, 50])
 def test_windows_count_each_token_once(count, size):

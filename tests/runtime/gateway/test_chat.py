@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import httpx
 import openai
 import pytest
 from optserve.runtime.gateway import GatewaySettings
@@ -75,6 +76,21 @@ def test_content_in_parts(client, direct):
         client.chat.completions.create(
             model="opt", messages=[{"role": "user", "content": image}]
         )
+
+
+def test_names_reach_the_template(direct):
+    template = "{% for m in messages %}{{ m.name or 'nobody' }}: {% endfor %}"
+    turns = [{"role": "user", "content": "a", "name": "ann"}, TURNS[1]]
+    body = {"messages": turns, "max_tokens": 8, "temperature": 0}
+    with running(GatewaySettings(chat_template=template)) as (address, _):
+        answer = httpx.post(f"{address}/v1/chat/completions", json=body).json()
+    (expected,) = direct.generate(["ann: nobody: "], max_new_tokens=8)
+    assert answer["choices"][0]["message"]["content"] == expected.text
+
+
+def test_alternatives_without_log_probabilities_are_refused(client):
+    with pytest.raises(openai.BadRequestError, match="logprobs: true"):
+        client.chat.completions.create(model="opt", messages=TURNS, top_logprobs=2)
 
 
 def test_without_a_template_there_is_no_chat(address):
