@@ -97,12 +97,13 @@ def unpack_cache(cache, length, dtype: str, *, room) -> KVCache:
 
     Zero at ``length`` [B] and beyond, whatever a client left there: a weight of
     nothing doesn't make a NaN go away. Padding makes the buffer, so it is nobody
-    else's and may be written into.
+    else's and may be written into. Both while numbers are packed, and so are fewer
+    bytes: zeros unpack to zeros.
     """
     C = opt.shape(cache)[1]
     used = (tf.range(C) < length[:, None])[:, None, :, None]
-    kv = tf.where(used, unpack(tf.transpose(cache, [2, 3, 0, 4, 1, 5]), dtype), 0.0)
-    kv = tf.pad(kv, [[0, 0]] * 4 + [[0, room], [0, 0]])
+    wire = tf.where(used, tf.transpose(cache, [2, 3, 0, 4, 1, 5]), 0.0)
+    kv = unpack(tf.pad(wire, [[0, 0]] * 4 + [[0, room], [0, 0]]), dtype)
     return KVCache(tf.reshape(kv, [-1, kv.shape[-1]]), C + room)
 
 
