@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT := demo-out
 export TF_CPP_MIN_LOG_LEVEL ?= 2
+unexport PYTHONDONTWRITEBYTECODE  # each of the tests' processes would compile it all
 
 .PHONY: demo test pytest explore chaos fuzz docs test-slow test-browser test-clients test-reference test-upstream test-full-size lint format bench bench-edge clean
 

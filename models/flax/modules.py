@@ -17,7 +17,7 @@ from ..config import OPTConfig
 from ..outputs import FlaxBaseModelOutput, FlaxCausalLMOutput
 from ..weights import params_from_weights, weight_shapes
 from . import model as flax_opt
-from .params import Tree, by_path, random_params, tree_path
+from .params import Tree, by_path, random_params, tree_path, tree_shape
 
 
 class OPTModule(nn.Module):
@@ -38,10 +38,20 @@ class OPTModule(nn.Module):
         def fresh(rng: Any, root: str) -> Tree:
             return random_params(config, rng, head=self.head)[root]
 
-        tree = by_path({root: self.param(root, fresh, root) for root in roots})
+        def held(root: str) -> Tree:
+            if self.has_variable("params", root):  # ``param`` would trace ``fresh``
+                return self.get_variable("params", root)
+            return self.param(root, fresh, root)
+
+        tree = by_path({root: held(root) for root in roots})
         weights = {}
-        for name in weight_shapes(config, head=self.head):
+        for name, shape in weight_shapes(config, head=self.head).items():
             path = tree_path(name, head=self.head)
+            if tree[path].shape != (expected := tree_shape(name, shape)):
+                raise ValueError(
+                    f"{'/'.join(path)} in params should have the shape {expected}, "
+                    f"got {tree[path].shape}"
+                )
             value = tree[path].T if path[-1] == "kernel" else tree[path]
             if path[-2].endswith("norm"):  # computed in float32 anyway
                 weights[name] = value

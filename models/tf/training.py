@@ -109,6 +109,14 @@ class Training(keras.Model):
         """Keras's."""
         return super().predict_on_batch(as_dict(x))
 
+    def make_train_function(self, force=False):
+        """Keras's hook. The optimizer's variables are there before its step is traced:
+        a function that makes variables is traced twice."""
+        if self.optimizer is not None and not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+        super().make_train_function(force)
+
     def predict_step(self, data):
         """Keras's hook. No caches: Keras joins batches along axis 0, which is not
         theirs."""

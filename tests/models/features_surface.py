@@ -169,7 +169,9 @@ def flax_methods(kind, base):
 
 
 @feature(
-    SURFACE, "`params` and `save_pretrained(params=…)` name what is missing", "flax"
+    SURFACE,
+    "`params` and `save_pretrained(params=…)` name what is missing or does not fit",
+    "flax",
 )
 def missing_params(kind, base, tmp_path):
     model, _ = loaded(kind, base)
@@ -184,6 +186,11 @@ def missing_params(kind, base, tmp_path):
     with pytest.raises(ValueError, match="decoder/embed_positions/embedding"):
         model.params = params
     model.params = {**model.params, "more": np.zeros(1)}  # as upstream's setter
+    decoder = {**root["decoder"], "embed_positions": {"embedding": np.zeros([2, 2])}}
+    params = {"model": {"decoder": decoder}} if kind.head else {"decoder": decoder}
+    fault = r"embed_positions/embedding in params should have the shape \(34, 24\)"
+    with pytest.raises(ValueError, match=fault):
+        model(np.array([[3]]), params=params)
 
 
 @feature(

@@ -196,6 +196,17 @@ def frozen(kind, base):
     assert not model.trainable_variables
 
 
+def counted(function):
+    """A list that grows with each call, and the function that is to be called."""
+    calls = []
+
+    def call(*args):
+        calls.append(args)
+        return function(*args)
+
+    return calls, call
+
+
 @feature(TRAINING, "`compile` and `fit` with the model's own loss", "tf", head=True)
 def own_loss(kind, base):
     import keras
@@ -217,9 +228,11 @@ def own_loss(kind, base):
         for data in forms[: 1 if jit else 3]:  # taken apart before XLA sees them
             actual = model.evaluate(**data, verbose=0)
             assert actual == pytest.approx(expected, rel=1e-4)
+        traces, model.train_step = counted(model.train_step)
         history = model.fit(both, epochs=4, verbose=0, batch_size=4)
         losses = history.history["loss"]
         assert losses[-1] < losses[0]
+        assert len(traces) == 1
     model.compile("sgd", metrics=["accuracy"], run_eagerly=True)
     data = {"input_ids": ids, "labels": ids}
     hits = kind.value(model, ids)[:, :-1].argmax(-1) == ids[:, 1:]
