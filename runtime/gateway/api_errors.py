@@ -8,6 +8,7 @@ The status says whether it is worth trying again: 429 and 503 are, with ``Retry-
 from __future__ import annotations
 
 import logging
+import traceback
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -96,7 +97,9 @@ def as_api_error(error: Exception) -> ApiError:
     for kind, status, name, code in _STATUS:
         if isinstance(error, kind):
             return ApiError(status, str(error), kind=name, code=code)
-    _log.error("a request failed: %s", type(error).__name__, exc_info=error)
+    # Without the error's own words, which may be the caller's.
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    _log.error("a request failed: %s\n%s", type(error).__name__, frames)
     return ApiError(
         500, "the gateway failed: its log says how", kind="server_error", code=None
     )

@@ -63,6 +63,16 @@ ENDPOINTS = (
     Endpoint("/tokenize", bodies.TokenizeBody, "Token ids of a text."),
     Endpoint("/detokenize", bodies.DetokenizeBody, "The text of token ids."),
 )
+READ_PATHS = {
+    "/v1/models": "The models that are served.",
+    "/v1/models/{name}": "One of them.",
+    "/tokenizer_info": "A tokenizer's special tokens.",
+    "/health": "Whether the gateway runs.",
+    "/ready": "Whether servers have every model: 503 while one is missing.",
+    "/version": "The gateway's version.",
+    "/metrics": "Figures for Prometheus.",
+}
+"""What GET answers, and with what."""
 
 
 def create_app(
@@ -273,10 +283,12 @@ class _Gateway:
         return Response(self._metrics.text(), headers={"Content-Type": kind})
 
     async def _openapi(self, _request: Request) -> Response:
-        return Json(documentation.openapi(ENDPOINTS))
+        return Json(documentation.openapi(ENDPOINTS, READ_PATHS))
 
     async def _docs(self, _request: Request) -> Response:
-        return Response(documentation.page(ENDPOINTS), media_type="text/html")
+        return Response(
+            documentation.page(ENDPOINTS, READ_PATHS), media_type="text/html"
+        )
 
 
 async def _answer(request_made: Completion | Chat, request: Request) -> Response:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from .. import __version__
@@ -25,10 +26,21 @@ class Described(Protocol):
     def summary(self) -> str: ...
 
 
-def openapi(endpoints: Sequence[Described]) -> dict[str, Any]:
-    """The OpenAPI document (version 3.1)."""
+def openapi(
+    endpoints: Sequence[Described], read_paths: Mapping[str, str]
+) -> dict[str, Any]:
+    """The OpenAPI document (version 3.1).
+
+    Args:
+        endpoints: what is posted to.
+        read_paths: what GET answers: paths, and a sentence on each.
+    """
     schemas: dict[str, Any] = {}
-    paths: dict[str, Any] = {}
+    answer = {"200": {"description": "As OpenAI's API or vLLM has it."}}
+    paths: dict[str, Any] = {
+        path: {"get": _operation(path, summary, answer)}
+        for path, summary in read_paths.items()
+    }
     for endpoint in endpoints:
         schema = endpoint.body.model_json_schema(ref_template=_REF)
         schemas |= schema.pop("$defs", {})
@@ -41,13 +53,14 @@ def openapi(endpoints: Sequence[Described]) -> dict[str, Any]:
                     "required": True,
                     "content": {"application/json": content},
                 },
-                "responses": {"200": {"description": "As OpenAI's API has it."}},
+                "responses": answer,
             }
         }
     return {
         "openapi": "3.1.0",
         "info": {"title": "optserve gateway", "version": __version__},
         "paths": paths,
+        "security": [{}, {"key": []}],  # as the gateway was started
         "components": {
             "schemas": schemas,
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
@@ -55,9 +68,23 @@ def openapi(endpoints: Sequence[Described]) -> dict[str, Any]:
     }
 
 
-def page(endpoints: Sequence[Described]) -> str:
+def _operation(path: str, summary: str, answer: dict[str, Any]) -> dict[str, Any]:
+    """What GET does at a path, whose parts in braces are parameters."""
+    names = re.findall(r"{(\w+)}", path)
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in names
+    ]
+    return {"summary": summary, "parameters": parameters, "responses": answer}
+
+
+def page(endpoints: Sequence[Described], read_paths: Mapping[str, str]) -> str:
     """A page that lists each endpoint's fields; it loads nothing from elsewhere."""
     sections = "".join(_section(endpoint) for endpoint in endpoints)
+    sections += "".join(
+        f"<h2><code>GET {html.escape(path)}</code></h2><p>{html.escape(summary)}</p>"
+        for path, summary in read_paths.items()
+    )
     return (
         "<!doctype html><html lang=en><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width'>"

@@ -64,7 +64,11 @@ def test_health_version_and_documentation(http):
     assert set(http.get("/version").json()) == {"version"}
     document = http.get("/openapi.json").json()
     assert document["openapi"].startswith("3.1")
-    assert "/v1/completions" in document["paths"]
+    for path, methods in document["paths"].items():
+        for method in methods:
+            answer = http.request(method, path.format(name="opt"), json={})
+            assert answer.status_code in (200, 400), path
+    assert {"/v1/completions", "/v1/models/{name}"} < set(document["paths"])
     page = http.get("/docs").text
     assert "/v1/embeddings" in page
     assert "http://" not in page and "https://" not in page  # nothing from elsewhere
