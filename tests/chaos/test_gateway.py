@@ -14,6 +14,7 @@ import httpx
 import pytest
 from optserve.runtime import AsyncClient
 from optserve.runtime.gateway import create_app
+from optserve.runtime.gateway.connections import BoundedConnection
 
 from tests.runtime.gateway.conftest import serving
 
@@ -50,7 +51,7 @@ def test_no_stream_fails_and_none_is_different(replicas):
         (line,) = re.findall(rf"^vllm:num_requests_{name}{{.*}} (.*)$", told, re.M)
         assert float(line) == 0
     assert done["failed"] == done["different"] == 0
-    assert done["right"] and done["SIGKILL"]
+    assert done["right"] and done["SIGKILL"] and done["half-sent request"]
 
 
 async def _bad_day(
@@ -58,7 +59,10 @@ async def _bad_day(
 ) -> int:
     """How many bytes the process has grown by since a fifth of the time was over."""
     dice = random.Random(SEED)
-    killer = asyncio.create_task(enemies.killer(replicas, dice, done))
+    attacks = [
+        asyncio.create_task(enemies.killer(replicas, dice, done)),
+        asyncio.create_task(_half_requests(address, done)),
+    ]
     limits = httpx.Limits(max_connections=STREAMS)
     async with httpx.AsyncClient(timeout=300, limits=limits) as http:
         end = time.monotonic() + SECONDS
@@ -68,10 +72,29 @@ async def _bad_day(
             for i in range(STREAMS)
         ]
         await asyncio.gather(*streams)
-    killer.cancel()
-    (ended,) = await asyncio.gather(killer, return_exceptions=True)
-    assert isinstance(ended, asyncio.CancelledError), ended
+    for attack in attacks:
+        attack.cancel()
+    for ended in await asyncio.gather(*attacks, return_exceptions=True):
+        assert isinstance(ended, asyncio.CancelledError), ended
     return resident(os.getpid()) - await memory
+
+
+async def _half_requests(address: str, done: Counter[str]) -> None:
+    """Open connections that bring half a request's head, more than may be idle."""
+    host, port = address.rpartition("/")[2].split(":")
+    opened: list[asyncio.StreamWriter] = []
+    try:
+        while True:
+            _, writer = await asyncio.open_connection(host, int(port))
+            writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-")
+            opened.append(writer)
+            done["half-sent request"] += 1
+            if len(opened) > 2 * BoundedConnection.most_idle:
+                opened.pop(0).close()
+            await asyncio.sleep(0.02)
+    finally:
+        for writer in opened:
+            writer.close()
 
 
 async def _memory(seconds: float) -> int:
