@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from ...runtime.contract import CacheLayout
-from .graph_tf import unpack
+from .packed_cache_tf import unpack
 from .row_groups import fit
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import tensorflow as tf
-from optserve.export.savedmodel import graph_jax, graph_tf, paged_cache
+from optserve.export.savedmodel import graph_jax, packed_cache_tf, paged_cache
 from optserve.runtime.contract import CacheLayout
 
 LAYOUT = CacheLayout(layers=3, heads=2, head_dim=8)
@@ -51,9 +51,9 @@ def test_more_rows_go_to_pages_of_their_own(wire):
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_smaller_numbers_are_unpacked(dtype):
     rows = np.random.default_rng(1).standard_normal((B, C, *LAYOUT.row_shape))
-    packed = graph_tf.pack(tf.constant(rows.astype(np.float32)), dtype)
+    packed = packed_cache_tf.pack(tf.constant(rows.astype(np.float32)), dtype)
     pages = paged((packed, np.full(B, C, np.int32)), dtype=dtype)
-    unpacked = graph_tf.unpack(packed, dtype)
+    unpacked = packed_cache_tf.unpack(packed, dtype)
     np.testing.assert_array_equal(pages.kv[1, :, :, 1, :, 2], unpacked[1, SLOTS + 2])
 
 

@@ -11,10 +11,8 @@ from optserve import export
 
 FOLDER = Path(export.__file__).parent / "savedmodel"
 SHARED = {
-    "graph": {
-        *("pack", "unpack", "positions", "run_layers", "extend", "advance"),
-        "embed_token",
-    },
+    "graph": {"positions", "run_layers", "extend", "advance", "embed_token"},
+    "packed_cache": {"pack", "unpack"},
     "matmul": {"Matrix"},
 }
 """What both files of a pair must have, whatever else they share."""
