@@ -89,6 +89,8 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
         jax.clear_caches()
     gc.collect()
+    if last_of_file:
+        gc.freeze()  # what is left is what later files use: caches, lazy imports
     release_freed_memory()
     _sizes.append(resident_bytes())
 

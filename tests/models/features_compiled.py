@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from .conformance import feature
-from .kinds import close, padded, tokens
+from .kinds import ONE_LAYER, close, padded, tokens
 from .loading import loaded, shared
 
 COMPILED, ERRORS = "Compiled", "Errors"
@@ -19,7 +19,7 @@ COMPILED, ERRORS = "Compiled", "Errors"
 def graph(kind, base):
     import tensorflow as tf
 
-    for name in ("pre-LN", "post-LN, projections"):
+    for name in (ONE_LAYER, "post-LN, projections"):
         model, config = shared(kind, base, name)
         spec = tf.TensorSpec([None, None], tf.int32)
         f = tf.function(lambda i, m, model=model: model(i, attention_mask=m))
@@ -42,7 +42,7 @@ def graph(kind, base):
 def xla(kind, base):
     import tensorflow as tf
 
-    model, config = shared(kind, base)
+    model, config = shared(kind, base, ONE_LAYER)
     ids, mask = tokens(config, 2, 6), padded([6, 3], 6, "left").astype(np.int32)
     f = tf.function(
         lambda i, m: model(i, attention_mask=m, output_hidden_states=True),
@@ -80,7 +80,7 @@ def jit(kind, base):
 def maps(kind, base):
     import jax
 
-    model, config = shared(kind, base)
+    model, config = shared(kind, base, ONE_LAYER)
     ids = tokens(config, 3, 5)
     expected = kind.value(model, ids)
     actual = jax.vmap(lambda i: model(i[None])[0][0])(ids)
@@ -97,7 +97,7 @@ def exported(kind, base):
     import jax.numpy as jnp
     from jax import export
 
-    model, config = shared(kind, base)
+    model, config = shared(kind, base, ONE_LAYER)
     B, S = export.symbolic_shape("b, s")
     program = export.export(jax.jit(lambda i: model(i)[0]))(
         jax.ShapeDtypeStruct((B, S), jnp.int32)
@@ -112,7 +112,7 @@ def module(kind, base):
     import flax.linen as nn
     import jax
 
-    model, config = shared(kind, base)
+    model, config = shared(kind, base, ONE_LAYER)
     assert isinstance(model.module, nn.Module)
     ids = tokens(config, 2, 6)
     actual = model.module.apply({"params": model.params}, ids)
@@ -145,7 +145,7 @@ def decoding_loop(kind, base):
 def exported_by_keras(kind, base, tmp_path):
     import tensorflow as tf
 
-    model, config = loaded(kind, base, "one layer, one head")
+    model, config = loaded(kind, base)
     model.export(str(tmp_path / "out"), verbose=False)
     model.save_pretrained(tmp_path, saved_model=True, version=3, token=None)
     for path, B, S in (("out", 2, 5), ("saved_model/3", 3, 4)):
@@ -190,7 +190,7 @@ def nested(kind, base):
 def functional(kind, base):
     import keras
 
-    model, config = loaded(kind, base)
+    model, config = loaded(kind, base, "pre-LN")
     ids, mask = tokens(config, 2, 5), padded([5, 3], 5, "right")
     i = keras.Input([None], dtype="int32", name="input_ids")
     m = keras.Input([None], dtype="int32", name="attention_mask")
@@ -248,7 +248,7 @@ def _compiled(kind, model, **inputs):
 
 @feature(ERRORS, "positions out of range: the limit is named, eager and compiled")
 def wrong_positions(kind, base):
-    model, config = shared(kind, base)
+    model, config = shared(kind, base, ONE_LAYER)
     ids = tokens(config, 1, config.max_position_embeddings + 1)
     limit = "max_position_embeddings 32"
     _raises(lambda: model(ids), limit)

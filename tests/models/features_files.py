@@ -17,6 +17,7 @@ from .kinds import (
     CONFIGS,
     FEW,
     KINDS,
+    ONE_LAYER,
     OPTConfig,
     checkpoint,
     close,
@@ -140,7 +141,7 @@ def conversions(kind, base):
 
 @feature(WEIGHTS, "`resize_token_embeddings`: old rows stay, the head follows")
 def resize(kind, base):
-    for name in ("pre-LN", "untied, projections"):
+    for name in (ONE_LAYER, "untied, projections"):
         for size in (70, 40):
             model, config = loaded(kind, base, name)
             ids = tokens(config, 2, 6) % 40
@@ -176,7 +177,7 @@ def round_trip(kind, base, tmp_path):
 
 @feature(FILES, "safetensors, `.h5`, `.msgpack`, whole and sharded")
 def formats(kind, base, tmp_path):
-    for name in ("pre-LN", "post-LN, projections"):
+    for name in (ONE_LAYER, "post-LN, projections"):
         model, _ = loaded(kind, base, name)
         mine = named(kind, model)
         for format in ("safetensors", "h5", "msgpack"):
@@ -204,7 +205,7 @@ def formats(kind, base, tmp_path):
 
 @feature(FILES, "`push_to_hub`, `save_pretrained(push_to_hub=True)` to a loopback hub")
 def uploaded(kind, base, tmp_path):
-    model, config = loaded(kind, base)
+    model, config = loaded(kind, base, "pre-LN")
     with HubServer({}) as hub, pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_ENDPOINT", hub.url)
         patch.delenv("HF_HUB_OFFLINE", raising=False)
@@ -234,7 +235,7 @@ def options(kind, base, tmp_path):
     ):
         assert kind.cls.from_pretrained(path, **given).config.dropout == 0.25
     model = kind.cls.from_pretrained(tmp_path, subfolder="a/b")
-    mine = named(kind, loaded(kind, base)[0])
+    mine = named(kind, loaded(kind, base, "pre-LN")[0])
     assert all((v == mine[k]).all() for k, v in named(kind, model).items())
     assert OPTConfig.from_pretrained(tmp_path, subfolder="a/b").dropout == 0
 
@@ -253,7 +254,7 @@ def tf_checkpoint(kind, base, tmp_path):
 
 @feature(FILES, "what one class writes, the others read")
 def across(kind, base, tmp_path):
-    model, _ = loaded(kind, base)
+    model, _ = loaded(kind, base, "pre-LN")
     model.save_pretrained(tmp_path / "out", max_shard_size="20KB")
     assert (tmp_path / "out" / "model.safetensors.index.json").exists()
     mine = named(kind, model)
@@ -348,7 +349,7 @@ def heads(kind, base, tmp_path):
     weights = random_weights(config)
     weights["lm_head.weight"] = weights["decoder.embed_tokens.weight"]
     write_checkpoint(tmp_path, config, weights)
-    model, _ = loaded(kind, base)
+    model, _ = loaded(kind, base, "pre-LN")
     ids = tokens(config, 2, 6)
     close(kind.value(kind.cls.from_pretrained(tmp_path), ids), kind.value(model, ids))
 
@@ -357,7 +358,7 @@ def heads(kind, base, tmp_path):
 def keras_files(kind, base, tmp_path):
     import keras
 
-    for name in ("pre-LN", "untied, projections"):
+    for name in (ONE_LAYER, "untied, projections"):
         model, config = loaded(kind, base, name)
         ids = tokens(config, 2, 6)
         model.save_weights(tmp_path / "m.weights.h5")
@@ -374,7 +375,7 @@ def keras_files(kind, base, tmp_path):
 def stored_names(kind, base, tmp_path):
     from safetensors import safe_open
 
-    model, _ = loaded(kind, base)
+    model, _ = loaded(kind, base, "pre-LN")
     model.save_pretrained(tmp_path)
     prefix = "model." if kind.head else ""
     with safe_open(tmp_path / "model.safetensors", "np") as file:

@@ -31,7 +31,7 @@ RECORDED = json.loads(
 @cache
 def model_of(kind, base):
     """One model for all checks, so that nothing is compiled twice."""
-    return loaded(kind, base)[0]
+    return loaded(kind, base, "pre-LN")[0]
 
 
 def prompt(config):

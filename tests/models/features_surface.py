@@ -10,7 +10,15 @@ import pytest
 
 from . import numpy_opt
 from .conformance import feature
-from .kinds import checkpoint, close, padded, small_config, tokens, write_checkpoint
+from .kinds import (
+    ONE_LAYER,
+    checkpoint,
+    close,
+    padded,
+    small_config,
+    tokens,
+    write_checkpoint,
+)
 from .loading import expected, loaded, native
 
 SURFACE = "Known surface"
@@ -31,7 +39,7 @@ def token_types(kind, base):
 
 @feature(SURFACE, "options in a mapping, any mapping (`BatchEncoding`)", "tf")
 def mappings(kind, base):
-    model, config = loaded(kind, base)
+    model, config = loaded(kind, base, "pre-LN")
     ids = tokens(config, 2, 5)
     given = {"input_ids": ids, "use_cache": False, "output_attentions": True}
     output = model(UserDict(given))
@@ -50,11 +58,10 @@ def mappings(kind, base):
 def fitted_mapping(kind, base):
     import keras
 
-    name = "one layer, one head"
-    model, config = loaded(kind, base, name)
+    model, config = loaded(kind, base)
     ids = tokens(config, 4, 5)
     batch = UserDict({"input_ids": ids, "labels": ids, "token_type_ids": ids * 0})
-    loss = numpy_opt.loss(expected(config, ids, name=name)["logits"], ids)
+    loss = numpy_opt.loss(expected(config, ids, name=ONE_LAYER)["logits"], ids)
     for own in ("passthrough", "auto", None):  # all mean the model's own
         model.compile("sgd", own, run_eagerly=own is not None)
         assert model.evaluate(batch, verbose=0) == pytest.approx(loss, rel=1e-5)
@@ -73,7 +80,7 @@ def weighed(kind, base):
     ids = tokens(config, 4, 5)
     labels = np.where(np.arange(5) < 4, ids, -100)
     weights = np.array([1.0, 0.0, 2.0, 0.5])
-    logits = expected(config, ids)["logits"][:, :3].astype(np.float32)
+    logits = expected(config, ids, name=ONE_LAYER)["logits"][:, :3].astype(np.float32)
     of_keras = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     mean = float(of_keras(labels[:, 1:4], logits, weights[:, None]))
     for x, y, eagerly in (
@@ -109,7 +116,7 @@ def dataset(kind, base):
 
 @feature(SURFACE, "`prune_heads`: as a head mask of 0, kept by files", "tf")
 def pruned(kind, base, tmp_path):
-    model, config = loaded(kind, base)
+    model, config = loaded(kind, base, "pre-LN")
     ids, mask = tokens(config, 2, 5), np.ones([2, 3], np.float32)
     mask[0, 1] = mask[1, 2] = 0
     expected = kind.value(model, ids, head_mask=mask)
@@ -130,7 +137,7 @@ def pruned(kind, base, tmp_path):
     "tf",
 )
 def methods(kind, base):
-    model, config = loaded(kind, base)
+    model, config = loaded(kind, base, "pre-LN")
     ids = native(kind, tokens(config, 2, 5).astype(np.int32))
     given = {"input_ids": ids, "attention_mask": ids * 0 + 1}
     assert given.keys() == model.input_signature.keys()

@@ -13,8 +13,6 @@ from .kinds import FEW, KINDS, close, padded, small_config, tokens
 from .loading import loaded, native
 
 TRAINING = "Training"
-ONE_LAYER = "one layer, one head"
-"""The configuration for checks of Keras's loops, whatever model is in them."""
 
 
 @cache
@@ -162,10 +160,10 @@ def seeded(kind, base):
 
 @feature(TRAINING, "layerdrop, in training only")
 def layerdrop(kind, base):
-    model, config = loaded(kind, base, layerdrop=0.4)
+    model, config = loaded(kind, base, "pre-LN", layerdrop=0.4)
     ids = tokens(config, 1, 4)
     states = {"output_hidden_states": True}
-    plain = kind.value(loaded(kind, base)[0], ids)
+    plain = kind.value(loaded(kind, base, "pre-LN")[0], ids)
     close(kind.value(model, ids), plain)
     dropped = 0
     if kind.framework == "tf":
@@ -187,7 +185,7 @@ def layerdrop(kind, base):
 
 @feature(TRAINING, "frozen parts: `get_layer(…).trainable = False`", "tf")
 def frozen(kind, base):
-    model, _ = loaded(kind, base)
+    model, _ = loaded(kind, base, "pre-LN")
     count = len(model.trainable_variables)
     model.get_layer("decoder.layers.0").trainable = False
     assert len(model.trainable_variables) == count - 16
@@ -214,7 +212,7 @@ def own_loss(kind, base):
 
     optimizers = keras.optimizers.AdamW(1e-3), keras.optimizers.SGD(1e-3)
     for jit, optimizer in zip((False, True), optimizers, strict=True):
-        model, config = loaded(kind, base, ONE_LAYER)
+        model, config = loaded(kind, base)
         ids = tokens(config, 8, 6)
         labels = np.where(ids < 6, -100, ids)
         model.compile(optimizer, jit_compile=jit)
@@ -247,7 +245,7 @@ def other_loss(kind, base):
     import keras
     import tensorflow as tf
 
-    model, config = loaded(kind, base, ONE_LAYER)
+    model, config = loaded(kind, base)
     ids = tokens(config, 8, 6)
     if kind.head:
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -281,12 +279,12 @@ def predict(kind, base):
 def mixed(kind, base):
     import keras
 
-    model, config = loaded(kind, base, ONE_LAYER, dtype="mixed_bfloat16")
+    model, config = loaded(kind, base, dtype="mixed_bfloat16")
     ids = tokens(config, 4, 6)
     assert {v.dtype for v in model.trainable_variables} == {"float32"}
     output = model(ids)[0]
     assert output.dtype == "bfloat16"
-    float32, _ = loaded(kind, base, ONE_LAYER)
+    float32, _ = loaded(kind, base)
     close(output, kind.value(float32, ids), tolerance=4e-2)
     if kind.head:
         model.compile(keras.optimizers.SGD(0.1), jit_compile=False)

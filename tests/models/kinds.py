@@ -26,23 +26,38 @@ _SMALL = {
     "max_position_embeddings": 32,
     "init_std": 0.3,
 }
-CONFIGS = {
+ONE_LAYER = "one layer, one head"
+_ONE = {"num_hidden_layers": 1}
+CONFIGS = {  # of two layers those in which layers differ in what they hand on
     "pre-LN": {},
     "post-LN, projections": {"do_layer_norm_before": False, "word_embed_proj_dim": 10},
-    "pre-LN, projections": {"word_embed_proj_dim": 36, "activation_function": "gelu"},
-    "post-LN, gelu": {"do_layer_norm_before": False, "activation_function": "gelu"},
-    "no final norm": {"_remove_final_layer_norm": True},
+    "pre-LN, projections": {
+        "word_embed_proj_dim": 36,
+        "activation_function": "gelu",
+        **_ONE,
+    },
+    "post-LN, gelu": {
+        "do_layer_norm_before": False,
+        "activation_function": "gelu",
+        **_ONE,
+    },
+    "no final norm": {"_remove_final_layer_norm": True, **_ONE},
     "bias-free, affine-free, gelu": {
         "enable_bias": False,
         "layer_norm_elementwise_affine": False,
         "activation_function": "gelu",
+        **_ONE,
     },
-    "bias-free": {"enable_bias": False},
-    "affine-free": {"layer_norm_elementwise_affine": False},
-    "untied": {"tie_word_embeddings": False},
-    "untied, projections": {"tie_word_embeddings": False, "word_embed_proj_dim": 10},
-    "one layer, one head": {"num_hidden_layers": 1, "num_attention_heads": 1},
-    "no padding token": {"pad_token_id": None},
+    "bias-free": {"enable_bias": False, **_ONE},
+    "affine-free": {"layer_norm_elementwise_affine": False, **_ONE},
+    "untied": {"tie_word_embeddings": False, **_ONE},
+    "untied, projections": {
+        "tie_word_embeddings": False,
+        "word_embed_proj_dim": 10,
+        **_ONE,
+    },
+    ONE_LAYER: {"num_attention_heads": 1, **_ONE},
+    "no padding token": {"pad_token_id": None, **_ONE},
 }
 
 

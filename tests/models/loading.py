@@ -6,10 +6,10 @@ from __future__ import annotations
 from functools import cache
 
 from . import numpy_opt
-from .kinds import checkpoint, random_weights, small_config
+from .kinds import ONE_LAYER, checkpoint, random_weights, small_config
 
 
-def loaded(kind, base, name="pre-LN", **options):
+def loaded(kind, base, name=ONE_LAYER, **options):
     """A model with a checkpoint's weights, and its configuration."""
     model = kind.cls.from_pretrained(checkpoint(base, name), **options)
     return model, model.config
@@ -17,7 +17,8 @@ def loaded(kind, base, name="pre-LN", **options):
 
 @cache
 def shared(kind, base, name="pre-LN"):
-    """The same once for all checks, which leave it as it is."""
+    """The same, by default of two layers, once for all checks, which leave it as it
+    is."""
     return loaded(kind, base, name)
 
 

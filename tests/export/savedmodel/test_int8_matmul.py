@@ -20,6 +20,7 @@ from optserve.models.config import OPTConfig
 from optserve.models.examples.random_checkpoint import write_random_checkpoint
 
 from tests.export.exports import Served, choosing, export_to, int32, served
+from tests.export.savedmodel.exactness import exactness
 
 ROOT = Path(__file__).parents[3]
 
@@ -85,32 +86,6 @@ def test_joined_is_the_product_of_the_numbers_that_were_split() -> None:
     np.testing.assert_array_equal(actual, (255 * high + low) @ weights.T * scale)
 
 
-def exactness() -> list[tuple[bool, bool]]:
-    """For products of several sizes: whether they are exact, what ``exact`` says."""
-    rng = np.random.default_rng(0)
-    answers = []
-    for rows, size, out in [(2, 64, 48), (16, 768, 200), (70, 3072, 96)]:
-        x = rng.integers(-127, 128, (rows, size)).astype(np.int8)
-        x[0], x[1] = 127, -127
-        values = rng.integers(-127, 128, (out, size)).astype(np.int8)
-        values[0] = 127
-        right = x.astype(np.int64) @ values.T.astype(np.int64)
-        for keep in (False, True):
-            run = tf.function(lambda x, w=values, k=keep: accumulators(x, w, keep=k))
-            same = [np.array_equal(run(x), right.astype(np.float32)) for _ in range(2)]
-            answers.append((all(same), bool(tf.function(int8_matmul.exact)())))
-    return answers
-
-
-_ELSEWHERE = """
-import json
-from optserve.models.quiet import import_tensorflow
-import_tensorflow()
-from tests.export.savedmodel.test_int8_matmul import exactness
-print(json.dumps(exactness()))
-"""
-
-
 @pytest.mark.skipif(not int8_matmul.available(), reason="no int8 kernels")
 @pytest.mark.parametrize("instructions", ["AVX2", "AVX512_CORE", "all there are"])
 def test_a_processor_that_does_not_sum_exactly_is_found(instructions: str) -> None:
@@ -118,7 +93,7 @@ def test_a_processor_that_does_not_sum_exactly_is_found(instructions: str) -> No
         answers = exactness()
     else:
         done = subprocess.run(
-            [sys.executable, "-c", _ELSEWHERE],
+            [sys.executable, "-m", "tests.export.savedmodel.exactness"],
             env=os.environ | {"ONEDNN_MAX_CPU_ISA": instructions},
             cwd=ROOT,
             capture_output=True,

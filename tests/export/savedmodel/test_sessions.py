@@ -17,7 +17,7 @@ from tests.runtime.session_schedule import Schedule, off
 SLOTS, POSITIONS = 3, 40
 KINDS = {
     "tf float32": {},
-    "tf int8 cache": {"cache": "int8", "weights": "int8"},
+    "tf int8 cache": {"cache": "int8", "weights": "int8", "generate": (8,)},
     "tf xla bfloat16 cache": {
         "compiler": "xla",
         "cache": "bfloat16",

@@ -118,6 +118,6 @@ def test_an_export_with_sessions_has_no_problems():
     folder = exported("pre_ln", **sessions)
     manifest = read_manifest(folder)
     runner = ExportRunner(folder, manifest)
-    runner.run(make_plan(manifest, max_length=24))
+    runner.run(make_plan(manifest, max_length=12))
     runner.close()
     assert runner.problems == []

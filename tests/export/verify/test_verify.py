@@ -80,7 +80,7 @@ def test_a_compiled_export_passes_as_servers_compile_it(
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     sizes = {"prompt_buckets": [8], "batch_sizes": [2], "generate": [2]}
     folder = export_to(tmp_path, checkpoint, ExportOptions(framework="jax", **sizes))
-    report = verify_in_subprocess(folder, checkpoint, max_length=12)
+    report = verify_in_subprocess(folder, checkpoint, max_length=6)
     assert report.ok, (report.files, report.problems)
     assert len({o.signature for o in report.outputs}) == 6
 
@@ -117,7 +117,7 @@ def test_one_changed_weight_is_seen(export, checkpoint, tmp_path):
     weights["decoder.layers.1.self_attn.v_proj.bias"][3] += 0.05
     CONFIG.save_pretrained(tmp_path)
     save_weights(tmp_path, weights.items())
-    report = verify_export(export, checkpoint=tmp_path, max_length=12)
+    report = verify_export(export, checkpoint=tmp_path, max_length=6)
     assert not report.ok
     wrong = {o.signature for o in report.outputs if not o.ok}
     assert {"prefill", "decode", "serving_default"} <= wrong
@@ -130,7 +130,7 @@ def test_int8_activations_with_moved_scales(checkpoint, tmp_path):
     assert manifest.activations["dtype"] == "int8"
     scales = Smoothing.load(folder, CONFIG)
     assert scales.exponents.any()
-    report = verify_export(folder, checkpoint=checkpoint, max_length=20)
+    report = verify_export(folder, checkpoint=checkpoint, max_length=8)
     assert report.ok, (report.problems, report.outputs)
     # Now the weights are others than those that the file tells of.
     Smoothing(scales.exponents + np.int8(1)).save(folder)
@@ -142,7 +142,7 @@ def test_int8_activations_with_moved_scales(checkpoint, tmp_path):
 
 
 def test_two_exports_compare(export, int8, capsys):
-    report = compare_exports(int8, export.parent, max_length=12)
+    report = compare_exports(int8, export.parent, max_length=8)
     show(report, Console(width=120))
     table = capsys.readouterr().out
     for text in ("int8 weights", "largest error", "greedy agreement", "verified"):
