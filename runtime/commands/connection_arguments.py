@@ -96,8 +96,15 @@ def _add_security(group: Group) -> None:
     )
 
 
-def add_prefix_cache(parser: argparse.ArgumentParser) -> None:
-    """Where the cache rows of what prompts have in common are kept."""
+def add_prefix_cache(
+    parser: argparse.ArgumentParser,
+    *,
+    in_memory: str = "1 GiB with a folder, else none are kept",
+) -> None:
+    """Where the cache rows of what prompts have in common are kept.
+
+    ``in_memory`` says how many bytes of them by default.
+    """
     add = parser.add_argument_group("prefix cache").add_argument
     add(
         "--prefix-cache",
@@ -109,8 +116,7 @@ def add_prefix_cache(parser: argparse.ArgumentParser) -> None:
         "--prefix-cache-bytes",
         type=whole(1, 2**63 - 1),
         metavar="N",
-        help="most bytes of rows in memory (1 GiB with a folder, else none are kept) "
-        "and in the folder (8 GiB)",
+        help=f"most bytes of rows in memory ({in_memory}) and in the folder (8 GiB)",
     )
 
 

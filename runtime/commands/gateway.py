@@ -41,7 +41,7 @@ _MOST_TEMPLATE = 1 << 20
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_connection(parser, model_runs="run by an embedded server of its own")
-    add_prefix_cache(parser)
+    add_prefix_cache(parser, in_memory="1 GiB")
     group = parser.add_argument_group("HTTP")
     add = group.add_argument
     add_port(group, 8000)

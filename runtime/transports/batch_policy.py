@@ -3,8 +3,9 @@
 Prompts go before decode steps, for somebody waits for a first token; but rows that have
 tokens already don't wait for others' prompts for longer than ``_PATIENCE``, or than a
 few calls of their own take. While prompts wait, a decode call makes few tokens;
-otherwise as many as give the most tokens per second, for two seconds or so, so that all
-streams flow. A prompt's own call makes one token, and its row goes on with all others.
+otherwise as many as give the most tokens per second, for three seconds or so, so that
+all streams flow. A prompt's own call makes one token, and its row goes on with all
+others.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .joining import most_new_tokens
 
 _PATIENCE = 3.0  # seconds that rows with tokens wait for others' prompts
 _SHARE = 4  # times as long as their own call takes, if that is longer
-_LONGEST = 2.0  # seconds of a decode call that several callers share
+_LONGEST = 3.0  # seconds of a decode call that several callers share
 _LONGEST_WITH_CACHES = 4.0  # where caches travel, which takes a second itself
 _FEW = 8  # new tokens of a decode call while prompts wait
 _CALL_COST = 2  # tokens that could be made in the time that a call takes besides
