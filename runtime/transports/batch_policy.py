@@ -3,7 +3,7 @@
 Prompts go before decode steps, for somebody waits for a first token; but rows that have
 tokens already don't wait for others' prompts for longer than ``_PATIENCE``, or than a
 few calls of their own take. While prompts wait, a decode call makes few tokens;
-otherwise as many as give the most tokens per second, for three seconds or so, so that
+otherwise as many as give the most tokens per second, for four seconds or so, so that
 all streams flow. A prompt's own call makes one token, and its row goes on with all
 others.
 """
@@ -23,8 +23,7 @@ from .joining import most_new_tokens
 
 _PATIENCE = 3.0  # seconds that rows with tokens wait for others' prompts
 _SHARE = 4  # times as long as their own call takes, if that is longer
-_LONGEST = 3.0  # seconds of a decode call that several callers share
-_LONGEST_WITH_CACHES = 4.0  # where caches travel, which takes a second itself
+_LONGEST = 4.0  # seconds of a decode call that several callers share
 _FEW = 8  # new tokens of a decode call while prompts wait
 _CALL_COST = 2  # tokens that could be made in the time that a call takes besides
 _CALL_COST_WITH_CACHES = 8
@@ -159,10 +158,10 @@ class Pace:
         """Seconds that rows with tokens wait for others' prompts."""
         return max(_PATIENCE, _SHARE * self.short)
 
-    def most_steps(self, lead: Waiting) -> int:
+    @property
+    def most_steps(self) -> int:
         """New tokens of a call that several callers share, for some seconds at most."""
-        longest = _LONGEST_WITH_CACHES if lead.carries_caches else _LONGEST
-        return max(_FEW, int(longest / self.step)) if self.step else _FEW
+        return max(_FEW, int(_LONGEST / self.step)) if self.step else _FEW
 
     def ended(self, batch: Batch, seconds: float, made: int) -> None:
         """A decode call has given each row up to ``made`` tokens."""
@@ -213,7 +212,7 @@ def next_batch(
         if prompts_wait and not impatient(lead):
             continue
         members = _alike(group, limits)
-        most = _FEW if prompts_wait else pace.most_steps(lead)
+        most = _FEW if prompts_wait else pace.most_steps
         steps = _steps(members, most if prompts_wait or len(members) > 1 else None)
         return Batch(members, "decode", steps, short=prompts_wait)
     return None

@@ -169,8 +169,8 @@ def test_calls_that_several_share_take_some_seconds_at_most():
     pace = Pace()
     group = [waiting(steps=32, name="generate_32") for _ in range(3)]
     assert next_batch(group, [], LIMITS, pace).steps == batch_policy._FEW
-    pace.ended(running("decode"), seconds=1.0, made=8)  # 0.1 s each, as one call's cost
-    assert next_batch(group, [], LIMITS, pace).steps == 30
+    pace.ended(running("decode"), seconds=2.0, made=8)  # 0.2 s each, as one call's cost
+    assert next_batch(group, [], LIMITS, pace).steps == 20
     assert next_batch(group[:1], [], LIMITS, pace).steps == 32
 
 
