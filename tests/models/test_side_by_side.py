@@ -18,7 +18,14 @@ ALONE = {
         "shape",  # TensorFlow's sizes may be unknown when a graph is traced
         "scan_layers",  # rematerialisation; Keras has its own
     },
-    "sampling": {"total", "first_argmax"},  # what XLA makes of each differs
+    "sampling": {
+        "total",  # what XLA makes of each ...
+        "first_argmax",  # ... differs
+        "likely_to_win",  # tokens of a number that XLA can't know ...
+        "draw_from",
+        "noise_of",  # ... and what they and gumbel share
+        "noise_from",
+    },
 }
 """What stands in one file of a pair only."""
 
