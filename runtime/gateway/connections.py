@@ -19,8 +19,8 @@ class BoundedConnection(H11Protocol):
         request_seconds: from the connection's beginning, or from the end of an answer,
             until a request's head is there as a whole.
         answer_seconds: how long a caller may take nothing of an answer.
-        most_idle: connections that wait for a request; of more than that the one that
-            has waited longest ends.
+        most_idle: connections that wait for a request; of more than that one ends
+            that never brought one, if there is any, the one that has waited longest.
     """
 
     request_seconds = 30.0
@@ -100,7 +100,9 @@ class BoundedConnection(H11Protocol):
 
 
 def _close_oldest(connections: Any, most_idle: int) -> None:
-    """Close the connection that has waited longest, if more than so many wait."""
+    """Close one connection if more than so many wait: one that never brought a request
+    before the others, whose callers may send their next one this moment."""
     waiting = [c for c in connections if c._request_timer is not None]
     if len(waiting) > most_idle:
-        min(waiting, key=lambda c: c._waiting_since).transport.abort()
+        first = min(waiting, key=lambda c: (c.cycle is not None, c._waiting_since))
+        first.transport.abort()

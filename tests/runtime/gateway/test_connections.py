@@ -100,6 +100,17 @@ def test_many_idle_connections_give_way_to_whoever_asks(monkeypatch):
         assert b"200 OK" in slow[-1].recv(1 << 16)
 
 
+def test_a_connection_that_has_brought_a_request_is_kept_longest(monkeypatch):
+    monkeypatch.setattr(BoundedConnection, "most_idle", 8)
+    with running() as (address, _), callers(address, 1, QUESTION) as (kept,):
+        assert b"200 OK" in kept.recv(1 << 16)
+        with callers(address, 50) as others:
+            for other in others[:40]:
+                assert ends(other) == b""
+            kept.sendall(QUESTION)
+            assert b"200 OK" in kept.recv(1 << 16)
+
+
 def test_a_caller_that_takes_nothing_is_let_go(monkeypatch):
     monkeypatch.setattr(BoundedConnection, "answer_seconds", 0.3)
     body = json.dumps({"prompt": "a " * 500_000, "return_token_strs": True}).encode()
