@@ -165,8 +165,8 @@ def test_tampering_is_caught(export, tmp_path, capsys):
     assert report["files"][0].startswith("variables/variables.data-")
 
 
-def test_a_manifest_that_is_not_the_graphs_is_caught(export, tmp_path):
-    folder = shutil.copytree(export, tmp_path / "1")
+def test_a_manifest_that_is_not_the_graphs_is_caught(bfloat16, tmp_path):
+    folder = shutil.copytree(bfloat16, tmp_path / "1")
     path = folder / "assets.extra" / "optserve_manifest.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "eos_token_id": 5}))
@@ -176,9 +176,9 @@ def test_a_manifest_that_is_not_the_graphs_is_caught(export, tmp_path):
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_reports_and_baselines(export, tmp_path, capsys):
+def test_reports_and_baselines(bfloat16, tmp_path, capsys):
     path = tmp_path / "report.json"
-    command = ["verify", str(export), "--max-length", "4"]
+    command = ["verify", str(bfloat16), "--max-length", "4"]
     assert main([*command, "--report", str(path)]) == 0
     before = json.loads(path.read_text())
     assert before["ok"] and before["scores"]

@@ -52,8 +52,9 @@ def greedy_case(case: str):
     return [[int(i) for i in ids[mask > 0]] for ids, mask in masked], expected["greedy"]
 
 
-@pytest.mark.parametrize("case", ["pre_ln", "post_ln_proj"])
-@pytest.mark.parametrize("framework", ["tf", "jax"])
+@pytest.mark.parametrize(
+    ("case", "framework"), [("pre_ln", "tf"), ("post_ln_proj", "jax")]
+)
 def test_greedy_tokens_are_the_references(case, framework):
     prompts, expected = greedy_case(case)
     with Client(exported(case, framework)) as client:
