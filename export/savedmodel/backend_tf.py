@@ -9,10 +9,10 @@ import tensorflow as tf
 
 from ...models.config import OPTConfig
 from ...runtime.contract import CacheLayout
-from ..weights import assemble
+from ..weights import STACK, assemble
 from . import autotune, graph_tf
 from .buckets import Sizes
-from .matmul_tf import KeptInt8Matrix, Kernels, Matrix, fuse_norms, one_of
+from .matmul_tf import KeptInt8Matrix, Kernels, Matrix, Unrolled, fuse_norms
 from .prompts import after_prompt
 from .requests import Generated, GenerateRequest, request_spec
 
@@ -143,10 +143,7 @@ class TFBackend:
             return KeptInt8Matrix(values, scale, kernels=kernels)
 
         params = self._assembled(pack)
-        layers = [
-            tf.nest.map_structure(lambda leaf, i=i: one_of(leaf, i), params["layers"])
-            for i in range(self._config.num_hidden_layers)
-        ]
+        layers = Unrolled(params["layers"], self._config.num_hidden_layers)
         return {**params, "layers": layers}
 
     def _kernels(self, rows: Any) -> Kernels:
@@ -155,8 +152,14 @@ class TFBackend:
         )
 
     def _assembled(self, pack) -> dict[str, Any]:
-        tensors = {name: tf.convert_to_tensor(x) for name, x in self._stored.items()}
-        return fuse_norms(assemble(self._config, tensors, pack))
+        """Layers stay variables, which a loop takes in as they are; a tensor would be
+        carried from step to step. Tables are read: a gather from a variable makes
+        TensorFlow copy it whenever it is read."""
+        stored = {
+            name: variable if name.startswith(STACK) else tf.convert_to_tensor(variable)
+            for name, variable in self._stored.items()
+        }
+        return fuse_norms(assemble(self._config, stored, pack))
 
 
 def _compiled_loop(config, stored, layout, tokens: int, sizes: Sizes):

@@ -26,6 +26,7 @@ from ..options import ExportOptions
 from ..publish import Progress, silent, write_manifest
 from ..weights import packed_weights, weights_digest
 from .buckets import Sizes, chosen_sizes
+from .compact_functions import compact_functions
 from .compiled import compile_for_this_processor
 from .reproducible import settle_fingerprint, without_locations
 from .separate_outputs import separate_outputs
@@ -103,6 +104,7 @@ def write_savedmodel(
         slots=_session_slots(manifest),
     )
     _save(folder, module, options.compiler, progress)
+    compact_functions(folder)
     write_warmup(folder, manifest, backend.compiled, backend.compiled_loop)
     if options.framework == "tf":  # what loops in JAX's can't be put in line
         separate_outputs(folder, tuple(EXTRA_OUTPUTS))

@@ -22,7 +22,7 @@ from ...models.layer_context import LayerContext
 from ...models.tf import model as opt
 from ...models.tf.sampling import choose
 from .attention_tf import attend_blocks, attend_token, visible
-from .matmul_tf import one_of, place
+from .matmul_tf import Unrolled, one_of, place
 from .packed_cache_tf import pack, rounded, unpack
 from .requests import DecodeState, Generated, GenerateRequest
 
@@ -130,10 +130,10 @@ def run_layers(context: LayerContext, layers, x, kv):
     """All layers on ``x`` [N,E]: what the last one gave, and the buffer after it.
 
     Stacked ``layers`` are gone through by a loop of one body, which keeps graphs small;
-    a list one by one, for kernels that keep something for each matrix.
+    unrolled ones one by one, for kernels that keep something for each matrix.
     """
-    if isinstance(layers, list):
-        for i, p in enumerate(layers):
+    if isinstance(layers, Unrolled):
+        for i, p in enumerate(layers.layers()):
             x, kv, _ = opt.layer(context, p, x, (kv, i))
         return x, kv
 

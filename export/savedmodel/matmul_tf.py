@@ -35,6 +35,29 @@ def place(i):
     return tf.reshape(i, [1]), tf.reshape(i + 1, [1])
 
 
+class Unrolled(NamedTuple):
+    """``layers`` of one each, made where they are used: what a loop takes in are then
+    variables, not a tensor for each weight of each layer."""
+
+    stacked: dict[str, Any]
+    count: int
+
+    def layers(self) -> list[dict[str, Any]]:
+        """Weights of each layer by itself, in the memory of the stack."""
+        leaves = [all_of(x, self.count) for x in tf.nest.flatten(self.stacked)]
+        return [
+            tf.nest.pack_sequence_as(self.stacked, [leaf[i] for leaf in leaves])
+            for i in range(self.count)
+        ]
+
+
+def all_of(stack, count: int) -> list[Any]:
+    """Every ``stack[i]``, by one operation."""
+    if isinstance(stack, (Matrix, Norm)):
+        return stack.all_of(count)
+    return tf.unstack(stack, count)
+
+
 class Kernels(NamedTuple):
     """What is the quickest here, as boolean scalars; None: not asked.
 
@@ -59,6 +82,13 @@ class Matrix(PackedWeight):
         """One of the matrices of a stack."""
         scale = None if self.scale is None else one_of(self.scale, i)
         return type(self)(one_of(self.values, i), scale, kernels=self.kernels)
+
+    def all_of(self, count: int) -> list[Matrix]:
+        """All matrices of a stack."""
+        values = tf.unstack(self.values, count)
+        scales = [None] * count if self.scale is None else tf.unstack(self.scale, count)
+        pairs = zip(values, scales, strict=True)
+        return [type(self)(x, scale, kernels=self.kernels) for x, scale in pairs]
 
     def matmul(self, x):
         """``x`` [N, in] times the matrix: [N, out].
@@ -132,6 +162,11 @@ class Norm(PackedNorm):
     def one_of(self, i: Any) -> Norm:
         """One of the norms of a stack."""
         return Norm(one_of(self.weight, i), one_of(self.bias, i))
+
+    def all_of(self, count: int) -> list[Norm]:
+        """All norms of a stack."""
+        pairs = zip(all_of(self.weight, count), all_of(self.bias, count), strict=True)
+        return [Norm(*pair) for pair in pairs]
 
     def __call__(self, x):
         last = constant([-1])

@@ -36,14 +36,9 @@ Dims = Mapping[str, int]
 
 _TEXTS = ("describe", "tokenizer")
 _NOW_AND_THEN = (
-    ("prefill", ("new_cache",)),  # of all but the last part of a long prompt
-    ("decode", ("new_cache",)),
-    ("session_decode", ("alive",)),
     ("score", ("logprobs",)),
-    ("score", ("logprobs", "top_ids", "top_logprobs")),
     ("score", ()),
-    ("embed", ("last_hidden_state",)),
-    ("embed", ("pooled",)),
+    ("embed", ()),
     ("serving_default", ()),
 )
 

@@ -248,7 +248,10 @@ class Engine:
             return min(self.capacity, model.whole_batch(fits))
         cached = call.inputs["cache"].shape[1] if "cache" in call.inputs else 0
         if call.signature in ("score", "embed"):
-            return scoring.most_rows(model, new, self.capacity, cached)
+            rows_back = call.signature == "score" and not call.outputs
+            return scoring.most_rows(
+                model, new, self.capacity, cached, new_cache=rows_back
+            )
         generated = tokens_per_call(call.signature) or 0
         fits = model.rows_that_fit(new, cached, generated=generated)
         return min(self.capacity, fits)

@@ -121,9 +121,9 @@ def _step(
         ids[b, :new] = sequence.tokens[sequence.cached : sequence.cached + new]
         lengths[b] = new
     inputs: dict[str, Tensor] = {"input_ids": ids, "input_length": lengths}
-    signature, new_rows = "prefill", "new_cache"
+    signature = "prefill"
     if in_session:
-        signature, new_rows = "session_decode", "alive"
+        signature = "session_decode"
         inputs |= _slot_inputs(sequences)
     elif n or any(s.cached for s in sequences):
         signature = "decode"
@@ -132,16 +132,15 @@ def _step(
         signature = (session_generate_name if in_session else generate_name)(n)
         inputs |= _sampling_inputs(sequences, padding, most, model)
     inputs = {name: _repeated(tensor, rows) for name, tensor in inputs.items()}
-    outputs = (new_rows,) if partial else ()
     most_tokens = tuple(min(most, s.remaining) for s in sequences) if n else ()
     top = tuple(s.options.top_logprobs for s in sequences) if n else ()
-    expected = ExpectedReply(
-        model, signature, outputs, rows, fed, size, most_tokens, top
-    )
+    # All outputs, though of a partial prompt nobody needs logits: a server prepares a
+    # program for each choice of outputs.
+    expected = ExpectedReply(model, signature, (), rows, fed, size, most_tokens, top)
     version, model_id = sequences[0].version, sequences[0].model_id
     slot = sequences[0].slot
     replicas = (slot.target,) if slot and slot.target else ()
-    call = Call(signature, inputs, outputs, version, model_id, expected, replicas)
+    call = Call(signature, inputs, (), version, model_id, expected, replicas)
     return Step(call, tuple(sequences), fed, n, partial)
 
 

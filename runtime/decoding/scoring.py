@@ -24,8 +24,6 @@ _LOGITS_LIMIT = 1 << 29
 """Bytes of logits that one call may make a server compute: ``score`` needs those of
 every token, and 32 texts of 2048 tokens would be 13 GB."""
 _MOST_RESTARTS = 20
-_PLAIN = ("logprobs",)
-_WITH_TOP = ("logprobs", "top_ids", "top_logprobs")
 
 
 @dataclass(frozen=True)
@@ -120,14 +118,15 @@ def _score_chunks(
     most = model.whole_size(max(model.largest_prompt_chunk, 2))
     size = model.whole_size(min(max(t.pending for t in texts), most))
     cached = model.cache_size(max(t.cached for t in texts))
-    texts = texts[: min(most_rows(model, size, limits.capacity, cached), len(texts))]
-    chunks = [text.chunk(size) for text in texts]
     goes_on = [
         keep or text.cached + size < len(text.tokens) or is_kept(text, model, prefixes)
         for text in texts
     ]
-    # A server prepares a program for each choice of outputs, so there are few.
-    outputs = () if any(goes_on) else (_WITH_TOP if top else _PLAIN)
+    # A server prepares a program for each choice of outputs, so there are two.
+    outputs = () if top or any(goes_on) else ("logprobs",)
+    fits = most_rows(model, size, limits.capacity, cached, new_cache=not outputs)
+    texts = texts[:fits]
+    chunks = [text.chunk(size) for text in texts]
     inputs = _fed(model, chunks, size)
     rows = inputs["input_ids"].shape[0]
     inputs |= _caches([text.cache for text in texts], model, rows)
@@ -182,7 +181,7 @@ def _run(
         rows = [prompts[i] for i in chosen]
         size = model.whole_size(max(map(len, rows)))
         inputs = _fed(model, rows, size)
-        call = _call(model, signature, inputs, (output,), rows)
+        call = _call(model, signature, inputs, (), rows)
         reply = yield CallRequest(call, limits.deadline)
         yield from answering_model(call, reply, limits.versions, limits.deadline)
         for b, i in enumerate(chosen):
@@ -220,8 +219,17 @@ def _call(
     return Call(signature, inputs, outputs, expected=expected)
 
 
-def most_rows(model: ServedModel, size: int, capacity: int, cached: int = 0) -> int:
+def most_rows(
+    model: ServedModel,
+    size: int,
+    capacity: int,
+    cached: int = 0,
+    *,
+    new_cache: bool = False,
+) -> int:
     """Most rows of ``size`` tokens after ``cached`` ones that one call should have.
+
+    ``new_cache`` says that its reply has the new rows.
 
     Raises:
         InvalidRequest: the reply for one row could pass the 2 GiB limit.
@@ -235,7 +243,7 @@ def most_rows(model: ServedModel, size: int, capacity: int, cached: int = 0) -> 
     logits_bytes = 4 * size * model.manifest.vocab_size
     fits = min(MESSAGE_LIMIT // row_bytes, max(_LOGITS_LIMIT // logits_bytes, 1))
     fits = min(fits, model.rows_within_limit(size), capacity)
-    if cached:
+    if cached or new_cache:
         fits = min(fits, model.rows_that_fit(size, cached))
     return model.whole_batch(fits)
 

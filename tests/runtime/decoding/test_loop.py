@@ -67,7 +67,7 @@ def test_long_prompts_go_in_pieces():
     calls = [c for c in transport.calls if c.signature in ("prefill", "decode")]
     assert [c.signature for c in calls] == ["prefill", "decode", "decode", "decode"]
     assert [int(c.inputs["input_length"][0]) for c in calls] == [8, 8, 8, 6]
-    assert [c.outputs for c in calls[:3]] == [("new_cache",)] * 3
+    assert {c.outputs for c in calls} == {()}
 
 
 def test_streams_start_with_few_tokens_a_call_and_go_on_with_more():
