@@ -147,6 +147,33 @@ def int8_rows() -> Sides:
     }
 
 
+def int8_rounding() -> Sides:
+    """A prompt's numbers rounded to int8 (``export/savedmodel/int8_matmul.py``)."""
+    import tensorflow as tf
+    from optserve.export.savedmodel.int8_matmul import round_to_int8
+
+    x = tf.Variable(tf.constant(numbers(128, 768)))
+
+    def by_division(x):
+        scale = tf.reduce_max(tf.abs(x), axis=[-1], keepdims=True) / 127
+        return tf.cast(tf.round(x / scale), tf.int8)
+
+    def many(rounded: Callable[[Any], Any]) -> Callable[[], Any]:
+        @tf.function(autograph=False)
+        def run():
+            y = x.read_value()
+            for _ in range(48):  # as many as a prompt takes
+                y = tf.cast(rounded(y), tf.float32)
+            return y
+
+        return lambda: run().numpy()
+
+    return {
+        "multiplied": many(lambda x: round_to_int8(x).parts),
+        "divided": many(by_division),
+    }
+
+
 def packed_rows() -> Sides:
     """15 and 16 rows times one matrix (``export/verify/plan.py``)."""
     import tensorflow as tf
@@ -207,6 +234,7 @@ CLAIMS = {
     "tf-norm": tf_norm,
     "tf-attention": tf_attention,
     "int8-rows": int8_rows,
+    "int8-rounding": int8_rounding,
     "packed-rows": packed_rows,
     "huge-pages": huge_pages,
     "codec": codec,
