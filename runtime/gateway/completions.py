@@ -107,9 +107,14 @@ class Completion:
         events = self._runner.streamed(self._served, self._choices)
         if not body.max_tokens:
             return
+        begun = set(range(len(self._choices))) if body.echo else set[int]()
         async for event in events:
+            delta = self._delta(event)
+            if body.return_token_ids and event.choice.index not in begun:
+                delta["prompt_token_ids"] = event.choice.prompt
+            begun.add(event.choice.index)
             told = usage_so_far(body.stream_options, event.chunk)
-            yield {**self._event(event.choice, self._delta(event)), **told}
+            yield {**self._event(event.choice, delta), **told}
             if event.generation:
                 results.append(event.generation)
         if body.stream_options.include_usage:

@@ -224,6 +224,19 @@ def test_token_ids_on_request(http, direct):
     assert choice["prompt_token_ids"] == direct.encode("ab")
 
 
+@pytest.mark.parametrize("echo", [False, True])
+def test_a_stream_tells_the_prompts_ids_once(http, direct, echo):
+    body = {"prompt": ["ab", [2, 9]], "max_tokens": 5, "stream": True, "echo": echo}
+    answer = http.post("/v1/completions", json=body | {"return_token_ids": True})
+    lines = [line[6:] for line in answer.text.splitlines() if line.startswith("data: ")]
+    told: dict[int, list[list[int]]] = {0: [], 1: []}
+    for line in lines[:-1]:
+        (choice,) = json.loads(line)["choices"]
+        if "prompt_token_ids" in choice:
+            told[choice["index"]].append(choice["prompt_token_ids"])
+    assert told == {0: [direct.encode("ab")], 1: [[2, 9]]}
+
+
 def test_the_asynchronous_client_and_many_at_once(address, direct):
     async def go():
         async with openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="x") as client:
