@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from .printable import json_text, sentence
 
-_FIELDS = ("model", "version", "step", "seconds")
+_FIELDS = ("model", "version", "step", "seconds", "found", "answer")
 """Fields that log records of a server carry besides their message."""
 
 

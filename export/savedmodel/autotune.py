@@ -7,11 +7,11 @@ from typing import Any
 
 import tensorflow as tf
 
+from ...runtime.contract import FOUND_AT_LOAD
 from . import int8_matmul
 from .matmul_tf import Kernels
 
-NATIVE_BFLOAT16, EXACT_INT8 = "native_bfloat16", "exact_int8"
-
+NATIVE_BFLOAT16, EXACT_INT8 = FOUND_AT_LOAD
 
 _MOST_ROWS_OF_INT8 = 64  # from there on conversion weighs less than a second product
 
@@ -19,12 +19,13 @@ _MOST_ROWS_OF_INT8 = 64  # from there on conversion weighs less than a second pr
 class FoundAtLoad(tf.saved_model.experimental.TrackableResource):
     """The boolean that ``find()`` gives when a model is loaded.
 
-    ``name`` must say what it is of: in one process it is one resource.
+    TensorFlow's log says which (at level INFO), whatever server loads it. ``name`` must
+    say what it is of: in one process it is one resource.
     """
 
     def __init__(self, find: Callable[[], Any], name: str) -> None:
         super().__init__()
-        self._find, self._name = find, f"optserve_{name}"
+        self._find, self._name = find, name
         with tf.init_scope():  # not in the branch of a graph that asks first
             _ = self.resource_handle
 
@@ -35,7 +36,11 @@ class FoundAtLoad(tf.saved_model.experimental.TrackableResource):
         )
 
     def _initialize(self):
-        tf.raw_ops.AssignVariableOp(resource=self.resource_handle, value=self._find())
+        answer = self._find()
+        what = FOUND_AT_LOAD.get(self._name, self._name)
+        said = tf.where(answer, f"optserve: {what}: yes", f"optserve: {what}: no")
+        tf.print(said, output_stream=tf.compat.v1.logging.info)
+        tf.raw_ops.AssignVariableOp(resource=self.resource_handle, value=answer)
 
     def read(self):
         """The answer."""

@@ -12,6 +12,7 @@ from .cache_layout import CacheLayout
 from .constants import (
     CACHE_DTYPES,
     CONTRACT_VERSION,
+    FOUND_AT_LOAD,
     INT32_LIMIT,
     MANIFEST_LIMIT,
     MESSAGE_LIMIT,
@@ -38,6 +39,7 @@ __all__ = [
     "CACHE_DTYPES",
     "CONTRACT_VERSION",
     "EXTRA_OUTPUTS",
+    "FOUND_AT_LOAD",
     "INT32_LIMIT",
     "MANIFEST_LIMIT",
     "MESSAGE_LIMIT",

@@ -24,3 +24,10 @@ INT32_LIMIT = 2**31 - 1
 
 ROWS_LIMIT = 4096
 """Rows of the largest batch that an export may name. A client pads its calls to it."""
+
+FOUND_AT_LOAD = {
+    "optserve_native_bfloat16": "products of bfloat16 by the processor itself",
+    "optserve_exact_int8": "products of int8 by the processor itself",
+}
+"""What an export finds out about a processor when it is loaded: the names of the
+variables, in one process for all versions, and what the answer decides."""

@@ -57,6 +57,7 @@ class VersionLoader:
                     limits=limits,
                 )
             release_freed_memory()  # what reading the weights has taken besides
+            progress.found(servable.found_at_load)
             try:
                 warm_up(servable, folder / WARMUP_PATH, self.run, progress)
             except BaseException:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from .serving_error import stopping
@@ -43,6 +43,23 @@ class Progress:
         if seconds >= _WORTH_A_LINE or now - self._last_line >= _AT_LEAST_EVERY:
             self._last_line = now
             self._say(what, seconds)
+
+    def found(self, answers: Mapping[str, bool]) -> None:
+        """Say what the version has found out about the processor, if anything."""
+        for what, answer in answers.items():
+            log.info(
+                "version %d of model %s: %s: %s",
+                self._version,
+                self._model,
+                what,
+                "yes" if answer else "no",
+                extra={
+                    "model": self._model,
+                    "version": self._version,
+                    "found": what,
+                    "answer": answer,
+                },
+            )
 
     def _say(self, what: str, seconds: float) -> None:
         log.info(

@@ -19,6 +19,7 @@ from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, rewriter_config
 from ..contract import EXTRA_OUTPUTS, Manifest
 from ..memory import release_freed_memory
 from .aligned_buffers import BUFFERS
+from .found_at_load import found_at_load
 from .request_limits import RequestLimits
 from .serving_error import ServingError, from_tensorflow, internal, invalid_argument
 from .settings import SessionOptions
@@ -114,6 +115,7 @@ class Servable:
         except Exception as error:
             self._session.close()
             raise _load_error(path, error) from error
+        self.found_at_load = found_at_load(self._session) if manifest else {}
         self.signatures = {
             name: Signature(name, proto)
             for name, proto in meta_graph.signature_def.items()

@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import tensorflow as tf
 from optserve.export.savedmodel import autotune, int8_matmul
 from optserve.export.savedmodel.autotune import EXACT_INT8, NATIVE_BFLOAT16
+from optserve.runtime.server.found_at_load import found_at_load
+
+ROOT = Path(__file__).parents[3]
+
+
+class Asking(tf.Module):
+    """Nothing but the questions of an export of int8 weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.questions = autotune.questions(tf.int8, portable=False)
+
+    @tf.function(input_signature=[])
+    def answers(self):
+        return {name: asked.read() for name, asked in self.questions.items()}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A SavedModel of :class:`Asking`."""
+    path = str(tmp_path_factory.mktemp("asking"))
+    model = Asking()
+    tf.saved_model.save(model, path, signatures={"answers": model.answers})
+    return path
 
 
 def test_only_what_the_weights_need_is_asked() -> None:
@@ -45,3 +74,35 @@ def test_many_rows_are_not_multiplied_as_two_int8_numbers() -> None:
     assert answer(64, int8_activations=False)
     assert not answer(65, int8_activations=False)
     assert answer(65, int8_activations=True)
+
+
+def test_a_server_reads_the_answers_that_the_graph_uses(saved) -> None:
+    with tf.compat.v1.Session(graph=tf.Graph()) as session:
+        with session.graph.as_default():
+            loaded = tf.compat.v1.saved_model.loader.load(session, ["serve"], saved)
+        outputs = loaded.signature_def["answers"].outputs
+        used = session.run({alias: info.name for alias, info in outputs.items()})
+        assert list(found_at_load(session).values()) == [
+            bool(used[name]) for name in (NATIVE_BFLOAT16, EXACT_INT8) if name in used
+        ]
+
+
+_LOAD = """
+import sys, tensorflow as tf
+with tf.compat.v1.Session(graph=tf.Graph()) as session:
+    tf.compat.v1.saved_model.loader.load(session, ["serve"], sys.argv[1])
+"""
+
+
+def test_any_servers_log_has_the_answers(saved) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _LOAD, saved],
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "0"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said = [line for line in done.stderr.splitlines() if "optserve: " in line]
+    assert len(said) == len(autotune.questions(tf.int8, portable=False))
+    assert all(line.endswith((": yes", ": no")) for line in said)
