@@ -23,6 +23,7 @@ WEIGHTS = {
 }
 """Dtypes of the stored matrices that each target takes."""
 ACTIVATIONS = ("auto", "int8", "int16")
+TUNED_FOR = ("any", "this-processor")
 GENERATE = (1, 8, 32)
 SESSION_SLOTS = 1024
 
@@ -60,6 +61,10 @@ class ExportOptions:
             positions.
         portable: leave out the int8 kernels that TensorFlow has on x86-64 alone; only
             int8 exports of the TensorFlow route have any.
+        tuned_for: ``"any"`` processor: the graph finds out about it when it is loaded,
+            and holds the ways for each answer; or ``"this-processor"``: the answers of
+            this one are a part of the graph, which others that can't do as much refuse
+            to load. Only int8 and bfloat16 exports of the TensorFlow route ask.
         compile_for_this_processor: keep in the version what XLA compiles, for servers
             with the same processor and TensorFlow; others compile as ever.
 
@@ -81,6 +86,7 @@ class ExportOptions:
     sessions: int = 0
     session_slots: int = SESSION_SLOTS
     portable: bool = False
+    tuned_for: str = "any"
     compile_for_this_processor: bool = False
 
     def __post_init__(self) -> None:
@@ -93,6 +99,7 @@ class ExportOptions:
         _check_known("weights", self.weights, known, f" with --target {self.target}")
         _check_known("cache", self.cache, CACHE_DTYPES)
         _check_known("activations", self.activations, ACTIVATIONS)
+        _check_known("tuned-for", self.tuned_for, TUNED_FOR)
         if self.target == "tflite":
             self._check_tflite()
         if self.compiler is None:
@@ -190,6 +197,12 @@ class ExportOptions:
                     f"--{option} is for --weights int8 of --framework tf, without "
                     "--portable: leave it out"
                 )
+        asks = self.framework == "tf" and self.weights in ("int8", "bfloat16")
+        if self.tuned_for != "any" and (edge or not asks):
+            raise ExportError(
+                "--tuned-for is for a SavedModel with --weights int8 or bfloat16 of "
+                "--framework tf: leave it out"
+            )
         if self.calibrate is not None and self.activations == "int16":
             raise ExportError("--calibrate is for int8 activations: leave it out")
         if self.cache_size is not None and not edge:

@@ -24,6 +24,7 @@ from ..options import (
     GENERATE,
     SESSION_SLOTS,
     TARGETS,
+    TUNED_FOR,
     WEIGHTS,
     ExportOptions,
 )
@@ -128,6 +129,14 @@ def _add_graph(group: Group) -> None:
         action="store_true",
         help="int8: leave out the kernels that TensorFlow has on x86-64 alone, with "
         "which several rows are twice as fast",
+    )
+    add(
+        "--tuned-for",
+        choices=TUNED_FOR,
+        default="any",
+        help="int8 and bfloat16 weights: any processor finds out at load what it "
+        "multiplies quickest; this-processor has that found out now, and one that "
+        "can't do as much refuses the version (default any)",
     )
     add(
         "--compile-for-this-processor",

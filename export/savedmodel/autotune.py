@@ -20,12 +20,15 @@ class FoundAtLoad(tf.saved_model.experimental.TrackableResource):
     """The boolean that ``find()`` gives when a model is loaded.
 
     TensorFlow's log says which (at level INFO), whatever server loads it. ``name`` must
-    say what it is of: in one process it is one resource.
+    say what it is of: in one process it is one resource. A ``pinned`` answer is a part
+    of the graph: where it is yes, a processor whose answer is no can't load the model.
     """
 
-    def __init__(self, find: Callable[[], Any], name: str) -> None:
+    def __init__(
+        self, find: Callable[[], Any], name: str, *, pinned: bool | None = None
+    ) -> None:
         super().__init__()
-        self._find, self._name = find, name
+        self._find, self._name, self._pinned = find, name, pinned
         with tf.init_scope():  # not in the branch of a graph that asks first
             _ = self.resource_handle
 
@@ -40,26 +43,46 @@ class FoundAtLoad(tf.saved_model.experimental.TrackableResource):
         what = FOUND_AT_LOAD.get(self._name, self._name)
         said = tf.where(answer, f"optserve: {what}: yes", f"optserve: {what}: no")
         tf.print(said, output_stream=tf.compat.v1.logging.info)
+        if self._pinned:
+            tf.debugging.Assert(
+                answer,
+                [
+                    "this version was exported with --tuned-for this-processor, and "
+                    f"the one here has no {what}: export it again without"
+                ],
+            )
         tf.raw_ops.AssignVariableOp(resource=self.resource_handle, value=answer)
 
     def read(self):
-        """The answer."""
+        """The answer: a tensor, or a bool where it is pinned."""
+        if self._pinned is not None:
+            return self._pinned
         answer = tf.raw_ops.ReadVariableOp(resource=self.resource_handle, dtype=tf.bool)
         answer.set_shape([])
         return answer
 
 
-def questions(weights: tf.DType, *, portable: bool) -> dict[str, FoundAtLoad]:
+def questions(
+    weights: tf.DType, *, portable: bool, pinned: bool = False
+) -> dict[str, FoundAtLoad]:
     """What is to be found out for products of this type of weights.
 
-    ``portable`` leaves out the kernels that TensorFlow has on x86-64 alone.
+    ``portable`` leaves out the kernels that TensorFlow has on x86-64 alone; ``pinned``
+    takes this processor's answers for good.
     """
     probes: dict[str, Callable[[], Any]] = {}
     if weights in (tf.int8, tf.bfloat16):
         probes[NATIVE_BFLOAT16] = native_bfloat16
     if weights == tf.int8 and not portable and int8_matmul.available():
         probes[EXACT_INT8] = int8_matmul.exact
-    return {name: FoundAtLoad(find, name) for name, find in probes.items()}
+    return {
+        name: FoundAtLoad(find, name, pinned=_answer(find) if pinned else None)
+        for name, find in probes.items()
+    }
+
+
+def _answer(find: Callable[[], Any]) -> bool:
+    return bool(tf.function(find, autograph=False)())
 
 
 def kernels(
@@ -72,13 +95,10 @@ def kernels(
     """
     native = resources.get(NATIVE_BFLOAT16)
     exact = resources.get(EXACT_INT8)
-    return Kernels(
-        None if native is None else native.read(),
-        None
-        if exact is None
-        else exact.read() & (int8_activations | (rows <= _MOST_ROWS_OF_INT8)),
-        int8_activations,
-    )
+    exact = None if exact is None else exact.read()
+    if exact is not None and exact is not False and not int8_activations:
+        exact = exact & (rows <= _MOST_ROWS_OF_INT8)
+    return Kernels(None if native is None else native.read(), exact, int8_activations)
 
 
 def native_bfloat16():

@@ -12,7 +12,14 @@ from ...runtime.contract import CacheLayout
 from ..weights import STACK, assemble
 from . import autotune, graph_tf
 from .buckets import Sizes
-from .matmul_tf import KeptInt8Matrix, Kernels, Matrix, Unrolled, fuse_norms
+from .matmul_tf import (
+    KeptInt8Matrix,
+    Kernels,
+    Matrix,
+    Unrolled,
+    either,
+    fuse_norms,
+)
 from .prompts import after_prompt
 from .requests import Generated, GenerateRequest, request_spec
 
@@ -36,6 +43,7 @@ class TFBackend:
         tokens: int,
         sizes: Sizes,
         portable: bool,
+        tuned: bool,
         int8_activations: bool,
     ) -> None:
         self.compiled = Sizes()
@@ -43,7 +51,7 @@ class TFBackend:
         self.compiled_loop = self._compiled.sizes if self._compiled else Sizes()
         self._config, self._stored, self._cache = config, stored, layout.dtype
         weights = stored["decoder.embed_tokens.weight"].dtype
-        self.resources = autotune.questions(weights, portable=portable)
+        self.resources = autotune.questions(weights, portable=portable, pinned=tuned)
         self._int8_activations = int8_activations
         cache = tf.TensorSpec([None, None, *layout.row_shape])
         request = request_spec(None, None, cache, config.vocab_size)
@@ -98,7 +106,7 @@ class TFBackend:
         if exact is None or not often:
             generated = self._generate(request, tf.constant(N))
         else:
-            generated = tf.cond(
+            generated = either(
                 exact,
                 lambda: self._loop(request, N, self._kept_params()),
                 lambda: self._generate(request, tf.constant(N)),

@@ -210,6 +210,7 @@ def _backend(
         tokens=tokens,
         sizes=sizes,
         portable=options.portable,
+        tuned=options.tuned_for != "any",
         int8_activations=manifest.activations.get("dtype") == "int8",
     )
 

@@ -5,6 +5,7 @@ Which kernels those are is found out when a version is loaded (``autotune.py``).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -58,8 +59,16 @@ def all_of(stack, count: int) -> list[Any]:
     return tf.unstack(stack, count)
 
 
+def either(answer: Any, yes: Callable[[], Any], no: Callable[[], Any]):
+    """What ``yes`` or ``no`` gives: decided in the graph, unless the answer is known
+    and only one of them is needed there."""
+    if isinstance(answer, bool):
+        return yes() if answer else no()
+    return tf.cond(answer, yes, no)
+
+
 class Kernels(NamedTuple):
-    """What is the quickest here, as boolean scalars; None: not asked.
+    """What is the quickest here: boolean scalars or, if known, bools. None: not asked.
 
     ``int8_activations`` says what products of int8 are made of, where they are exact.
     """
@@ -101,7 +110,7 @@ class Matrix(PackedWeight):
             return self._scaled(tf.matmul(x, self.values, transpose_b=True))
         if self.kernels.exact_int8 is None:
             return self._converted(x)
-        return tf.cond(
+        return either(
             self.kernels.exact_int8,
             lambda: self._int8_product(x),
             lambda: self._converted(x),
@@ -118,7 +127,7 @@ class Matrix(PackedWeight):
         native = self.kernels.native_bfloat16
         if native is None:
             return self._converted_to(tf.float32, x)
-        return tf.cond(
+        return either(
             native,
             lambda: self._converted_to(tf.bfloat16, x),
             lambda: self._converted_to(tf.float32, x),

@@ -63,6 +63,16 @@ def test_they_are_values():
             {"weights": "int8", "activations": "int16", "calibrate": "text.txt"},
             "--calibrate is for int8 activations",
         ),
+        ({"tuned_for": "amd"}, "--tuned-for should be one of any, this-processor"),
+        ({"tuned_for": "this-processor"}, "--tuned-for is for a SavedModel with"),
+        (
+            {"tuned_for": "this-processor", "weights": "int8", "framework": "jax"},
+            "--tuned-for is for a SavedModel with",
+        ),
+        (
+            {"tuned_for": "this-processor", "weights": "int8", "target": "tflite"},
+            "--tuned-for is for a SavedModel with",
+        ),
         ({"batch_sizes": [1]}, "--batch-sizes is for a compiled export"),
         ({"batch_sizes": [1], "target": "tflite"}, "--batch-sizes is for a compiled"),
         ({"prompt_buckets": [1], "compiler": "xla"}, "is for --framework jax and"),

@@ -7,11 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from optserve.export.savedmodel import autotune, int8_matmul
 from optserve.export.savedmodel.autotune import EXACT_INT8, NATIVE_BFLOAT16
+from optserve.runtime.model_dir import read_manifest
 from optserve.runtime.server.found_at_load import found_at_load
+
+from tests.export.exports import Served, choosing, exported, int32
 
 ROOT = Path(__file__).parents[3]
 
@@ -106,3 +110,43 @@ def test_any_servers_log_has_the_answers(saved) -> None:
     said = [line for line in done.stderr.splitlines() if "optserve: " in line]
     assert len(said) == len(autotune.questions(tf.int8, portable=False))
     assert all(line.endswith((": yes", ": no")) for line in said)
+
+
+def test_a_processor_that_cannot_do_what_is_pinned_refuses_the_version() -> None:
+    asked = autotune.FoundAtLoad(lambda: tf.constant(False), "less", pinned=True)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="export it again without"):
+        asked._initialize()
+
+
+@pytest.mark.parametrize("found", [False, True])
+def test_one_that_can_do_what_is_pinned_loads_it(found: bool) -> None:
+    asked = autotune.FoundAtLoad(
+        lambda: tf.constant(True), f"enough_{found}", pinned=found
+    )
+    asked._initialize()
+    assert asked.read() is found
+
+
+def test_an_export_for_this_processor_computes_the_same_in_a_smaller_graph() -> None:
+    options = {"weights": "int8", "activations": "int8"}
+    anywhere = exported("pre_ln", **options)
+    here = exported("pre_ln", **options, tuned_for="this-processor")
+    sizes = [(path / "saved_model.pb").stat().st_size for path in (here, anywhere)]
+    assert sizes[0] < 0.9 * sizes[1]
+    replies = []
+    for path in (here, anywhere):
+        model = Served(path)
+        replies.append(
+            model(
+                "generate_8",
+                input_ids=int32(5, 9, 7)[None],
+                input_length=int32(3),
+                cache=np.zeros((1, 0, *model.row_shape), np.float32),
+                cache_length=int32(0),
+                max_new_tokens=int32(8),
+                **choosing(1),
+            )
+        )
+    for name, reply in replies[0].items():
+        np.testing.assert_array_equal(reply, replies[1][name])
+    assert read_manifest(here).export_options["tuned_for"] == "this-processor"
