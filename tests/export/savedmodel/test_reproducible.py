@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from optserve.export.options import ExportOptions
 from optserve.runtime.model_dir import MANIFEST_PATH, folder_digests, read_manifest
-
-from tests.export.exports import export_to
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "pre_ln"
 
@@ -57,10 +53,7 @@ def run(out: str, options: str, *, cwd: Path, seed: str) -> None:
 def test_two_runs_in_two_folders_are_equal(tmp_path, options):
     first, second = tmp_path / "a" / "out" / "1", tmp_path / "somewhere" / "else" / "1"
     run("out", options, cwd=tmp_path / "a", seed="1")
-    if json.loads(options)["framework"] == "tf":  # whatever was exported here before
-        export_to(second.parent, GOLDEN, ExportOptions.from_json(options))
-    else:
-        run("../somewhere/else", options, cwd=tmp_path / "b", seed="2")
+    run("../somewhere/else", options, cwd=tmp_path / "b", seed="2")
     assert folder_digests(first) == folder_digests(second)
     manifests = [(folder / MANIFEST_PATH).read_bytes() for folder in (first, second)]
     assert manifests[0] == manifests[1]
