@@ -51,9 +51,9 @@ def run(out: str, options: str, *, cwd: Path, seed: str) -> None:
     ],
 )
 def test_two_runs_in_two_folders_are_equal(tmp_path, options):
-    first, second = tmp_path / "a" / "out" / "1", tmp_path / "somewhere" / "else" / "1"
     run("out", options, cwd=tmp_path / "a", seed="1")
     run("../somewhere/else", options, cwd=tmp_path / "b", seed="2")
+    first, second = tmp_path / "a" / "out" / "1", tmp_path / "somewhere" / "else" / "1"
     assert folder_digests(first) == folder_digests(second)
     manifests = [(folder / MANIFEST_PATH).read_bytes() for folder in (first, second)]
     assert manifests[0] == manifests[1]
