@@ -107,7 +107,7 @@ class Matrix(PackedWeight):
         (a sixth of a prompt's time), or to float32.
         """
         if self.values.dtype == tf.float32:
-            return self._scaled(tf.matmul(x, self.values, transpose_b=True))
+            return self._scaled(_float32_product(x, self.values))
         if self.kernels.exact_int8 is None:
             return self._converted(x)
         return either(
@@ -144,6 +144,24 @@ class Matrix(PackedWeight):
         if self.scale is None:
             return taken
         return taken * tf.gather(self.scale, rows)[..., None]
+
+
+def _float32_product(x, values):
+    """``x`` [N, in] times ``values`` [out, in].
+
+    One row by TensorFlow's own kernel, not by the one that TensorFlow takes from
+    oneDNN: four fifths of the time (``tests/benchmarks/claims.py float32-row``, an AMD
+    EPYC (Zen 4) with 2 vCPUs), nine tenths of a whole step of 125m.
+    """
+
+    def own():
+        return tf.raw_ops.BatchMatMulV3(
+            x=x, y=values, Tout=tf.float32, adj_x=False, adj_y=True
+        )
+
+    return tf.cond(
+        tf.shape(x)[0] == 1, own, lambda: tf.matmul(x, values, transpose_b=True)
+    )
 
 
 class KeptInt8Matrix(Matrix):

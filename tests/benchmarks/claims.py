@@ -127,6 +127,29 @@ def tf_attention() -> Sides:
     return {"attend_token": many(attend_token), "oneDNN": many(by_onednn)}
 
 
+def float32_row() -> Sides:
+    """One row times 48 matrices of float32 (``export/savedmodel/matmul_tf.py``)."""
+    import tensorflow as tf
+    from optserve.export.savedmodel.matmul_tf import Matrix
+
+    stored = [tf.Variable(tf.constant(numbers(768, 768))) for _ in range(48)]
+    x = tf.constant(numbers(1, 768))
+
+    @tf.function
+    def own(x):
+        for values in stored:
+            x = Matrix(values).matmul(x)
+        return x
+
+    @tf.function
+    def by_onednn(x):
+        for values in stored:
+            x = tf.matmul(x, values, transpose_b=True)
+        return x
+
+    return {"Matrix": lambda: own(x).numpy(), "oneDNN": lambda: by_onednn(x).numpy()}
+
+
 def int8_rows() -> Sides:
     """8 rows times int8 weights (``export/savedmodel/int8_matmul.py``)."""
     import tensorflow as tf
@@ -233,6 +256,7 @@ CLAIMS = {
     "jax-bias": jax_bias,
     "tf-norm": tf_norm,
     "tf-attention": tf_attention,
+    "float32-row": float32_row,
     "int8-rows": int8_rows,
     "int8-rounding": int8_rounding,
     "packed-rows": packed_rows,
