@@ -21,7 +21,7 @@ class FoundAtLoad(tf.saved_model.experimental.TrackableResource):
 
     TensorFlow's log says which (at level INFO), whatever server loads it. ``name`` must
     say what it is of: in one process it is one resource. A ``pinned`` answer is a part
-    of the graph: where it is yes, a processor whose answer is no can't load the model.
+    of the graph: a model pinned to yes refuses to load where the answer would be no.
     """
 
     def __init__(

@@ -6,8 +6,8 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -18,25 +18,10 @@ from tests.export.exports import exported
 
 
 @pytest.fixture
-def start():
+def start(start_command):
     """Starts a gateway of a small export, with these options."""
-    processes = []
-
-    def run(*options):
-        command = [sys.executable, "-m", "optserve.runtime.cli", "gateway", "--model"]
-        process = subprocess.Popen(
-            [*command, str(exported("pre_ln").parent), *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        processes.append(process)
-        return process
-
-    yield run
-    for process in processes:
-        process.kill()
-        process.communicate()
+    model = str(exported("pre_ln").parent)
+    return partial(start_command, "gateway", "--model", model)
 
 
 def child(process: subprocess.Popen) -> int:

@@ -7,9 +7,8 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -23,23 +22,9 @@ from tests.runtime.server.test_warmup import write as write_warmup
 
 
 @pytest.fixture
-def start(rec_path):
-    processes = []
-
-    def run(*arguments):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "optserve.runtime.cli", "serve", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        processes.append(process)
-        return process
-
-    yield run
-    for process in processes:
-        process.kill()
-        process.communicate()
+def start(start_command):
+    """Starts a server with these options."""
+    return partial(start_command, "serve")
 
 
 def test_serves_until_told_to_stop(start, rec_path, tmp_path):
