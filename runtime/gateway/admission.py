@@ -24,6 +24,7 @@ _LEAST = 0.001  # seconds that whoever got a place has in any case
 @dataclass(eq=False)
 class _Waiting:
     user: str
+    model: str
     priority: int
     arrival: int
     turn: asyncio.Future[None] = field(
@@ -41,7 +42,8 @@ class Admission:
 
     def __init__(self, *, most: int, most_waiting: int) -> None:
         self._most, self._most_waiting = most, most_waiting
-        self._active: Counter[str] = Counter()
+        self._active: Counter[str] = Counter()  # by user
+        self._models: Counter[str] = Counter()  # of those under way
         self._waiting: list[_Waiting] = []
         self._arrivals = itertools.count()
 
@@ -55,14 +57,22 @@ class Admission:
         """Generations under way."""
         return self._active.total()
 
-    @property
-    def waiting(self) -> int:
-        """Generations that wait for a place."""
-        return len(self._waiting)
+    def running_of(self, model: str) -> int:
+        """Generations of this model under way."""
+        return self._models[model]
+
+    def waiting_of(self, model: str) -> int:
+        """Generations of this model that wait for a place."""
+        return sum(waiting.model == model for waiting in self._waiting)
 
     @asynccontextmanager
     async def place(
-        self, user: str, priority: int = 0, seconds: float | None = None
+        self,
+        user: str,
+        priority: int = 0,
+        seconds: float | None = None,
+        *,
+        model: str = "",
     ) -> AsyncIterator[float | None]:
         """Wait for a place, at most so long, and hold it within the block.
 
@@ -73,10 +83,10 @@ class Admission:
         """
         begin = time.monotonic()
         if self.running < self._most:
-            self._active[user] += 1
+            self._enter(user, model)
         else:
             try:
-                await asyncio.wait_for(self._wait(user, priority), seconds)
+                await asyncio.wait_for(self._wait(user, model, priority), seconds)
             except asyncio.TimeoutError:
                 raise ApiError(
                     504,
@@ -89,9 +99,9 @@ class Admission:
             left = seconds and max(_LEAST, begin + seconds - time.monotonic())
             yield left
         finally:
-            self._leave(user)
+            self._leave(user, model)
 
-    async def _wait(self, user: str, priority: int) -> None:
+    async def _wait(self, user: str, model: str, priority: int) -> None:
         if len(self._waiting) >= self._most_waiting:
             raise ApiError(
                 429,
@@ -99,25 +109,30 @@ class Admission:
                 kind="rate_limit_error",
                 code="queue_full",
             )
-        waiting = _Waiting(user, priority, next(self._arrivals))
+        waiting = _Waiting(user, model, priority, next(self._arrivals))
         self._waiting.append(waiting)
         try:
             await waiting.turn
         except asyncio.CancelledError:
             if waiting.turn.done() and not waiting.turn.cancelled():
-                self._leave(user)  # its turn had just come
+                self._leave(user, model)  # its turn had just come
             else:
                 self._waiting.remove(waiting)
             raise
 
-    def _leave(self, user: str) -> None:
+    def _enter(self, user: str, model: str) -> None:
+        self._active[user] += 1
+        self._models[model] += 1
+
+    def _leave(self, user: str, model: str) -> None:
+        self._models[model] -= 1
         self._active[user] -= 1
         if not self._active[user]:
             del self._active[user]
         if self._waiting:
             chosen = min(self._waiting, key=self._rank)
             self._waiting.remove(chosen)
-            self._active[chosen.user] += 1
+            self._enter(chosen.user, chosen.model)
             chosen.turn.set_result(None)
 
     def _rank(self, waiting: _Waiting) -> tuple[int, int, int]:

@@ -103,10 +103,12 @@ class _Gateway:
         self._models = Models(clients)
         admission = Admission(most=settings.max_active, most_waiting=settings.max_queue)
         self._metrics = Metrics(
-            lambda: admission.running,
-            lambda: admission.waiting,
-            lambda: self._models.cache_use(admission.running / settings.max_active),
-            self._models.names[0],
+            self._models.names,
+            admission.running_of,
+            admission.waiting_of,
+            lambda model: self._models.cache_use(
+                model, admission.running_of(model) / settings.max_active
+            ),
         )
         self._tracing = open_tracing()
         self._runner = Runner(
@@ -223,7 +225,8 @@ class _Gateway:
         served = await self._models.get(body.model)
 
         async def answer() -> Any:
-            async with self._runner.place(f"{key}/{body.user}", body.priority) as left:
+            user = f"{key}/{body.user}"
+            async with self._runner.place(served, user, body.priority) as left:
                 return await embeddings(body, served, timeout=left)
 
         return Json(await unless_disconnected(request, answer()))

@@ -159,10 +159,10 @@ class Runner:
             )
 
     def place(
-        self, user: str, priority: int
+        self, served: Served, user: str, priority: int
     ) -> AbstractAsyncContextManager[float | None]:
-        """A place for work of this user; gives the seconds that are left."""
-        return self._admission.place(user, priority, self._seconds)
+        """A place for work of this user on a model; gives the seconds that are left."""
+        return self._admission.place(user, priority, self._seconds, model=served.name)
 
     async def whole(
         self, served: Served, choices: Sequence[Choice]
@@ -233,7 +233,7 @@ class Runner:
         """A place; gives the clock and the seconds that are left."""
         with self._tracing.generation(choice.operation, served.name) as span:
             clock = self._metrics.clock(served.name, span)
-            async with self.place(choice.user, choice.priority) as left:
+            async with self.place(served, choice.user, choice.priority) as left:
                 clock.started()
                 yield clock, left
 

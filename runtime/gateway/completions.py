@@ -134,7 +134,8 @@ class Completion:
         body = self._body
         if not body.echo or body.logprobs is None:
             return []
-        async with self._runner.place(self._user, body.priority) as left:
+        place = self._runner.place(self._served, self._user, body.priority)
+        async with place as left:
             return await self._served.client.score(
                 self._prompts, top_logprobs=body.logprobs, timeout=left
             )

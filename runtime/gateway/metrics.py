@@ -7,7 +7,8 @@ https://docs.vllm.ai/en/latest/usage/metrics.html). Each has the label ``model_n
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -24,26 +25,27 @@ class Metrics:
     """The gateway's figures in a registry of their own.
 
     Args:
-        running, waiting: tell how many generations run and wait now.
-        caches: tells what share of the places for caches is in use, 0 to 1.
-        model: the name that these two are counted under.
+        models: the names that figures are counted under.
+        running, waiting: tell how many generations of a model run and wait now.
+        caches: tells what share of its places for caches is in use, 0 to 1.
     """
 
     content_type = CONTENT_TYPE_LATEST
 
     def __init__(
         self,
-        running: Callable[[], float],
-        waiting: Callable[[], float],
-        caches: Callable[[], float],
-        model: str,
+        models: Sequence[str],
+        running: Callable[[str], float],
+        waiting: Callable[[str], float],
+        caches: Callable[[str], float],
     ) -> None:
         registry = self._registry = CollectorRegistry()
         names = ["model_name"]
 
-        def gauge(name: str, text: str, value: Callable[[], float]) -> None:
+        def gauge(name: str, text: str, value: Callable[[str], float]) -> None:
             metric = Gauge(f"vllm:{name}", text, names, registry=registry)
-            metric.labels(model).set_function(value)
+            for model in models:
+                metric.labels(model).set_function(partial(value, model))
 
         def counter(name: str, text: str, more: tuple[str, ...] = ()) -> Counter:
             return Counter(f"vllm:{name}", text, [*names, *more], registry=registry)

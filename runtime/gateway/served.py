@@ -149,11 +149,10 @@ class Models:
                 return name
         return None
 
-    def cache_use(self, otherwise: float) -> float:
-        """The largest share of a model's sessions in use; ``otherwise`` without any."""
-        shares = [client.session_use for client in self._clients.values()]
-        known = [share for share in shares if share is not None]
-        return max(known, default=otherwise)
+    def cache_use(self, name: str, otherwise: float) -> float:
+        """The share of this model's sessions in use; ``otherwise`` without any."""
+        share = self._clients[name].session_use
+        return otherwise if share is None else share
 
     async def close(self) -> None:
         """End what is under way and release the connections."""

@@ -78,7 +78,7 @@ def test_every_metric_of_the_dashboard_is_one_of_the_gateway(files):
     asked = {name for t in targets for name in re.findall(r"vllm:\w+", t["expr"])}
     _, model = document["templating"]["list"]
     asked |= set(re.findall(r"vllm:\w+", model["query"]["query"]))
-    metrics = Metrics(lambda: 0, lambda: 0, lambda: 0, "opt")
+    metrics = Metrics(["opt"], lambda _: 0, lambda _: 0, lambda _: 0)
     clock = metrics.clock("opt", GenerationSpan())
     clock.started()
     clock.first_token()

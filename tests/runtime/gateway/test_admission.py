@@ -24,7 +24,7 @@ def order(requests, *, most=1):
             tasks = [asyncio.create_task(one(admission, *r)) for r in requests]
             await asyncio.sleep(0)
         await asyncio.gather(*tasks)
-        assert admission.running == admission.waiting == 0
+        assert admission.running == admission.waiting_of("") == 0
 
     asyncio.run(go())
     return served
@@ -84,7 +84,7 @@ def test_who_waits_too_long_or_is_cancelled_leaves_the_queue():
             await asyncio.sleep(0)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            assert admission.waiting == 0
+            assert admission.waiting_of("") == 0
         assert admission.running == 0
 
     asyncio.run(go())
@@ -100,11 +100,40 @@ def test_a_turn_that_comes_with_the_cancellation_is_passed_on():
         first.cancel()  # its turn has come, it has not run yet
         await asyncio.gather(first, return_exceptions=True)
         await asyncio.wait_for(second, 5)
-        assert admission.running == admission.waiting == 0
+        assert admission.running == admission.waiting_of("") == 0
 
     asyncio.run(go())
 
 
-async def _hold(admission, seconds=None):
-    async with admission.place("b", 0, seconds):
+def test_each_model_has_its_own_count():
+    async def go():
+        admission = Admission(most=2, most_waiting=10)
+        counts = []
+
+        def count():
+            models = "left", "right"
+            running = [admission.running_of(model) for model in models]
+            counts.append((running, [admission.waiting_of(model) for model in models]))
+
+        async with admission.place("a", model="left"):
+            async with admission.place("a", model="right"):
+                waiting = asyncio.create_task(_hold(admission, model="right"))
+                await asyncio.sleep(0)
+                count()
+            count()  # its turn has come
+            await waiting
+            count()
+        count()
+        return counts
+
+    assert asyncio.run(go()) == [
+        ([1, 1], [0, 1]),
+        ([1, 1], [0, 0]),
+        ([1, 0], [0, 0]),
+        ([0, 0], [0, 0]),
+    ]
+
+
+async def _hold(admission, seconds=None, *, model=""):
+    async with admission.place("b", 0, seconds, model=model):
         pass

@@ -10,10 +10,13 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from optserve.runtime.gateway import GatewaySettings
+from optserve.runtime import AsyncClient
+from optserve.runtime.gateway import GatewaySettings, create_app
 from prometheus_client.parser import text_string_to_metric_families
 
-from .conftest import running
+from tests.runtime.numpy_model import AsyncNumpy
+
+from .conftest import MODEL, running, serving
 
 
 def test_models(http, direct):
@@ -212,9 +215,30 @@ def test_a_streaming_caller_that_leaves_the_queue_frees_its_place_at_once():
         assert 7 not in fed
 
 
-def _figure(http, name):
+def test_figures_are_counted_by_model():
+    clients = {
+        name: AsyncClient(transport=AsyncNumpy(0.2, **MODEL))
+        for name in ("opt", "opt:canary")
+    }
+    with (
+        serving(create_app(clients)) as address,
+        httpx.Client(base_url=address, timeout=60) as http,
+    ):
+        body = {"prompt": "a", "max_tokens": 8, "stream": True, "ignore_eos": True}
+        body["model"] = "opt:canary"
+        with http.stream("POST", "/v1/completions", json=body) as answer:
+            lines = answer.iter_lines()  # once it is gone, the caller is
+            next(lines)
+            assert _figure(http, "running", "opt:canary") == 1
+            assert _figure(http, "running", "opt") == 0
+            assert _figure(http, "waiting", "opt:canary") == 0
+            assert any("[DONE]" in line for line in lines)
+
+
+def _figure(http, name, model="opt"):
     lines = http.get("/metrics").text.splitlines()
-    line = next(x for x in lines if x.startswith(f"vllm:num_requests_{name}{{"))
+    begin = f'vllm:num_requests_{name}{{model_name="{model}"}}'
+    line = next(x for x in lines if x.startswith(begin))
     return float(line.split()[-1])
 
 
