@@ -1,4 +1,5 @@
-"""A run's figures in the pages: the README's table and plot, and all of them."""
+"""A run's figures in the pages: a page of its own and, of the size that the README
+shows, its table and plot."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from .plot import plot
 ROOT = Path(__file__).parents[2]
 RESULTS = "tests/benchmarks/results"
 INDEX = "tests/benchmarks/README.md"
+README_PRESET = "125m"
 
 
 def readme_block(run: Run, plot_link: str) -> str:
@@ -36,13 +38,11 @@ def index(results: Path) -> str:
 
 
 def publish(run: Run, root: Path = ROOT) -> list[Path]:
-    """Write the README's block, the plot, and the run with all its tables.
+    """Write the run with all its tables and, of 125m, the README's block and plot.
 
     Returns the files. Raises ``ValueError`` if a page has no place for it.
     """
-    readme, picture = root / "README.md", root / ".github" / "benchmark.svg"
-    block = readme_block(run, ".github/benchmark.svg")
-    readme_text = _between(readme, "benchmark", block)
+    shown = _show(run, root) if run.preset == README_PRESET else []
     name = re.sub(r"[^a-z0-9]+", "-", f"{run.machine['cpu']} {run.preset}".lower())
     results = root / RESULTS
     results.mkdir(parents=True, exist_ok=True)
@@ -50,9 +50,15 @@ def publish(run: Run, root: Path = ROOT) -> list[Path]:
     run.save(data)
     page.write_text(report.details(run))
     (root / INDEX).write_text(_between(root / INDEX, "results", index(results)))
+    return [*shown, data, page, root / INDEX]
+
+
+def _show(run: Run, root: Path) -> list[Path]:
+    readme, picture = root / "README.md", root / ".github" / "benchmark.svg"
+    text = _between(readme, "benchmark", readme_block(run, ".github/benchmark.svg"))
     plot(picture, run)
-    readme.write_text(readme_text)
-    return [readme, picture, data, page, root / INDEX]
+    readme.write_text(text)
+    return [readme, picture]
 
 
 def _between(page: Path, mark: str, block: str) -> str:

@@ -49,6 +49,17 @@ def test_the_readmes_block_is_replaced_and_nothing_else(run, tmp_path):
     )
 
 
+def test_another_size_has_a_page_and_no_place_in_the_readme(run, tmp_path):
+    listed = tmp_path / "tests" / "benchmarks" / "README.md"
+    listed.parent.mkdir(parents=True)
+    listed.write_text("<!-- results -->\n<!-- /results -->\n")
+    run.preset = "1.3b"
+    data, page, index = publish(run, tmp_path)
+    assert data.name == "a-cpu-1-3b.json"
+    assert page.name in index.read_text()
+    assert not (tmp_path / "README.md").exists()
+
+
 def test_a_readme_without_a_place_stays_as_it_is(run, tmp_path):
     (tmp_path / "README.md").write_text("nothing here")
     with pytest.raises(ValueError, match="marks"):
