@@ -75,7 +75,7 @@ def write_savedmodel(
     sizes = call_sizes(config, options)
     progress(f"reading the checkpoint, packing its weights as {options.weights}")
     activations = _activations(source, options, progress)
-    weights, digest = _variables(source, activations, options.weights)
+    weights, digest = _variables(source, activations, options)
     manifest = source.manifest(
         options,
         signature_names(options),
@@ -174,17 +174,20 @@ def _batch_sizes(options: ExportOptions, sizes: Sizes) -> list[int]:
 
 
 def _variables(
-    source: Checkpoint, activations: Activations | None, dtype: str
+    source: Checkpoint, activations: Activations | None, options: ExportOptions
 ) -> tuple[dict[str, Any], str]:
     """The weights as variables by their names in the export, and the digest of the
     checkpoint's own."""
     weights = source.weights if activations is None else activations.weights(source)
     with ThreadPoolExecutor(1) as beside:
         digest = beside.submit(weights_digest, source.config, source.weights)
-        variables = {
-            name: _variable(name, array)
-            for name, array in packed_weights(source.config, weights, dtype)
-        }
+        packed = packed_weights(
+            source.config,
+            weights,
+            options.weights,
+            compiled=options.compiler == "xla",
+        )
+        variables = {name: _variable(name, array) for name, array in packed}
         return variables, digest.result()
 
 

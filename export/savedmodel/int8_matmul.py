@@ -12,11 +12,13 @@ The kernel is TensorFlow's ``_QuantizedMatMul``, which TensorFlow has on x86-64 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 from tensorflow.python.framework import kernels, op_def_library
 
+from .panels_tf import by_panels
 from .shared_constants import constant, once_a_graph
 
 _OP = "_QuantizedMatMul"
@@ -113,15 +115,21 @@ def joined(sums, scale):
 
 
 def product(x, values, scale: Any = None, *, keep: bool = False, halves: bool = True):
-    """``x`` [N, K] float32 times int8 ``values`` [M, K]: [N, M], times ``scale`` [M].
+    """``x`` [N, K] float32 times int8 ``values`` [M, K] or panels of them: [N, M],
+    times ``scale`` [M].
 
     ``x`` as two int8 ``halves``, or rounded to one number each: half of the work.
     """
+
+    def sums(parts):
+        multiply = partial(accumulators, scale=scale, keep=keep)
+        return by_panels(multiply, parts, values)
+
     if not halves:
         rounded = round_to_int8(x)
-        return accumulators(rounded.parts, values, scale, keep=keep) * rounded.scale
+        return sums(rounded.parts) * rounded.scale
     split = split_int8(x)
-    return joined(accumulators(split.parts, values, scale, keep=keep), split.scale)
+    return joined(sums(split.parts), split.scale)
 
 
 def available() -> bool:

@@ -17,7 +17,8 @@ from ...models.weights import PackedWeight
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Matrix(PackedWeight):
-    """A stored matrix [out, in], or a stack of them, multiplied in float32.
+    """A stored matrix [out, in], in panels [P, out, in/P] if its rows are long, or a
+    stack of them, multiplied in float32.
 
     ``values`` are of any of the weight dtypes; ``scale`` [out] belongs to int8.
     """

@@ -13,6 +13,7 @@ import tensorflow as tf
 from ...models.tf.model import NORM_EPSILON
 from ...models.weights import PackedNorm, PackedWeight
 from . import int8_matmul
+from .panels_tf import by_panels
 from .shared_constants import constant
 
 
@@ -79,7 +80,8 @@ class Kernels(NamedTuple):
 
 
 class Matrix(PackedWeight):
-    """A stored matrix [out, in] of any of the weight dtypes, or a stack of them."""
+    """A stored matrix [out, in] of any of the weight dtypes, in panels [P, out, in/P]
+    if its rows are long and it is for a compiler, too, or a stack of them."""
 
     def __init__(
         self, values: Any, scale: Any = None, *, kernels: Kernels | None = None
@@ -136,14 +138,19 @@ class Matrix(PackedWeight):
     def _converted_to(self, dtype: tf.DType, x):
         with tf.control_dependencies([x]):  # else all are converted at once: gigabytes
             values = tf.cast(tf.identity(self.values), dtype)
-        y = tf.matmul(tf.cast(x, dtype), values, transpose_b=True)
-        return self._scaled(tf.cast(y, tf.float32))
+        y = by_panels(_matmul_transposed, tf.cast(x, dtype), values)
+        return self._scaled(y)
 
     def take(self, rows):
         taken = tf.cast(tf.gather(self.values, rows), tf.float32)
         if self.scale is None:
             return taken
         return taken * tf.gather(self.scale, rows)[..., None]
+
+
+def _matmul_transposed(x, values):
+    """``x`` [N, in] times ``values`` [out, in], of one dtype: [N, out] float32."""
+    return tf.cast(tf.matmul(x, values, transpose_b=True), tf.float32)
 
 
 def _float32_product(x, values):

@@ -19,7 +19,7 @@ import numpy as np
 
 from ...models.config import OPTConfig
 from ...models.weights import weight_shapes
-from ..weights import SCALE, is_matrix
+from ..weights import SCALE, by_row, is_matrix
 
 _STACKED = "decoder.layers."
 _BLOCK = 1 << 17  # numbers: they and what is computed of them fit a cache
@@ -99,11 +99,12 @@ def _wrong(
     worst = (0.0, 0.0, 0.0)
     for i, parts in layers.items():
         arrays = [np.asarray(weights[part]) for part, _ in parts]
-        if len(tensor[i]) != (rows := sum(map(len, arrays))):
-            return f"{name} has {len(tensor[i])} rows, the checkpoint {rows}"
+        matrix = by_row(tensor[i])
+        if len(matrix) != (rows := sum(map(len, arrays))):
+            return f"{name} has {len(matrix)} rows, the checkpoint {rows}"
         factors = [factor for _, factor in parts]
         scales = None if scale is None else scale[i]
-        worst = max(worst, _worst_of(tensor[i], scales, arrays, factors, kind))
+        worst = max(worst, _worst_of(matrix, scales, arrays, factors, kind))
     share, off, allowed = worst
     if share <= 1:
         return None
@@ -130,6 +131,7 @@ def _worst_of(
                 expected = expected * factor
             rows_at = slice(start + at, start + at + len(expected))
             got = tensor[rows_at].astype(np.float32, copy=False)
+            got = got.reshape(expected.shape)  # of panels
             if scale is not None:
                 got = got * scale[rows_at, None]
             if not _explained(got, expected, kind):

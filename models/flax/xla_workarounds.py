@@ -31,13 +31,17 @@ def barrier(x):
 
 
 def matmul_transposed(x, matrix):
-    """``x @ matrix.T`` in float32, ``x`` [R,K], ``matrix`` [N,K] of any dtype.
+    """``x @ matrix.T`` in float32, ``x`` [R,K], ``matrix`` [N,K] of any dtype, or in
+    panels [P,N,K/P], which are its columns.
 
     XLA makes one loop of the conversion of a matrix and its product with one row, which
     reads the matrix at the memory's speed. For more rows it converts the whole matrix
     first. So a few rows are multiplied one by one; and for many of them parts of the
     matrix are converted that stay in the processor's cache.
     """
+    if matrix.ndim == 3:
+        parts = jnp.split(x, len(matrix), axis=1)
+        return sum(matmul_transposed(part, matrix[p]) for p, part in enumerate(parts))
     if matrix.dtype == jnp.float32:
         return barrier(_product(x, matrix))
     x = _computed_once(x)

@@ -81,6 +81,18 @@ def jax_bias() -> Sides:
     }
 
 
+def jax_panels() -> Sides:
+    """One row times 64 MB of int8 in rows of 8192 (``export/weights.py``)."""
+    from optserve.models.flax.xla_workarounds import matmul_transposed
+
+    x, matrix = numbers(1, 8192), numbers(8192, 8192).astype(np.int8)
+    panels = np.stack(np.split(matrix, 4, axis=1))
+    return {
+        **by_both_compilers("panels", matmul_transposed, x, panels),
+        **by_both_compilers("whole rows", matmul_transposed, x, matrix),
+    }
+
+
 def tf_norm() -> Sides:
     """25 layer norms of one row (``export/savedmodel/matmul_tf.py``)."""
     import tensorflow as tf
@@ -254,6 +266,7 @@ def codec() -> Sides:
 CLAIMS = {
     "jax-row": jax_row,
     "jax-bias": jax_bias,
+    "jax-panels": jax_panels,
     "tf-norm": tf_norm,
     "tf-attention": tf_attention,
     "float32-row": float32_row,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -21,6 +22,7 @@ CONFIG = OPTConfig(
     max_position_embeddings=16,
 )
 QKV = "decoder.layers.self_attn.qkv_proj"
+FC2 = "decoder.layers.fc2.weight"
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +81,8 @@ def test_layers_are_stacked_in_their_order(weights):
     int8 = dict(packed_weights(CONFIG, weights, "int8"))
     for i in range(2):
         values, scales = quantize(weights[f"decoder.layers.{i}.fc2.weight"])
-        at = "decoder.layers.fc2.weight"
-        np.testing.assert_array_equal(int8[at][i], values)
-        np.testing.assert_array_equal(int8[at + SCALE][i], scales)
+        np.testing.assert_array_equal(int8[FC2][i], values)
+        np.testing.assert_array_equal(int8[FC2 + SCALE][i], scales)
 
 
 def test_matrices_are_of_the_type_and_the_rest_is_float32(weights):
@@ -91,3 +92,31 @@ def test_matrices_are_of_the_type_and_the_rest_is_float32(weights):
     assert packed[table + SCALE].shape == (4099,)
     assert packed[f"{QKV}.bias"].dtype == np.float32
     assert packed["decoder.embed_positions.weight"].dtype == np.float32
+
+
+@pytest.mark.parametrize(("width", "count"), [(4095, 1), (6000, 3), (10240, 5)])
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
+def test_long_rows_are_in_panels_for_a_compiler(dtype, width, count):
+    random = np.random.default_rng(1)
+    config = replace(CONFIG, ffn_dim=width)
+    weights = {
+        name: random.standard_normal(shape, np.float32)
+        for name, shape in weight_shapes(config).items()
+    }
+    plain = dict(packed_weights(config, weights, dtype))
+    packed = dict(packed_weights(config, weights, dtype, compiled=True))
+    panels = packed.pop(FC2)
+    if count > 1:
+        assert panels.shape == (2, count, 96, width // count)
+        panels = np.concatenate(list(panels.swapaxes(0, 1)), axis=2)
+    np.testing.assert_array_equal(panels, plain.pop(FC2))
+    assert packed.keys() == plain.keys()
+    for name, array in plain.items():
+        np.testing.assert_array_equal(packed[name], array)
+
+
+def test_rows_that_no_few_panels_divide_stay_whole():
+    config = replace(CONFIG, ffn_dim=4099)  # a prime
+    weights = {n: np.zeros(s, np.float32) for n, s in weight_shapes(config).items()}
+    packed = dict(packed_weights(config, weights, "int8", compiled=True))
+    assert packed[FC2].shape == (2, 96, 4099)

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tensorflow as tf
-from optserve.export.savedmodel import matmul_jax
+from optserve.export.savedmodel import int8_matmul, matmul_jax
 from optserve.export.savedmodel.matmul_tf import Kernels, Matrix
 
 
@@ -27,6 +27,31 @@ def test_either_way_of_multiplying(dtype: str, native: bool) -> None:
     error = np.abs(product(tf.constant(native)).numpy() - exact).max()
     # bfloat16 keeps 8 bits of every factor and of the sum.
     assert error <= (2**-7 if native else 2**-20) * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("exact_int8", [None, tf.constant(True), tf.constant(False)])
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
+def test_a_stack_of_matrices_in_panels(dtype, exact_int8):
+    """Of 2 matrices [40,96], each in 3 panels; int8 as such, and converted."""
+    if exact_int8 is not None and (dtype != "int8" or not int8_matmul.available()):
+        pytest.skip("no int8 kernels for it")
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((5, 96)).astype(np.float32)
+    values = rng.integers(-127, 128, (2, 40, 96))
+    scale = rng.uniform(0.5, 2, (2, 40)).astype(np.float32)
+    stored = values.astype({"int8": np.int8, "bfloat16": ml_dtypes.bfloat16}[dtype])
+    panels = np.stack(np.split(stored, 3, axis=2), axis=1)
+    kernels = Kernels(tf.constant(False), exact_int8)
+    exact = x.astype(np.float64) @ values[1].T * scale[1]
+
+    @tf.function
+    def products():
+        stack = Matrix(tf.constant(panels), tf.constant(scale), kernels=kernels)
+        return stack.one_of(1).matmul(x), stack.all_of(2)[1].matmul(x)
+
+    for product in products():
+        # One number of 16 bits is rounded to 1/64770 of the largest.
+        np.testing.assert_allclose(product, exact, atol=2**-14 * np.abs(exact).max())
 
 
 def test_float16_is_multiplied_as_float32() -> None:

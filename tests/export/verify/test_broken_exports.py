@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,14 @@ from optserve.export.verify.weights import wrong_weights
 from optserve.export.weights import SCALE, packed_weights
 from optserve.models.checkpoints import open_weights
 from optserve.models.config import OPTConfig
+from optserve.models.weights import weight_shapes
 from optserve.runtime.contract import WEIGHT_DTYPES
 
 from tests.export.exports import export_to
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden"
 FC1 = "decoder.layers.fc1.weight"
+FC2 = "decoder.layers.fc2.weight"
 QKV = "decoder.layers.self_attn.qkv_proj.weight"
 
 
@@ -81,6 +84,21 @@ def test_stored_weights(case, dtype):
     assert problem == f"{FC1} is not stored"
 
 
+def test_weights_stored_in_panels():
+    config = OPTConfig.from_pretrained(GOLDEN / "pre_ln")
+    config = replace(config, ffn_dim=4096)
+    rng = np.random.default_rng(0)
+    weights = {
+        name: rng.standard_normal(shape, np.float32)
+        for name, shape in weight_shapes(config).items()
+    }
+    stored = dict(packed_weights(config, weights, "int8", compiled=True))
+    assert wrong_weights(stored, config, weights, "int8") == []
+    stored[FC2] = stored[FC2][:, ::-1]  # one panel for the other
+    (problem,) = wrong_weights(stored, config, weights, "int8")
+    assert problem.startswith(f"{FC2} is not the checkpoint's")
+
+
 def exported(out: Path, dtype: str) -> Path:
     return export_to(out, GOLDEN / "pre_ln", ExportOptions(weights=dtype, generate=[]))
 
@@ -88,8 +106,8 @@ def exported(out: Path, dtype: str) -> Path:
 def test_a_wrong_weight_in_an_int8_export(tmp_path, monkeypatch):
     """The smallest of the changes above, in a whole export."""
 
-    def changed(*arguments):
-        for name, array in packed_weights(*arguments):
+    def changed(*arguments, **options):
+        for name, array in packed_weights(*arguments, **options):
             yield name, negated(name, array)
 
     monkeypatch.setattr(savedmodel, "packed_weights", changed)

@@ -92,6 +92,30 @@ def test_products_equal_numpys(dtype, count, size):
     np.testing.assert_allclose(matmul_transposed(x, matrix), exact, atol=bound)
 
 
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_products_of_panels_equal_numpys(count):
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((count, 5000)).astype(np.float32)
+    matrix = rng.integers(-127, 128, (701, 5000)).astype(np.int8)
+    panels = np.stack(np.split(matrix, 4, axis=1))
+    exact = x.astype(np.float64) @ matrix.T.astype(np.float64)
+    bound = 1e-5 * np.abs(exact).max()
+    np.testing.assert_allclose(matmul_transposed(x, panels), exact, atol=bound)
+
+
+def test_panels_of_a_stack_are_multiplied_where_they_are():
+    """One row times each matrix of [L,P,N,K/P]: none is copied out of it."""
+
+    def layers(x, stack):
+        def add(x, panels):
+            return x + matmul_transposed(x, panels), None
+
+        return lax.scan(add, x, stack)[0]
+
+    stack = jax.ShapeDtypeStruct((3, 2, 4096, 2048), jnp.int8)
+    assert temporary_bytes(layers, rows(1, 4096), stack) < 4096 * 2048
+
+
 def test_a_bias_stays_out_of_a_product():
     def with_bias(keep):
         return lambda x, matrix, bias: keep(plain(x, matrix)) + bias
