@@ -73,6 +73,13 @@ class Signatures(tf.Module):
         They are not kept here, where the saver would find them, trace each once more
         and store it twice.
         """
+        return {
+            name: self._function(name, body).get_concrete_function()
+            for name, body in self.bodies().items()
+        }
+
+    def bodies(self) -> dict[str, Callable[..., dict[str, Any]]]:
+        """What computes each signature, by its name."""
         bodies: dict[str, Callable[..., dict[str, Any]]] = {
             "serving_default": self._serving_default,
             "prefill": self._prefill,
@@ -86,10 +93,7 @@ class Signatures(tf.Module):
             bodies.update(self._sessions.bodies(self._tokens_per_call))
         for name, text in self._texts:
             bodies[name] = _constant(name, text)
-        return {
-            name: self._function(name, body).get_concrete_function()
-            for name, body in bodies.items()
-        }
+        return bodies
 
     def _function(self, name: str, body: Callable[..., dict[str, Any]]):
         spec = signature(name, self._layout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from optserve.export.options import ExportOptions
 from optserve.export.pipeline import export_checkpoint
 from optserve.models.config import OPTConfig
+from optserve.runtime.contract import EXTRA_OUTPUTS, generate_name, session_names
 from optserve.runtime.model_dir import read_manifest
 from optserve.runtime.sampling import Sampling
 
@@ -44,6 +47,15 @@ COMPILED_FOR_ONE: dict[str, Any] = {
     "compile_for_this_processor": True,
 }
 """Of the TensorFlow route, for single rows."""
+INT8_SESSIONS: dict[str, Any] = {
+    "weights": "int8",
+    "cache": "int8",
+    "sessions": 3,
+    "session_slots": 40,
+    "generate": (8,),
+    "only": ("prefill", "decode", generate_name(8), *session_names([8])),
+}
+"""Sessions, and what they are compared with."""
 SHAPES = {
     "pre_ln": {"prompt_buckets": (1, 16), **FEW_ROWS},
     "post_ln_proj": {"prompt_buckets": (1, 16), "batch_sizes": (3,)},
@@ -104,21 +116,29 @@ def served(case: str, **options: Any) -> Served:
 
 
 def exported(
-    case: str, *, framework: str = "tf", compiler: str | None = None, **options: Any
+    case: str,
+    *,
+    framework: str = "tf",
+    compiler: str | None = None,
+    only: tuple[str, ...] = (),
+    **options: Any,
 ) -> Path:
-    """The only version of a golden checkpoint's export with these options."""
+    """The only version of a golden checkpoint's export with these options.
+
+    With ``only`` these signatures alone are in its graph.
+    """
     compiler = compiler or {"tf": "none", "jax": "xla"}[framework]
     few = {"none": {}, "xla": FEW_ROWS}[compiler]
     if framework == "jax":
         few = SHAPES.get(case, ONE_SHAPE)
     generate = GENERATE.get(case, ())
     common = {"framework": framework, "compiler": compiler, "generate": generate}
-    return _saved(GOLDEN / case, {**common, **few, **options})
+    return _saved(GOLDEN / case, {**common, **few, **options}, only)
 
 
 def exported_tiny() -> Path:
     """The only version of the shipped checkpoint's export with default options."""
-    return _saved(TINY, {})
+    return _saved(TINY, {}, ())
 
 
 def exported_for_edge(
@@ -139,6 +159,27 @@ def export_to(
 ) -> Path:
     """A version's folder, written in this process and not verified."""
     return export_checkpoint(checkpoint, out, options, verify=False, **more).path
+
+
+def export_only(
+    out: Path, checkpoint: Path, options: ExportOptions, only: tuple[str, ...]
+) -> Path:
+    """As ``export_to``, but with these signatures of the graph alone: tracing, loading
+    and optimising the others is most of the time of a test that calls none of them."""
+    from optserve.export.savedmodel import exporter
+    from optserve.export.savedmodel.signatures import Signatures
+
+    bodies = Signatures.bodies
+    extra = {name: EXTRA_OUTPUTS[name] for name in only if name in EXTRA_OUTPUTS}
+
+    def few_bodies(signatures: Signatures) -> dict[str, Any]:
+        every = bodies(signatures)
+        return {name: every[name] for name in only}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Signatures, "bodies", few_bodies)
+        patch.setattr(exporter, "EXTRA_OUTPUTS", extra)
+        return export_to(out, checkpoint, options)
 
 
 def expected(case: str) -> dict[str, np.ndarray]:
@@ -182,22 +223,26 @@ _loaded: dict[Path, Served] = {}
 _DEFAULTS = ExportOptions().to_dict()
 
 
-def _saved(checkpoint: Path, options: dict[str, Any]) -> Path:
+def _saved(checkpoint: Path, options: dict[str, Any], only: tuple[str, ...]) -> Path:
     chosen = ExportOptions(**options)
     unlike = {
         name: value
         for name, value in chosen.to_dict().items()
         if value != _DEFAULTS[name]
     }
-    return _once(
-        _name("saved", checkpoint.name, unlike),
-        lambda out: export_to(out, checkpoint, chosen),
-    )
+
+    def export(out: Path) -> Path:
+        if only:
+            return export_only(out, checkpoint, chosen, only)
+        return export_to(out, checkpoint, chosen)
+
+    return _once(_name("saved", checkpoint.name, unlike, *only), export)
 
 
 def _name(*parts: object) -> str:
     text = json.dumps(parts, sort_keys=True)
-    return "".join(c if c.isalnum() else "_" for c in text)
+    begin = "".join(c if c.isalnum() else "_" for c in text[:80])
+    return f"{begin}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _once(name: str, export: Callable[[Path], object]) -> Path:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import io
 import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from optserve.export import pipeline
@@ -16,24 +19,44 @@ from optserve.export.estimate import estimate_savedmodel, read_config
 from optserve.export.options import ExportOptions
 from optserve.export.verify import process
 from optserve.export.verify.process import Verifier, require_verified
+from optserve.models.config import OPTConfig
 from optserve.models.examples.random_checkpoint import write_random_checkpoint
 from optserve.runtime.cli import main
 from optserve.runtime.model_dir import read_manifest
 
-from tests.export.exports import SMALLEST
+CONFIG = OPTConfig(
+    vocab_size=96,
+    hidden_size=32,
+    num_hidden_layers=2,
+    ffn_dim=64,
+    num_attention_heads=2,
+    max_position_embeddings=16,
+)
+COMPILED = ["--framework", "jax", "--prompt-buckets", "8", "--batch-sizes", "2"]
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    return write_random_checkpoint(tmp_path_factory.mktemp("checkpoint"), SMALLEST)
+    return write_random_checkpoint(tmp_path_factory.mktemp("checkpoint"), CONFIG)
 
 
 @pytest.fixture(scope="module")
-def out(checkpoint, tmp_path_factory, request) -> Path:
-    folder = tmp_path_factory.mktemp("base") / "out"
-    arguments = ["export", str(checkpoint), str(folder), "--generate", "8", "--json"]
-    assert main(arguments) == 0
-    return folder
+def out(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("base") / "out"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def report(checkpoint, out) -> dict[str, Any]:
+    """Of the command, which writes the first version.
+
+    ``make test`` leaves out most of XLA's optimisations, its processes do not.
+    """
+    arguments = ["export", str(checkpoint), str(out), "--generate", "2", "--json"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("XLA_FLAGS", raising=False)
+        with contextlib.redirect_stdout(io.StringIO()) as told:
+            assert main([*arguments, *COMPILED]) == 0
+    return json.loads(told.getvalue())
 
 
 def test_a_version_is_verified_and_deployable(out):
@@ -42,10 +65,16 @@ def test_a_version_is_verified_and_deployable(out):
     assert "--enable_batching=true" in (out / "deploy" / "kubernetes.yaml").read_text()
 
 
+def test_a_compiled_export_passes_as_servers_compile_it(report):
+    seen = report["verification"]
+    assert seen["ok"], (seen["files"], seen["problems"])
+    assert len({output["signature"] for output in seen["outputs"]}) == 6
+
+
 def test_a_second_version_moves_no_label(out, checkpoint, capsys):
     before = (out / "deploy" / "models.config").read_text()
     arguments = ["export", str(checkpoint), str(out), "--no-verify", "--json"]
-    other = ["--weights", "float16", "--generate", "8"]
+    other = ["--weights", "float16", "--generate", "2"]
     assert main([*arguments, "--version", "5", *other]) == 0
     printed = capsys.readouterr()
     report = json.loads(printed.out)
@@ -70,7 +99,8 @@ def test_what_is_not_verified_is_not_published(
         raise ExportError("not verified, nothing published: decode is off")
 
     monkeypatch.setattr(pipeline, "require_verified", refuse)
-    assert main(["export", str(checkpoint), str(tmp_path / "out")]) == 1
+    arguments = ["export", str(checkpoint), str(tmp_path / "out"), "--generate", "1"]
+    assert main(arguments) == 1
     assert "decode is off" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -82,7 +112,7 @@ def verified(folder, source):
 
 @pytest.mark.usefixtures("in_this_process")
 def test_another_checkpoint_is_told(out, tmp_path):
-    other = write_random_checkpoint(tmp_path, SMALLEST, seed=1)
+    other = write_random_checkpoint(tmp_path, CONFIG, seed=1)
     with pytest.raises(ExportError, match=r"not verified.*not the checkpoint's"):
         verified(out / "1", other)
 
@@ -110,7 +140,7 @@ def test_dry_run_of_a_checkpoint(out, checkpoint, capsys):
     assert sorted(os.listdir(out)) == before
     weights = sum(f.stat().st_size for f in (out / "1" / "variables").iterdir())
     assert actual["artefact"] <= weights <= actual["artefact"] + 10_000
-    assert "cache float32[B,C,1,2,2,8]" in actual["signatures"]["decode"]["inputs"]
+    assert "cache float32[B,C,2,2,2,16]" in actual["signatures"]["decode"]["inputs"]
     asked = ["export", str(checkpoint), str(out), "--dry-run", "--version", "1"]
     assert main(asked) == 1
 

@@ -128,7 +128,8 @@ def test_one_that_can_do_what_is_pinned_loads_it(found: bool) -> None:
 
 
 def test_an_export_for_this_processor_computes_the_same_in_a_smaller_graph() -> None:
-    options = {"weights": "int8", "activations": "int8"}
+    options = {"weights": "int8", "activations": "int8", "generate": (8,)}
+    options["only"] = ("generate_8",)
     anywhere = exported("pre_ln", **options)
     here = exported("pre_ln", **options, tuned_for="this-processor")
     sizes = [(path / "saved_model.pb").stat().st_size for path in (here, anywhere)]

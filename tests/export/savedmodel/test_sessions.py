@@ -11,18 +11,19 @@ import pytest
 from optserve.runtime.contract import Manifest, generate_name, session_generate_name
 from optserve.runtime.model_dir import read_manifest
 
-from tests.export.exports import exported, int32
+from tests.export.exports import INT8_SESSIONS, exported, int32
 from tests.runtime.session_schedule import Schedule, off
 
 SLOTS, POSITIONS = 3, 40
 KINDS = {
     "tf float32": {},
-    "tf int8 cache": {"cache": "int8", "weights": "int8", "generate": (8,)},
+    "tf int8 cache": INT8_SESSIONS,
     "tf xla bfloat16 cache": {
         "compiler": "xla",
         "cache": "bfloat16",
         "batch_sizes": (3,),
         "generate": (8,),
+        "only": INT8_SESSIONS["only"],
     },
     "jax": {
         "framework": "jax",
@@ -84,10 +85,18 @@ def error_of(model: Loaded, name: str, **inputs) -> str:
     return str(refused.value)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_any_schedule_equals_explicit_caches(kind):
-    with closing(Loaded(**KINDS[kind])) as model:
-        Schedule(model, model.manifest, seed=3).run(50)
+@pytest.fixture(params=KINDS)
+def any_model(request) -> Iterator[Loaded]:
+    """Of each kind; the usual one is there already."""
+    if not (options := KINDS[request.param]):
+        yield request.getfixturevalue("model")
+        return
+    with closing(Loaded(**options)) as model:
+        yield model
+
+
+def test_any_schedule_equals_explicit_caches(any_model):
+    Schedule(any_model, any_model.manifest, seed=3).run(50)
 
 
 def test_slots_are_given_in_turn_and_to_each_row_its_own(model):

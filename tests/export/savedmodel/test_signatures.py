@@ -12,7 +12,7 @@ import pytest
 from optserve.runtime.codec.predict import ModelSpec, PredictRequest
 from optserve.runtime.model_dir import SAVED_MODEL_FILE, read_manifest
 
-from tests.export.exports import exported
+from tests.export.exports import INT8_SESSIONS, exported
 
 B, S, C, N, W, K, J = 2, 3, 4, 8, 5, 2, 3
 CHOSEN = {
@@ -174,7 +174,7 @@ def signatures_that_keep(**options) -> set[str]:
     """Those with int8 products whose packed matrices stay in memory."""
     from tensorflow.core.protobuf import saved_model_pb2
 
-    path = exported("pre_ln", weights="int8", **options) / SAVED_MODEL_FILE
+    path = exported("pre_ln", **options) / SAVED_MODEL_FILE
     (graph,) = saved_model_pb2.SavedModel.FromString(path.read_bytes()).meta_graphs
     nodes = {node.name: node for node in graph.graph_def.node}
     functions = {f.signature.name: f for f in graph.graph_def.library.function}
@@ -201,6 +201,5 @@ def signatures_that_keep(**options) -> set[str]:
 
 def test_matrices_are_kept_by_one_signature():
     """Each signature that keeps them takes the memory of the weights once more."""
-    sessions = {"sessions": 3, "session_slots": 40, "generate": (1, 8)}
-    assert signatures_that_keep() == {"generate_24"}
-    assert signatures_that_keep(cache="int8", **sessions) == {"session_generate_8"}
+    assert signatures_that_keep(weights="int8") == {"generate_24"}
+    assert signatures_that_keep(**INT8_SESSIONS) == {"session_generate_8"}

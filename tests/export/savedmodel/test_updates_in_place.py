@@ -20,7 +20,7 @@ VIEWS = {"Reshape", "Identity", "StridedSlice", "Squeeze", "ExpandDims", "Ensure
 EXPORTS = [
     {"weights": "int8"},
     {"weights": "float32"},
-    {"weights": "int8", "compiler": "xla"},
+    {"weights": "int8", "compiler": "xla", "batch_sizes": (1,), "generate": (8,)},
     {"framework": "jax"},
 ]
 

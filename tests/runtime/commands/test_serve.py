@@ -7,12 +7,14 @@ import json
 import os
 import re
 import signal
+import threading
 import time
 from functools import partial
 
 import numpy as np
 import pytest
 from optserve.runtime.cli import main
+from optserve.runtime.server import EmbeddedServer
 from optserve.runtime.server.manager import ModelManager
 
 from tests.runtime.server import toy_models
@@ -30,35 +32,43 @@ def start(start_command):
 def test_serves_until_told_to_stop(start, rec_path, tmp_path):
     batching = tmp_path / "batching.config"
     batching.write_text("max_batch_size { value: 4 }")
-    common = (str(rec_path), "--name", "rec")
     batched = ("--enable-batching", "--batching-parameters-file", str(batching))
-    one = start(*common, "--port", "0", "--json-ready", "--json-log", *batched)
-    other = start(*common, "--socket", str(tmp_path / "sock"))
-    ready = json.loads(one.stdout.readline())
+    options = ("--name", "rec", "--port", "0", "--json-ready", "--json-log")
+    server = start(str(rec_path), *options, *batched)
+    ready = json.loads(server.stdout.readline())
     signatures = ["echo", "prefill", "scalar"]
     assert ready["models"] == {"rec": {"versions": [1], "signatures": signatures}}
     with Caller(ready["target"], "rec") as caller:
         given = {"x": [[1.0] * 4], "n": [2]}
         assert caller.predict("prefill", **given)["total"].tolist() == [6.0]
-    line = other.stdout.readline()
-    assert line == (
-        f"ready at unix:{tmp_path}/sock · rec version 1: echo prefill scalar\n"
-    )
-    one.send_signal(signal.SIGTERM)
-    other.send_signal(signal.SIGINT)
-    assert one.wait(60) == 0
-    assert other.wait(60) == 130
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(60) == 0
+    loading, serves = (json.loads(line) for line in server.stderr)
+    assert loading["message"].startswith("version 1 of model rec: loading")
+    assert (serves["model"], serves["version"], serves["level"]) == ("rec", 1, "info")
+    assert serves["seconds"] > 0
+
+
+def test_serves_at_a_socket_until_interrupted(rec_path, tmp_path, capsys, monkeypatch):
+    socket, wait = tmp_path / "sock", EmbeddedServer.wait
+    options = ["--name", "rec", "--socket", str(socket)]
+
+    def interrupt_and_wait(server: EmbeddedServer, seconds: float) -> bool:
+        assert socket.is_socket()
+        threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
+        return wait(server, seconds)
+
+    monkeypatch.setattr(EmbeddedServer, "wait", interrupt_and_wait)
+    assert main(["serve", str(rec_path), *options]) == 130
+    out, err = capsys.readouterr()
+    assert out == f"ready at unix:{socket} · rec version 1: echo prefill scalar\n"
     assert re.fullmatch(
         rf"optserve: version 1 of model rec: loading {rec_path}/1\n"
         r"optserve: version 1 of model rec serves after \d+\.\d s\n"
         r"optserve: interrupted\n",
-        other.stderr.read(),
+        err,
     )
-    loading, serves = (json.loads(line) for line in one.stderr)
-    assert loading["message"].startswith("version 1 of model rec: loading")
-    assert (serves["model"], serves["version"], serves["level"]) == ("rec", 1, "info")
-    assert serves["seconds"] > 0
-    assert not (tmp_path / "sock").exists()
+    assert not socket.exists()
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def target() -> Iterator[list[str]]:
 
     from tests.export.exports import exported
 
-    export = exported("pre_ln", sessions=4, session_slots=40, generate=(8,))
+    export = exported("pre_ln", sessions=3, session_slots=40, generate=(1, 8))
     with EmbeddedServer(export.parent, name=MODEL) as server:
         yield [server.target]
 
