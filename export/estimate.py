@@ -90,7 +90,6 @@ def read_config(checkpoint: str | Path) -> OPTConfig:
 def estimate_savedmodel(config: OPTConfig, options: ExportOptions) -> Estimate:
     """Sizes for a configuration and the options of a SavedModel's export."""
     weights, cache = options.weights, options.cache
-    framework = options.framework
     values: Mapping[str, Any] = config.to_dict()
     layout = cache_layout(values, cache)
     stored = weights_bytes(values, weights)
@@ -114,15 +113,11 @@ def estimate_savedmodel(config: OPTConfig, options: ExportOptions) -> Estimate:
         artefact=stored,
         # The checkpoint is read tensor by tensor, the largest converted as a copy.
         export_memory=stored + 2 * largest + fixed,
-        verify_memory=held_bytes(values, weights, framework)
-        + working
-        + programs
-        + fixed,
+        verify_memory=held_bytes(values, weights) + working + programs + fixed,
         server_memory=serving_bytes(
             values,
             weights=weights,
             cache=cache,
-            framework=framework,
             versions=1,
             rows=1,
             sessions=sessions,

@@ -59,15 +59,13 @@ def weights_bytes(config: Mapping[str, Any], dtype: str = "float32") -> int:
     return _MATRIX_BYTES[dtype] * count.matrices + scales + 4 * count.other
 
 
-def held_bytes(
-    config: Mapping[str, Any], dtype: str = "float32", framework: str = "tf"
-) -> int:
+def held_bytes(config: Mapping[str, Any], dtype: str = "float32") -> int:
     """Memory that a loaded version's weights take.
 
-    The TensorFlow graph's loop for several rows keeps int8 matrices once more, packed
-    for oneDNN (``savedmodel/int8_matmul.py``).
+    The loop for several rows keeps int8 matrices once more, packed for oneDNN
+    (``savedmodel/int8_matmul.py``).
     """
-    packed = 1 if (dtype, framework) == ("int8", "tf") else 0
+    packed = 1 if dtype == "int8" else 0
     return weights_bytes(config, dtype) + packed * parameter_count(config).matrices
 
 
@@ -108,7 +106,6 @@ def serving_bytes(
     *,
     weights: str = "float32",
     cache: str = "float32",
-    framework: str = "tf",
     versions: int = 2,
     rows: int = 8,
     sessions: Mapping[str, int] | None = None,
@@ -125,7 +122,7 @@ def serving_bytes(
     unpacked = cache_layout(config).row_bytes
     working = rows * positions * (layout.row_bytes + unpacked)
     logits = 4 * rows * int(config["vocab_size"])
-    held = held_bytes(config, weights, framework) + session_bytes(layout, sessions)
+    held = held_bytes(config, weights) + session_bytes(layout, sessions)
     return versions * held + working + logits + GIB
 
 

@@ -43,8 +43,7 @@ class ExportOptions:
         cache: dtype of the cache's numbers, one of ``CACHE_DTYPES``.
         activations: what int8 weights are multiplied with: ``"int16"``, ``"int8"``
             (half the work, for prompts and batches), or ``"auto"``, which takes int8
-            where it costs next to nothing on a text. Only int8 exports of the
-            TensorFlow route choose.
+            where it costs next to nothing on a text. Only int8 SavedModels choose.
         calibrate: the file of that text, from which the scales for int8 come, too;
             None for one of the package's own.
         generate: the N of the ``generate_{N}`` signatures, ascending; may be empty.
@@ -59,12 +58,12 @@ class ExportOptions:
             ``tflite``.
         session_slots: how many tokens each of them holds, at most the model's
             positions.
-        portable: leave out the int8 kernels that TensorFlow has on x86-64 alone; only
-            int8 exports of the TensorFlow route have any.
+        portable: leave out the int8 kernels that TensorFlow has on x86-64 alone, which
+            only int8 weights have; ``jax``: have programs of JAX alone compute.
         tuned_for: ``"any"`` processor: the graph finds out about it when it is loaded,
             and holds the ways for each answer; or ``"this-processor"``: the answers of
             this one are a part of the graph, which others that can't do as much refuse
-            to load. Only int8 and bfloat16 exports of the TensorFlow route ask.
+            to load. Only int8 and bfloat16 weights ask.
         compile_for_this_processor: keep in the version what XLA compiles, for servers
             with the same processor and TensorFlow; others compile as ever.
 
@@ -115,8 +114,8 @@ class ExportOptions:
     @property
     def multiplies_int8(self) -> bool:
         """Whether the export has kernels for products of int8 weights."""
-        route = self.target == "savedmodel" and self.framework == "tf"
-        return route and self.weights == "int8" and not self.portable
+        savedmodel = self.target == "savedmodel"
+        return savedmodel and self.weights == "int8" and not self.portable
 
     def check_positions(self, positions: int) -> None:
         """Compare the tokens of one call with a model's positions.
@@ -194,14 +193,15 @@ class ExportOptions:
         ):
             if given and not self.multiplies_int8:
                 raise ExportError(
-                    f"--{option} is for --weights int8 of --framework tf, without "
+                    f"--{option} is for --weights int8 of a SavedModel, without "
                     "--portable: leave it out"
                 )
-        asks = self.framework == "tf" and self.weights in ("int8", "bfloat16")
+        programs = self.framework == "jax" and self.portable  # which ask nothing
+        asks = self.weights in ("int8", "bfloat16") and not programs
         if self.tuned_for != "any" and (edge or not asks):
             raise ExportError(
-                "--tuned-for is for a SavedModel with --weights int8 or bfloat16 of "
-                "--framework tf: leave it out"
+                "--tuned-for is for a SavedModel with --weights int8 or bfloat16, with "
+                "--framework jax not for --portable: leave it out"
             )
         if self.calibrate is not None and self.activations == "int16":
             raise ExportError("--calibrate is for int8 activations: leave it out")

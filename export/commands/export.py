@@ -89,7 +89,8 @@ def _add_graph(group: Group) -> None:
         "--framework",
         default="tf",
         choices=FRAMEWORKS,
-        help="whose graph is exported: TensorFlow's (default) or JAX's",
+        help="whose graph is exported: TensorFlow's (default), or JAX's programs with "
+        "TensorFlow's ops for the sizes that those are quicker at",
     )
     add(
         "--compiler",
@@ -128,7 +129,7 @@ def _add_graph(group: Group) -> None:
         "--portable",
         action="store_true",
         help="int8: leave out the kernels that TensorFlow has on x86-64 alone, with "
-        "which several rows are twice as fast",
+        "which several rows are twice as fast; jax: programs of JAX alone",
     )
     add(
         "--tuned-for",
@@ -161,7 +162,8 @@ def _add_sizes(group: Group) -> None:
         "--prompt-buckets",
         type=_sizes,
         metavar="S[,S…]",
-        help="jax: prompt sizes to compile for (default: 1,32,128); tflite: prompt "
+        help="jax: prompt sizes to compile for, where programs take prompts (default: "
+        "1,32,128); tflite: prompt "
         "tokens that one call takes, each size with a signature and a copy of the "
         "weights in memory (default: 128)",
     )
@@ -169,8 +171,8 @@ def _add_sizes(group: Group) -> None:
         "--batch-sizes",
         type=_sizes,
         metavar="B[,B…]",
-        help="xla, jax: numbers of rows to compile for; the graph rounds up to them "
-        "(default: 1, with a plain loop for more; 1,8 for jax)",
+        help="xla, jax: numbers of rows to compile for, where programs take them; the "
+        "graph rounds up (default: 1, with a plain loop for more; 1,8 for jax)",
     )
     add(
         "--cache-size",

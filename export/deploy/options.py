@@ -126,15 +126,15 @@ def needs_xla(manifest: Manifest) -> bool:
 def batches(manifest: Manifest, options: DeployOptions) -> bool:
     """Whether the server should merge requests of different callers.
 
-    Plain TensorFlow graphs gain from it at any batch size, and those of the TensorFlow
-    route have a plain loop for many rows. Other compiled graphs compile for each new
-    batch size, so it is only worth it if sizes beyond one were prepared.
+    Graphs that name no batch sizes gain from it at any, and so do those of the
+    TensorFlow route, whose loop for many rows is plain. Others were made for some
+    sizes only, and gain if there is one beyond one row.
     """
     if options.batching is not None:
         return options.batching
     if options.max_batch == 1:
         return False
-    return manifest.framework == "tf" or max(manifest.batch_sizes, default=1) > 1
+    return manifest.framework == "tf" or max(manifest.batch_sizes, default=2) > 1
 
 
 def batch_sizes(manifest: Manifest, options: DeployOptions) -> list[int]:

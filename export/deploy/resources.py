@@ -23,7 +23,6 @@ def memory_mib(manifest: Manifest, options: DeployOptions) -> int:
         manifest.config,
         weights=manifest.weights_dtype,
         cache=manifest.cache_dtype,
-        framework=manifest.framework,
         versions=max(2, len(options.versions)),
         rows=options.max_batch if batches(manifest, options) else options.cpus,
         sessions=manifest.sessions,

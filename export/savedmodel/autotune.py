@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -12,6 +12,9 @@ from . import int8_matmul
 from .matmul_tf import Kernels
 
 NATIVE_BFLOAT16, EXACT_INT8 = FOUND_AT_LOAD
+
+_MULTIPLIED = {tf.int8: EXACT_INT8, tf.bfloat16: NATIVE_BFLOAT16}
+"""What says that a processor multiplies such weights itself."""
 
 _MOST_ROWS_OF_INT8 = 64  # from there on conversion weighs less than a second product
 
@@ -28,7 +31,7 @@ class FoundAtLoad(tf.saved_model.experimental.TrackableResource):
         self, find: Callable[[], Any], name: str, *, pinned: bool | None = None
     ) -> None:
         super().__init__()
-        self._find, self._name, self._pinned = find, name, pinned
+        self._find, self._name, self.known = find, name, pinned
         with tf.init_scope():  # not in the branch of a graph that asks first
             _ = self.resource_handle
 
@@ -43,7 +46,7 @@ class FoundAtLoad(tf.saved_model.experimental.TrackableResource):
         what = FOUND_AT_LOAD.get(self._name, self._name)
         said = tf.where(answer, f"optserve: {what}: yes", f"optserve: {what}: no")
         tf.print(said, output_stream=tf.compat.v1.logging.info)
-        if self._pinned:
+        if self.known:
             tf.debugging.Assert(
                 answer,
                 [
@@ -55,11 +58,24 @@ class FoundAtLoad(tf.saved_model.experimental.TrackableResource):
 
     def read(self):
         """The answer: a tensor, or a bool where it is pinned."""
-        if self._pinned is not None:
-            return self._pinned
+        if self.known is not None:
+            return self.known
         answer = tf.raw_ops.ReadVariableOp(resource=self.resource_handle, dtype=tf.bool)
         answer.set_shape([])
         return answer
+
+
+class Known(NamedTuple):
+    """An answer that holds wherever this part of a graph is run."""
+
+    known: bool
+
+    def read(self) -> bool:
+        """The answer."""
+        return self.known
+
+
+Answer = FoundAtLoad | Known
 
 
 def questions(
@@ -81,12 +97,23 @@ def questions(
     }
 
 
+def plain_is_quicker(weights: tf.DType, resources: Mapping[str, Answer]) -> Answer:
+    """Whether TensorFlow's ops multiply several rows quicker than XLA's programs.
+
+    For float32 they do; weights of 8 or 16 bits XLA converts first, and so do the ops
+    unless the processor multiplies them itself.
+    """
+    if weights == tf.float32:
+        return Known(True)
+    return resources.get(_MULTIPLIED.get(weights, ""), Known(False))
+
+
 def _answer(find: Callable[[], Any]) -> bool:
     return bool(tf.function(find, autograph=False)())
 
 
 def kernels(
-    resources: Mapping[str, FoundAtLoad], rows: Any, *, int8_activations: bool
+    resources: Mapping[str, Answer], rows: Any, *, int8_activations: bool
 ) -> Kernels:
     """The kernels for products of ``rows`` rows, inside a graph.
 

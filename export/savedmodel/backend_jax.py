@@ -41,14 +41,14 @@ class JaxBackend:
         sizes: Sizes,
     ) -> None:
         self.resources: dict[str, Any] = {}
-        self._loop = JaxLoop(config, stored, layout, tokens=tokens, rows=sizes.rows)
+        self.loop = JaxLoop(config, stored, layout, tokens=tokens, rows=sizes.rows)
         slots = sizes.prompt[-1]
         # One row may have a long cache where another has a long prompt.
         pages = 2 * -(-config.max_position_embeddings // slots)
         self._jax = JaxPrograms(config, stored, layout, pages, slots)
         self._rows = self._jax.affordable(sizes.rows)
         self.compiled = replace(sizes, rows=self._rows)
-        self.compiled_loop = self._loop.sizes
+        self.compiled_loop = self.loop.sizes
         self._prompt = {
             (rows, S): self._extend_program(rows, S)
             for rows in self._rows
@@ -157,7 +157,7 @@ class JaxBackend:
 
     def generate(self, request: GenerateRequest, N: int, *, often: bool) -> Generated:
         """Up to N tokens for each row."""
-        return after_prompt(request, N, self.extend, self._loop.generate)
+        return after_prompt(request, N, self.extend, self.loop.generate)
 
     def logits(self, hidden):
         """Hidden states [B,W] → [B,V]."""

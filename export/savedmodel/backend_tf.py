@@ -20,18 +20,21 @@ from .matmul_tf import (
     either,
     fuse_norms,
 )
-from .prompts import after_prompt
 from .requests import Generated, GenerateRequest, request_spec
 
 
 class TFBackend:
     """The graph's functions over stored weights, for any size of request.
 
-    With numbers of rows in ``sizes`` the loop of ``generate_{N}`` is compiled by XLA
-    for them, written at export as a program of JAX; everything else stays as it is.
-
     What several signatures call is one function for all of them: a server's time to
     get ready goes with the number of signatures times the size of all functions.
+
+    Args:
+        config: the architecture.
+        stored: the weights, as :func:`..weights.packed_weights` names them.
+        layout: of the cache on the wire.
+        resources: what is known about the processor, or found out at load.
+        int8_activations: whether products of int8 have those, where they are exact.
     """
 
     def __init__(
@@ -40,18 +43,12 @@ class TFBackend:
         stored: Mapping[str, tf.Variable],
         layout: CacheLayout,
         *,
-        tokens: int,
-        sizes: Sizes,
-        portable: bool,
-        tuned: bool,
+        resources: Mapping[str, autotune.Answer],
         int8_activations: bool,
     ) -> None:
-        self.compiled = Sizes()
-        self._compiled = _compiled_loop(config, stored, layout, tokens, sizes)
-        self.compiled_loop = self._compiled.sizes if self._compiled else Sizes()
+        self.compiled = self.compiled_loop = Sizes()
+        self.resources = resources
         self._config, self._stored, self._cache = config, stored, layout.dtype
-        weights = stored["decoder.embed_tokens.weight"].dtype
-        self.resources = autotune.questions(weights, portable=portable, pinned=tuned)
         self._int8_activations = int8_activations
         cache = tf.TensorSpec([None, None, *layout.row_shape])
         request = request_spec(None, None, cache, config.vocab_size)
@@ -82,19 +79,7 @@ class TFBackend:
         return graph_tf.scores(self._config, params, ids, hidden)
 
     def generate(self, request: GenerateRequest, N: int, *, often: bool) -> Generated:
-        """Up to N tokens for each row, by the compiled loop for as many rows as that
-        was asked for, and by plain ones for more."""
-        compiled = self._compiled
-        if compiled is None:
-            return self._plain_loop(request, N, often=often)
-        return tf.cond(
-            tf.shape(request.input_ids)[0] <= compiled.sizes.rows[-1],
-            lambda: after_prompt(request, N, self.extend, compiled.generate),
-            lambda: self._plain_loop(request, N, often=often),
-        )
-
-    def _plain_loop(self, request: GenerateRequest, N: int, *, often: bool):
-        """By one of two loops of TensorFlow ops.
+        """Up to N tokens for each row, by one of two loops.
 
         int8 matrices that are packed once and kept are the quicker ones, where the
         processor sums them exactly; they take their memory once more for each
@@ -168,14 +153,6 @@ class TFBackend:
             for name, variable in self._stored.items()
         }
         return fuse_norms(assemble(self._config, stored, pack))
-
-
-def _compiled_loop(config, stored, layout, tokens: int, sizes: Sizes):
-    if not sizes.rows:
-        return None
-    from .loop_jax import JaxLoop
-
-    return JaxLoop(config, stored, layout, tokens=tokens, rows=sizes.rows)
 
 
 def _shared(function, *inputs: Any):

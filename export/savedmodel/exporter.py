@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -33,7 +32,6 @@ from .separate_outputs import separate_outputs
 from .warmup import write_warmup
 
 if TYPE_CHECKING:  # these import TensorFlow
-    from .backends import Backend
     from .calibration import Activations
     from .signatures import Signatures
 
@@ -90,8 +88,17 @@ def write_savedmodel(
     )
     texts = {} if source.tokenizer is None else {"tokenizer": source.tokenizer}
     texts["describe"] = manifest.to_json()
-    backend = _backend(config, weights, layout, options, sizes, manifest)
+    from .choose_backend import chosen_backend
     from .signatures import Signatures
+
+    backend = chosen_backend(
+        config,
+        weights,
+        layout,
+        options,
+        sizes,
+        int8_activations=manifest.activations.get("dtype") == "int8",
+    )
 
     module = Signatures(
         config,
@@ -167,10 +174,9 @@ def _activations(
 
 
 def _batch_sizes(options: ExportOptions, sizes: Sizes) -> list[int]:
-    """What the manifest tells callers to round up to."""
-    if options.framework == "tf" and options.batch_sizes is None:
-        return []  # any number of rows has its loop
-    return list(sizes.rows)
+    """What the manifest tells callers to round up to: sizes that were asked for. The
+    graph takes any number of rows."""
+    return [] if options.batch_sizes is None else list(sizes.rows)
 
 
 def _variables(
@@ -189,33 +195,6 @@ def _variables(
         )
         variables = {name: _variable(name, array) for name, array in packed}
         return variables, digest.result()
-
-
-def _backend(
-    config: OPTConfig,
-    weights: Mapping[str, Any],
-    layout: CacheLayout,
-    options: ExportOptions,
-    sizes: Sizes,
-    manifest: Manifest,
-) -> Backend:
-    tokens = max(options.generate, default=1)
-    if options.framework == "jax":
-        from .backend_jax import JaxBackend
-
-        return JaxBackend(config, weights, layout, tokens=tokens, sizes=sizes)
-    from .backend_tf import TFBackend
-
-    return TFBackend(
-        config,
-        weights,
-        layout,
-        tokens=tokens,
-        sizes=sizes,
-        portable=options.portable,
-        tuned=options.tuned_for != "any",
-        int8_activations=manifest.activations.get("dtype") == "int8",
-    )
 
 
 def _save(

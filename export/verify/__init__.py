@@ -23,8 +23,8 @@ from .answers import Answer
 from .export_under_test import ExportUnderTest, describe_kind
 from .observation import Observation
 from .plan import Plan
-from .report import Report, measure
-from .source_model import SourceModel, judge_of, open_checkpoint
+from .report import Report, measure, merged
+from .source_model import SourceModel, judges_of, open_checkpoint
 from .tolerances import tolerance
 
 __all__ = ["Report", "compare_exports", "verify_export"]
@@ -101,16 +101,18 @@ def judge(
         report.notes += plan.notes
         report.seen(plan, seen.answers)
         if checkpoint is not None:
-            judges = [judge_of(case.signature, manifest) for case in plan.cases]
-            sources = [SourceModel(checkpoint, name) for name in dict.fromkeys(judges)]
+            judges = [judges_of(case, manifest) for case in plan.cases]
+            names = dict.fromkeys(name for some in judges for name in some)
+            sources = [SourceModel(checkpoint, name) for name in names]
             frameworks = " and ".join(source.framework for source in sources)
             report.against = f"its checkpoint, computed in float32 by {frameworks}"
             for source in sources:
                 mine = [
-                    answer if judge == source.framework else None
-                    for answer, judge in zip(seen.answers, judges, strict=True)
+                    answer if source.framework in some else None
+                    for answer, some in zip(seen.answers, judges, strict=True)
                 ]
                 _compare(report, plan, under_test, source, mine)
+            report.outputs = merged(report.outputs)
     report.seconds = seen.seconds + time.monotonic() - begin
     return report
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -44,6 +44,25 @@ class Output:
             return True
         mean_allowed = MEAN_SHARE * self.tolerance
         return self.max_error <= self.tolerance and self.mean_error <= mean_allowed
+
+
+def merged(outputs: Iterable[Output]) -> list[Output]:
+    """One of each signature, output and source: the worse of what judges say."""
+    by_key: dict[tuple[str, str, str], Output] = {}
+    for output in outputs:
+        key = output.signature, output.output, output.source
+        by_key[key] = _worse(by_key[key], output) if key in by_key else output
+    return list(by_key.values())
+
+
+def _worse(one: Output, other: Output) -> Output:
+    shares = [o.agreement for o in (one, other) if o.agreement is not None]
+    return replace(
+        max(one, other, key=lambda output: output.max_error),
+        cases=max(one.cases, other.cases),
+        mean_error=max(one.mean_error, other.mean_error),
+        agreement=min(shares, default=None),
+    )
 
 
 @dataclass

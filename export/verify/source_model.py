@@ -19,7 +19,7 @@ from ...models.weights import check_weights, params_from_weights, weight_shapes
 from ...runtime.contract import TOP_LOGPROBS, Manifest, tokens_per_call
 from .answers import Answer
 from .packed_sequences import PackedSequences
-from .plan import Plan, Row
+from .plan import Plan, Row, TestCase
 from .rounding import Rounding, exact
 
 _MOST_TOKENS = 512
@@ -32,17 +32,21 @@ _HEAD_ROWS = 8192
 """Of the largest matrix, which is read and rounded in parts."""
 
 
-def judge_of(signature_name: str, manifest: Manifest) -> str:
-    """The framework that should judge a signature's answers.
+def judges_of(case: TestCase, manifest: Manifest) -> tuple[str, ...]:
+    """The frameworks that should judge a test case's answers.
 
     If both are installed it is not the one that computed them, so that a mistake of a
     library, or of our code for it, has no twin here. Loops that XLA compiles are JAX's
-    whatever the export's framework.
+    whatever the export's framework. A JAX export's single tokens are always JAX's;
+    several tokens or rows may be either's, as the processor is, and are judged by both.
     """
-    compiled_loop = manifest.compiler == "xla" and tokens_per_call(signature_name)
-    if manifest.framework == "jax" or compiled_loop:
-        return "tf"
-    return "tf" if importlib.util.find_spec("jax") is None else "jax"
+    if importlib.util.find_spec("jax") is None:
+        return ("tf",)
+    if manifest.framework == "jax":
+        alone = len(case.rows) == case.size == 1
+        return ("tf",) if alone else ("tf", "jax")
+    compiled_loop = manifest.compiler == "xla" and tokens_per_call(case.signature)
+    return ("tf",) if compiled_loop else ("jax",)
 
 
 def open_checkpoint(checkpoint: str | Path) -> tuple[OPTConfig, Weights]:
@@ -60,7 +64,7 @@ def open_checkpoint(checkpoint: str | Path) -> tuple[OPTConfig, Weights]:
 class SourceModel:
     """A checkpoint that answers a plan's test cases.
 
-    ``framework`` is the one that computes; :func:`judge_of` says which it should be. It
+    ``framework`` is the one that computes; :func:`judges_of` says which should. It
     computes in float32, with its weights as they are or, by ``rounding``, as they are
     after being stored in another type.
     """

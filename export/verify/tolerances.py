@@ -56,7 +56,9 @@ def tolerance(
     elif edge:
         allowed = EDGE_ROUNDED[kind]
     else:
-        allowed = ROUNDED["float32" if manifest.framework == "jax" else kind]
+        portable = manifest.export_options.get("portable")
+        programs_alone = manifest.framework == "jax" and portable
+        allowed = ROUNDED["float32" if programs_alone else kind]
     if manifest.activations.get("dtype") == "int8":
         allowed += INT8_ACTIVATIONS
     return allowed + CACHE[manifest.cache_dtype]

@@ -15,8 +15,7 @@ from optserve.runtime.model_dir import version_folders
 from .process import Engine
 
 HERE = Path(__file__).parent
-# Sizes to compile for: those that the cases use, and no others.
-_JAX = "--framework jax --batch-sizes 1,8"
+_JAX = "--framework jax"
 _XLA = "--framework tf --compiler xla"
 # Activations that are chosen by default for a checkpoint whose tokenizer knows words,
 # unlike the generated one's; and a cache that is a quarter as large on the wire.
@@ -31,7 +30,8 @@ OURS = {
     "optserve-bfloat16": ("--weights bfloat16", "grpc"),
     "optserve-xla-int8": (f"{_XLA} {_INT8}", "grpc"),
     "optserve-xla-float32": (f"{_XLA} --weights float32", "grpc"),
-    "optserve-jax-int8": (f"{_JAX} --weights int8 --cache int8", "grpc"),
+    "optserve-jax-int8": (f"{_JAX} {_INT8}", "grpc"),
+    "optserve-jax-float32": (f"{_JAX} --weights float32", "grpc"),
     "optserve-litert-int8": (f"{_LITERT} --weights int8", "litert"),
     "optserve-litert-float32": (f"{_LITERT} --weights float32", "litert"),
 }

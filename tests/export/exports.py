@@ -38,7 +38,9 @@ GENERATE = {"pre_ln": (8, 24), "untied_head": (8,)}
 """Tokens per call; the others are asked for logits and caches only."""
 FEW_ROWS = {"batch_sizes": (1, 3)}
 """Rows that a compiled export of a golden checkpoint is compiled for."""
-ONE_SHAPE = {"prompt_buckets": (16,), "batch_sizes": (3,)}
+PROGRAMS = {"portable": True}
+"""A JAX export without plain ops."""
+ONE_SHAPE: dict[str, Any] = {"prompt_buckets": (16,), "batch_sizes": (3,), **PROGRAMS}
 """The same of a JAX export, where only the model differs from one with more shapes."""
 COMPILED_FOR_ONE: dict[str, Any] = {
     "compiler": "xla",
@@ -56,9 +58,16 @@ INT8_SESSIONS: dict[str, Any] = {
     "only": ("prefill", "decode", generate_name(8), *session_names([8])),
 }
 """Sessions, and what they are compared with."""
-SHAPES = {
-    "pre_ln": {"prompt_buckets": (1, 16), **FEW_ROWS},
-    "post_ln_proj": {"prompt_buckets": (1, 16), "batch_sizes": (3,)},
+MIXED: dict[str, Any] = {
+    "framework": "jax",
+    "portable": False,
+    "generate": (8,),
+    "only": ("decode", "embed", "score", "serving_default", generate_name(8)),
+}
+"""A JAX export with plain ops beside its programs."""
+SHAPES: dict[str, dict[str, Any]] = {
+    "pre_ln": {"prompt_buckets": (1, 16), **FEW_ROWS, **PROGRAMS},
+    "post_ln_proj": {"prompt_buckets": (1, 16), "batch_sizes": (3,), **PROGRAMS},
 }
 
 

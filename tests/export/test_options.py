@@ -30,6 +30,14 @@ def test_defaults_follow_from_the_framework():
     assert ExportOptions(framework="jax", target="tflite").compiler == "none"
 
 
+@pytest.mark.parametrize("framework", ["tf", "jax"])
+def test_int8_is_multiplied_as_such_unless_it_should_run_anywhere(framework):
+    options = {"weights": "int8", "framework": framework}
+    assert ExportOptions(**options, activations="int8").multiplies_int8
+    assert not ExportOptions(**options, portable=True).multiplies_int8
+    assert not ExportOptions(**options, target="tflite").multiplies_int8
+
+
 def test_they_are_values():
     assert hash(CHOSEN) == hash(ExportOptions.from_json(CHOSEN.to_json()))
     with pytest.raises(AttributeError):
@@ -66,8 +74,13 @@ def test_they_are_values():
         ({"tuned_for": "amd"}, "--tuned-for should be one of any, this-processor"),
         ({"tuned_for": "this-processor"}, "--tuned-for is for a SavedModel with"),
         (
-            {"tuned_for": "this-processor", "weights": "int8", "framework": "jax"},
-            "--tuned-for is for a SavedModel with",
+            {
+                "tuned_for": "this-processor",
+                "weights": "int8",
+                "framework": "jax",
+                "portable": True,
+            },
+            "with --framework jax not for --portable",
         ),
         (
             {"tuned_for": "this-processor", "weights": "int8", "target": "tflite"},

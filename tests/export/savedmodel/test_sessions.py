@@ -25,10 +25,12 @@ KINDS = {
         "generate": (8,),
         "only": INT8_SESSIONS["only"],
     },
-    "jax": {
+    "jax int8": {
         "framework": "jax",
-        "batch_sizes": (3,),
-        "prompt_buckets": (16,),
+        "portable": False,
+        "weights": "int8",
+        "batch_sizes": (1,),
+        "prompt_buckets": (1,),
         "generate": (8,),
     },
 }

@@ -12,7 +12,7 @@ import pytest
 from optserve.runtime.codec.predict import ModelSpec, PredictRequest
 from optserve.runtime.model_dir import SAVED_MODEL_FILE, read_manifest
 
-from tests.export.exports import INT8_SESSIONS, exported
+from tests.export.exports import INT8_SESSIONS, MIXED, exported
 
 B, S, C, N, W, K, J = 2, 3, 4, 8, 5, 2, 3
 CHOSEN = {
@@ -94,6 +94,7 @@ class Caller:
 
         few = {"batch_sizes": (3,), "prompt_buckets": (16,), "generate": (8,)}
         options = {"sessions": 3, "session_slots": 40, "generate": (1, 8)}
+        few |= {"portable": False}
         options |= few if framework == "jax" else {}
         folder = exported("pre_ln", framework=framework, **options)
         manifest = read_manifest(folder)
@@ -203,3 +204,5 @@ def test_matrices_are_kept_by_one_signature():
     """Each signature that keeps them takes the memory of the weights once more."""
     assert signatures_that_keep(weights="int8") == {"generate_24"}
     assert signatures_that_keep(**INT8_SESSIONS) == {"session_generate_8"}
+    mixed = signatures_that_keep(weights="int8", activations="int16", **MIXED)
+    assert mixed == {"generate_8"}
