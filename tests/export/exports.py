@@ -157,7 +157,7 @@ def exported_for_edge(
     options = {"framework": framework, "weights": weights}
     options |= {"prompt_buckets": [16], "cache_size": 24}
     chosen = ExportOptions(target="tflite", **options)
-    return _once(
+    return _exported_once(
         _name("edge", case, options),
         lambda out: export_to(out, GOLDEN / case, chosen),
     )
@@ -167,7 +167,27 @@ def export_to(
     out: Path, checkpoint: Path, options: ExportOptions | None = None, **more: Any
 ) -> Path:
     """A version's folder, written in this process and not verified."""
-    return export_checkpoint(checkpoint, out, options, verify=False, **more).path
+    edge = options is not None and options.target == "tflite"
+    with converting_once() if edge else contextlib.nullcontext():
+        return export_checkpoint(checkpoint, out, options, verify=False, **more).path
+
+
+@contextlib.contextmanager
+def converting_once() -> Iterator[None]:
+    """TFLite graphs hold no weights: those of equal sizes are converted once."""
+    from optserve.export.tflite import graph
+
+    convert = graph.convert
+
+    def once(config: OPTConfig, *sizes: Any) -> bytes:
+        def write(path: Path) -> None:
+            path.write_bytes(convert(config, *sizes))
+
+        return _once(_name("graph", config.to_dict(), *sizes), write).read_bytes()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "convert", once)
+        yield
 
 
 def export_only(
@@ -245,7 +265,7 @@ def _saved(checkpoint: Path, options: dict[str, Any], only: tuple[str, ...]) -> 
             return export_only(out, checkpoint, chosen, only)
         return export_to(out, checkpoint, chosen)
 
-    return _once(_name("saved", checkpoint.name, unlike, *only), export)
+    return _exported_once(_name("saved", checkpoint.name, unlike, *only), export)
 
 
 def _name(*parts: object) -> str:
@@ -254,11 +274,17 @@ def _name(*parts: object) -> str:
     return f"{begin}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def _once(name: str, export: Callable[[Path], object]) -> Path:
-    """Version 1 in the base folder ``name``, by whichever worker comes first."""
-    out = Path(os.environ[SHARED_FOLDER]) / name
-    with open(f"{out}.lock", "w") as lock:
+def _exported_once(name: str, export: Callable[[Path], object]) -> Path:
+    """Version 1 in the base folder ``name``."""
+    return _once(name, export, "1") / "1"
+
+
+def _once(name: str, write: Callable[[Path], object], last: str = "") -> Path:
+    """What is called ``name`` in the run's folder, by whichever worker comes first;
+    it is there when ``last`` in it is."""
+    path = Path(os.environ[SHARED_FOLDER]) / name
+    with open(f"{path}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (out / "1").exists():
-            export(out)
-    return out / "1"
+        if not (path / last).exists():
+            write(path)
+    return path
