@@ -92,7 +92,9 @@ def test_a_server_reads_the_answers_that_the_graph_uses(saved) -> None:
 
 
 _LOAD = """
-import sys, tensorflow as tf
+import sys
+sys.modules.update(dict.fromkeys(["jax", "keras.src"]))  # seconds for nothing
+import tensorflow as tf
 with tf.compat.v1.Session(graph=tf.Graph()) as session:
     tf.compat.v1.saved_model.loader.load(session, ["serve"], sys.argv[1])
 """

@@ -13,7 +13,7 @@ import pytest
 from optserve.runtime.server.aligned_buffers import BUFFERS
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
-from tests.export.exports import served
+from tests.export.exports import exported, served
 
 VIEWS = {"Reshape", "Identity", "StridedSlice", "Squeeze", "ExpandDims", "EnsureShape"}
 """Operations whose result may be the memory of their first operand."""
@@ -77,7 +77,7 @@ def bodies(path) -> dict[str, Body]:
 
 @pytest.mark.parametrize("options", EXPORTS, ids=str)
 def test_readers_come_before_the_update(options):
-    found = bodies(served("pre_ln", **options).path)
+    found = bodies(exported("pre_ln", **options))
     updates = [n for b in found.values() for n in b.nodes.values() if "Inplace" in n.op]
     assert updates
     assert not {name: late for name, b in found.items() if (late := b.read_too_late())}

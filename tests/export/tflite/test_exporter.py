@@ -110,8 +110,9 @@ def test_int4_rounds_to_the_nearest_of_sixteen():
 
 
 def test_int4_says_what_it_cannot_divide(tmp_path):
-    config = OPTConfig.from_pretrained(GOLDEN / "pre_ln", hidden_size=24, ffn_dim=64)
-    config.word_embed_proj_dim = 24
+    sizes = {"hidden_size": 24, "word_embed_proj_dim": 24, "ffn_dim": 64}
+    sizes["num_hidden_layers"] = 1
+    config = OPTConfig.from_pretrained(GOLDEN / "pre_ln", **sizes)
     write_random_checkpoint(tmp_path / "in", config)
     with pytest.raises(ExportError, match=r"multiples of 32 long.*q_proj.*has 24"):
         export_to(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -34,10 +35,15 @@ def export():
     return exported("pre_ln").parent
 
 
-def test_a_path_as_target_gives_the_references_tokens(export):
+@pytest.fixture(scope="module")
+def client(export) -> Iterator[Client]:
     with Client(export) as client:
-        generations = client.generate(prompts("pre_ln"), max_new_tokens=24)
-        assert client.model_version == 1
+        yield client
+
+
+def test_a_path_as_target_gives_the_references_tokens(client):
+    generations = client.generate(prompts("pre_ln"), max_new_tokens=24)
+    assert client.model_version == 1
     for row, tokens in zip(generations, expected("pre_ln")["greedy"], strict=True):
         assert row.tokens == until_end(tokens)
 
@@ -66,16 +72,16 @@ def test_asyncio_runs_it_in_threads(export):
         assert row.tokens == until_end(tokens)
 
 
-def test_texts_beyond_the_sizes_compiled_for_are_scored_all_the_same(export):
+def test_texts_beyond_the_sizes_compiled_for_are_scored_all_the_same(client):
     texts = [[2, *range(4, 4 + n)] for n in (10, 35)]
     compiled = exported("pre_ln", framework="jax")  # for 16 tokens at most
-    with Client(export) as plain, Client(compiled) as client:
+    with Client(compiled) as other:
         for actual, expected in zip(
-            client.score(texts), plain.score(texts), strict=True
+            other.score(texts), client.score(texts), strict=True
         ):
             np.testing.assert_allclose(actual.logprobs, expected.logprobs, atol=1e-3)
         for actual, expected in zip(
-            client.embed(texts), plain.embed(texts), strict=True
+            other.embed(texts), client.embed(texts), strict=True
         ):
             np.testing.assert_allclose(actual, expected, atol=1e-3)
 
