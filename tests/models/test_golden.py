@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 from optserve.models.checkpoints import open_weights
@@ -28,13 +29,19 @@ class Case:
         self.params = params_from_weights(self.config, self.weights)
         self.expected = np.load(self.directory / "expected.npz")
         self.math = MATH[framework]
+        self._run = self._as_it_is
+        if framework == "jax":  # whose operations would be compiled one by one
+            flags = ("output_hidden_states", "output_attentions")
+            self._run = jax.jit(self._as_it_is, static_argnames=flags)
 
     def run(self, ids=None, mask=None, **options):
-        decoded = self.math.base_model(self.config, self.params, ids, mask, **options)
-        logits = self.math.lm_logits(
-            self.config, self.params, decoded.last_hidden_state
-        )
+        logits, decoded = self._run(self.params, ids, mask, **options)
         return np.asarray(logits), decoded
+
+    def _as_it_is(self, params, ids, mask, **options):
+        decoded = self.math.base_model(self.config, params, ids, mask, **options)
+        last = decoded.last_hidden_state
+        return self.math.lm_logits(self.config, params, last), decoded
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
