@@ -15,6 +15,7 @@ from typing import Any
 from ..models.config import OPTConfig
 from ..models.weights import weight_shapes
 from ..runtime.contract import CacheLayout
+from .int4 import BLOCK, stored_dtype
 
 GIB = 1024**3
 
@@ -53,10 +54,23 @@ def parameter_count(config: Mapping[str, Any]) -> ParameterCount:
 
 
 def weights_bytes(config: Mapping[str, Any], dtype: str = "float32") -> int:
-    """Bytes of the weights stored as ``dtype``, scales of int8 rows included."""
+    """Bytes of the weights stored as ``dtype``, scales of rows and blocks included."""
+    if dtype == "int4":
+        return _int4_bytes(config)
     count = parameter_count(config)
     scales = 4 * count.matrix_rows if dtype == "int8" else 0
     return _MATRIX_BYTES[dtype] * count.matrices + scales + 4 * count.other
+
+
+def _int4_bytes(config: Mapping[str, Any]) -> int:
+    """What is not int4 then is int8; blocks have scales of 16 bits."""
+    total = weights_bytes(config, "int8")
+    for name, shape in weight_shapes(OPTConfig.from_dict(dict(config))).items():
+        if len(shape) == 2 and stored_dtype(name, "int4") == "int4":
+            numbers = prod(shape)
+            as_int8 = numbers + 4 * shape[0]
+            total += numbers // 2 + 2 * numbers // BLOCK - as_int8
+    return total
 
 
 def held_bytes(config: Mapping[str, Any], dtype: str = "float32") -> int:

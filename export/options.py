@@ -18,7 +18,7 @@ TARGETS = ("savedmodel", "tflite")
 FRAMEWORKS = ("tf", "jax")
 COMPILERS = ("none", "xla")
 WEIGHTS = {
-    "savedmodel": WEIGHT_DTYPES,
+    "savedmodel": (*WEIGHT_DTYPES, "int4"),
     "tflite": ("float32", "float16", "int8", "int4"),
 }
 """Dtypes of the stored matrices that each target takes."""
@@ -117,6 +117,11 @@ class ExportOptions:
         savedmodel = self.target == "savedmodel"
         return savedmodel and self.weights == "int8" and not self.portable
 
+    @property
+    def programs_alone(self) -> bool:
+        """Whether programs of JAX compute everything, and plain ops nothing."""
+        return self.framework == "jax" and (self.portable or self.weights == "int4")
+
     def check_positions(self, positions: int) -> None:
         """Compare the tokens of one call with a model's positions.
 
@@ -196,8 +201,13 @@ class ExportOptions:
                     f"--{option} is for --weights int8 of a SavedModel, without "
                     "--portable: leave it out"
                 )
-        programs = self.framework == "jax" and self.portable  # which ask nothing
-        asks = self.weights in ("int8", "bfloat16") and not programs
+        if self.weights == "int4" and self.framework != "jax" and not edge:
+            raise ExportError(
+                "--weights int4 of a SavedModel is for --framework jax, since "
+                "TensorFlow's own kernels multiply no int4: add that, or take "
+                "--weights int8"
+            )
+        asks = self.weights in ("int8", "bfloat16") and not self.programs_alone
         if self.tuned_for != "any" and (edge or not asks):
             raise ExportError(
                 "--tuned-for is for a SavedModel with --weights int8 or bfloat16, with "

@@ -1,7 +1,8 @@
 """A checkpoint's weights as an export stores them.
 
 Query, key and value projections become one matrix, with the query's scale folded in;
-``int8`` matrices have one float32 scale for each output row, at ``<name>_scale``.
+``int8`` matrices have one float32 scale for each output row, at ``<name>_scale``, and
+``int4`` ones, which the layers have then, scales of blocks (``int4.py``).
 Biases, norms and the position table stay float32. What each layer has is stored once
 for all layers, stacked along a first axis [L,…] under its name without the layer's
 number: a graph then has some twenty variables whatever the number of layers, and can
@@ -31,6 +32,7 @@ import numpy as np
 from ..models.checkpoints import aligned
 from ..models.config import OPTConfig
 from ..models.weights import weight_shapes
+from .int4 import pack, packed_shapes, require_blocks, stored_dtype
 
 SCALE = "_scale"
 """What a quantised matrix's scales are called, after the matrix's own name."""
@@ -58,12 +60,16 @@ def packed_weights(
     Args:
         config: the architecture.
         weights: the checkpoint's, by canonical name.
-        dtype: of the matrices, one of ``WEIGHT_DTYPES``.
+        dtype: of the matrices, one of a SavedModel's.
         compiled: whether long rows are stored in panels.
     """
     for name, stack in stored_parts(config):
         shape = _stacked_shape(name, stack, weights)
-        kind = _STORED[dtype] if is_matrix(name) else np.float32
+        matrix_dtype = stored_dtype(name, dtype)
+        if is_matrix(name) and matrix_dtype == "int4":
+            yield from _int4(name, stack, weights, shape)
+            continue
+        kind = _STORED[matrix_dtype] if is_matrix(name) else np.float32
         in_panels = compiled and kind is not np.float32 and is_stacked(name)
         values = aligned(_in_panels(shape) if in_panels else shape, np.dtype(kind))
         scales = aligned(shape[:-1], np.dtype(np.float32)) if kind is np.int8 else None
@@ -77,6 +83,30 @@ def packed_weights(
         yield name, values
         if scales is not None:
             yield name + SCALE, scales
+
+
+def _int4(
+    name: str,
+    stack: list[Parts],
+    weights: Mapping[str, np.ndarray],
+    shape: tuple[int, ...],
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The words and scales of one layer's matrix after the other."""
+    require_blocks(name, shape[-1])
+    word_shape, scale_shape = packed_shapes(*shape[1:])
+    words = aligned((len(stack), *word_shape), np.dtype(np.int32))
+    scales = aligned((len(stack), *scale_shape), np.dtype(np.float16))
+    for i, parts in enumerate(stack):
+        matrix = _joined(parts, weights)
+        by_blocks(partial(_pack_rows, words[i], scales[i], matrix), matrix)
+    yield name, words
+    yield name + SCALE, scales
+
+
+def _pack_rows(
+    words: np.ndarray, scales: np.ndarray, matrix: np.ndarray, rows: slice
+) -> None:
+    words[:, rows], scales[:, rows] = pack(matrix[rows])
 
 
 def weights_digest(config: OPTConfig, weights: Mapping[str, np.ndarray]) -> str:

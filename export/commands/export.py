@@ -102,8 +102,8 @@ def _add_graph(group: Group) -> None:
         "--weights",
         default="float32",
         choices=_ALL_WEIGHTS,
-        help="how matrices are stored (default float32); int4 is for --target tflite, "
-        "bfloat16 for a savedmodel",
+        help="how matrices are stored (default float32); int4 is for --framework jax "
+        "and --target tflite, bfloat16 for a savedmodel",
     )
     add(
         "--cache",

@@ -66,7 +66,7 @@ def chosen_backend(
         )
     programs = partial(JaxBackend, config, stored, layout, tokens=tokens)
     quicker = autotune.plain_is_quicker(weights, resources)
-    if options.portable or quicker.known is False:
+    if options.programs_alone or quicker.known is False:
         return programs(sizes=sizes)
     few = _programs_are_quick(weights, sizes)
     # Plain ops are asked only where the answer is yes.

@@ -12,6 +12,14 @@ import jax.numpy as jnp
 from ...models.flax import model as opt
 from ...models.flax.xla_workarounds import matmul_transposed
 from ...models.weights import PackedWeight
+from .int4_jax import Int4Matrix
+
+
+def stored_matrix(values, scale) -> PackedWeight:
+    """What multiplies with a stored tensor and its scales, None without."""
+    if values.dtype == jnp.int32:
+        return Int4Matrix(values, scale)
+    return Matrix(values, scale)
 
 
 @jax.tree_util.register_dataclass

@@ -13,7 +13,7 @@ from ...models.config import OPTConfig
 from ...runtime.contract import CacheLayout
 from ..weights import assemble
 from . import paged_cache
-from .matmul_jax import Matrix
+from .matmul_jax import stored_matrix
 
 _MOST_PAGES_BYTES = 8 << 30
 """Of one program's pages. They are reserved only, but no system reserves any number."""
@@ -39,7 +39,9 @@ class JaxPrograms:
         """
 
         def run(stored, *inputs):
-            params = assemble(self.config, stored, lambda _, *parts: Matrix(*parts))
+            params = assemble(
+                self.config, stored, lambda _, *parts: stored_matrix(*parts)
+            )
             return function(params, *inputs)
 
         converted = jax2tf.convert(

@@ -17,13 +17,10 @@ import numpy as np
 
 from ...models.config import OPTConfig
 from ...models.weights import weight_shapes
-from ..errors import ExportError
+from ..int4 import quantize_blocks, require_blocks, stored_dtype
 from ..weights import quantize
 from .graph import SCALE, is_matrix
 from .writer import Constant
-
-BLOCK = 32
-"""Numbers of a row that share a scale in int4; the kernels take multiples of 32."""
 
 
 def constants(
@@ -48,47 +45,11 @@ def constants(
             if name == "decoder.embed_tokens.weight":
                 yield name + SCALE, Constant("float32", scale.nbytes, scale.copy)
         else:
-            if shape[1] % BLOCK:
-                raise ExportError(
-                    f"int4 takes matrices whose rows are multiples of {BLOCK} long, "
-                    f"{name} has {shape[1]}: export with --weights int8"
-                )
+            require_blocks(name, shape[1])
             scale = quantize_blocks(stored[name])[1]
             read = partial(_int4, stored, name)
             yield name, Constant(kind, count // 2, read, scale)
             yield name + SCALE, Constant("float16", scale.nbytes, scale.copy)
-
-
-def stored_dtype(name: str, dtype: str) -> str:
-    """The dtype of one matrix where ``dtype`` was asked for."""
-    return "int8" if dtype == "int4" and ".layers." not in name else dtype
-
-
-def quantize_blocks(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric int4 by blocks of a row: values [out, in] in −8…7 as int8, and scales
-    [out, in/32] float16 with w ≈ value · scale.
-
-    Of a few scales for each block the one with the least squared error is taken: some
-    clip the largest number to place the others better.
-    """
-    rows, width = matrix.shape
-    blocks = np.asarray(matrix, np.float32).reshape(rows, width // BLOCK, BLOCK)
-    largest = np.abs(blocks).max(axis=2)
-    best = values = scales = None
-    for levels in (7.0, 7.5, 8.0, 8.5):
-        scale = np.maximum(largest / levels, 2.0**-14).astype(np.float16)
-        wide = scale.astype(np.float32)[..., None]
-        rounded = np.clip(np.rint(blocks / wide), -8, 7)
-        error = np.square(rounded * wide - blocks).sum(axis=2)
-        if best is None or values is None or scales is None:
-            best, values, scales = error, rounded, scale
-            continue
-        better = error < best
-        best = np.where(better, error, best)
-        values = np.where(better[..., None], rounded, values)
-        scales = np.where(better, scale, scales)
-    assert values is not None and scales is not None
-    return values.astype(np.int8).reshape(rows, width), scales
 
 
 def _cast(stored: Mapping[str, np.ndarray], name: str, kind: str) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...models.checkpoints import aligned
 from ...models.config import OPTConfig
+from ..int4 import BLOCK, pack, quantize_blocks, stored_dtype, unpack
 from ..weights import by_blocks, is_matrix, quantize
 
 Rounding = Callable[[str, np.ndarray], np.ndarray]
@@ -33,7 +34,7 @@ def savedmodel_rounding(config: OPTConfig, dtype: str) -> Rounding:
         if not is_matrix(name):
             return array
         if not name.endswith("q_proj.weight"):
-            return _rounded(array, dtype)
+            return _rounded(array, stored_dtype(name, dtype))
         scale = np.float32(config.head_dim**-0.5)  # is within the query's weights
         return _rounded(array * scale, dtype) / scale
 
@@ -48,8 +49,6 @@ def tflite_rounding(dtype: str) -> Rounding:
 
 
 def _rounded_for_tflite(dtype: str, name: str, array: np.ndarray) -> np.ndarray:
-    from ..tflite.weights import BLOCK, quantize_blocks, stored_dtype
-
     array = exact(name, array)
     if not is_matrix(name):
         return array
@@ -61,6 +60,8 @@ def _rounded_for_tflite(dtype: str, name: str, array: np.ndarray) -> np.ndarray:
 
 
 def _rounded(array: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype == "int4":
+        return unpack(*pack(array))
     if dtype == "int8":
         values, scale = quantize(array)
         rounded = aligned(array.shape, np.dtype(np.float32))

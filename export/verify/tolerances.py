@@ -56,7 +56,7 @@ def tolerance(
     elif edge:
         allowed = EDGE_ROUNDED[kind]
     else:
-        portable = manifest.export_options.get("portable")
+        portable = manifest.export_options.get("portable") or kind == "int4"
         programs_alone = manifest.framework == "jax" and portable
         allowed = ROUNDED["float32" if programs_alone else kind]
     if manifest.activations.get("dtype") == "int8":

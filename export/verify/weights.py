@@ -19,6 +19,7 @@ import numpy as np
 
 from ...models.config import OPTConfig
 from ...models.weights import weight_shapes
+from ..int4 import BLOCK, packed_shapes, stored_dtype, unpack
 from ..weights import SCALE, by_row, is_matrix
 
 _STACKED = "decoder.layers."
@@ -95,15 +96,17 @@ def _wrong(
             return f"{name} has {len(tensor)} layers, the checkpoint {len(layers)}"
     else:
         tensor, scale = tensor[None], None if scale is None else scale[None]
-    kind = dtype if is_matrix(name) else "float32"
+    kind = stored_dtype(name, dtype) if is_matrix(name) else "float32"
     worst = (0.0, 0.0, 0.0)
     for i, parts in layers.items():
         arrays = [np.asarray(weights[part]) for part, _ in parts]
         matrix = by_row(tensor[i])
+        scales = None if scale is None else scale[i]
+        if tensor.dtype == np.int32 and scales is not None:
+            matrix, scales = unpack(tensor[i], scales), None
         if len(matrix) != (rows := sum(map(len, arrays))):
             return f"{name} has {len(matrix)} rows, the checkpoint {rows}"
         factors = [factor for _, factor in parts]
-        scales = None if scale is None else scale[i]
         worst = max(worst, _worst_of(matrix, scales, arrays, factors, kind))
     share, off, allowed = worst
     if share <= 1:
@@ -154,7 +157,20 @@ def _allowed(expected: np.ndarray, kind: str) -> np.ndarray:
     size = np.abs(expected)
     if kind == "int8":
         return size.max(axis=-1, keepdims=True) / 254 * (1 + 1e-4)
+    if kind == "int4":
+        return _allowed_of_blocks(size)
     return size * _HALF_STEP[kind] + _SMALLEST[kind]
+
+
+def _allowed_of_blocks(size: np.ndarray) -> np.ndarray:
+    """Of int4, where a scale is the block's largest number by 7 to 8.5: half of the
+    coarsest step, or what clipping to 7 of the finest takes away."""
+    rows, width = size.shape
+    panels, _, J = packed_shapes(rows, width)[1]
+    blocks = size.reshape(rows, panels, BLOCK, J)
+    largest = blocks.max(axis=2, keepdims=True)
+    allowed = np.maximum(largest / 14, blocks - 7 / 8.5 * largest) * (1 + 2.0**-9)
+    return allowed.reshape(rows, width) + 2.0**-15  # half of the smallest step
 
 
 def _worst(got: np.ndarray, expected: np.ndarray, kind: str) -> tuple[float, ...]:

@@ -44,7 +44,7 @@ def matmul_transposed(x, matrix):
         return sum(matmul_transposed(part, matrix[p]) for p, part in enumerate(parts))
     if matrix.dtype == jnp.float32:
         return barrier(_product(x, matrix))
-    x = _computed_once(x)
+    x = computed_once(x)
     # Tied to x, or XLA converts the matrix once before a loop that this is in, and the
     # loop streams four times as much.
     matrix, x = barrier((matrix, x))
@@ -68,7 +68,7 @@ def _product(x, matrix):
     return lax.dot_general(x, matrix, (((1,), (1,)), ((), ())))
 
 
-def _computed_once(x):
+def computed_once(x):
     """``x``, which is divided by 1 in a way that XLA doesn't see through.
 
     XLA moves what computes ``x`` into the product's loop, and so computes it again for

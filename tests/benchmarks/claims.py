@@ -93,6 +93,22 @@ def jax_panels() -> Sides:
     }
 
 
+def int4_row() -> Sides:
+    """One row times 64 M numbers of four and eight bits (``export/README.md``)."""
+    from optserve.export import int4
+    from optserve.export.savedmodel.int4_jax import Int4Matrix
+    from optserve.models.flax.xla_workarounds import matmul_transposed
+
+    def product(x, words, scale):
+        return Int4Matrix(words, scale).matmul(x)
+
+    x, matrix = numbers(1, 2048), numbers(32768, 2048)
+    return {
+        **by_both_compilers("int4", product, x, *int4.pack(matrix)),
+        **by_both_compilers("int8", matmul_transposed, x, matrix.astype(np.int8)),
+    }
+
+
 def tf_norm() -> Sides:
     """25 layer norms of one row (``export/savedmodel/matmul_tf.py``)."""
     import tensorflow as tf
@@ -267,6 +283,7 @@ CLAIMS = {
     "jax-row": jax_row,
     "jax-bias": jax_bias,
     "jax-panels": jax_panels,
+    "int4-row": int4_row,
     "tf-norm": tf_norm,
     "tf-attention": tf_attention,
     "float32-row": float32_row,

@@ -43,6 +43,14 @@ def test_weight_types():
     assert count.total < int8 < 1.1 * count.total
 
 
+def test_int4_is_half_of_int8_in_the_layers_alone():
+    in_layers = 24 * (4 * 2048 * 2048 + 2 * 2048 * 8192)
+    rows = 24 * (5 * 2048 + 8192)
+    saved = in_layers // 2 - in_layers // 16 + 4 * rows  # 2 bytes for each 32
+    int8 = weights_bytes(config("1.3b"), "int8")
+    assert weights_bytes(config("1.3b"), "int4") == int8 - saved
+
+
 def test_an_untied_head_counts():
     tied, untied = config("125m"), {**config("125m"), "tie_word_embeddings": False}
     head = 50272 * 768

@@ -52,7 +52,12 @@ def test_they_are_values():
             "--target should be one of savedmodel, tflite, got 'onnx'",
         ),
         ({"compiler": "llvm"}, "--compiler should be one of none, xla, got 'llvm'"),
-        ({"weights": "int4"}, "--weights should be one of float32"),
+        ({"weights": "int2"}, "--weights should be one of float32"),
+        ({"weights": "int4"}, "int4 of a SavedModel is for --framework jax"),
+        (
+            {"weights": "int4", "compiler": "xla"},
+            "int4 of a SavedModel is for --framework jax",
+        ),
         ({"target": "tflite", "weights": "bfloat16"}, "float32, float16, int8, int4"),
         ({"target": "tflite", "compiler": "xla"}, "takes neither --compiler xla"),
         ({"target": "tflite", "cache": "int8"}, "nor --cache"),

@@ -350,7 +350,7 @@ def test_large_requests_are_refused_before_anything_is_computed(framework):
     [
         ({"framework": "torch"}, "--framework should be one of tf, jax, got 'torch'"),
         ({"framework": "jax", "compiler": "none"}, "a JAX graph runs only with XLA"),
-        ({"weights": "int4"}, "--weights should be one of float32"),
+        ({"weights": "int4"}, "int4 of a SavedModel is for --framework jax"),
         ({"cache": "int4"}, "--cache should be one of float32"),
     ],
 )

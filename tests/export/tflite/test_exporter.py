@@ -8,8 +8,8 @@ import tempfile
 import numpy as np
 import pytest
 from optserve.export.errors import ExportError
+from optserve.export.int4 import quantize_blocks
 from optserve.export.options import ExportOptions
-from optserve.export.tflite.weights import quantize_blocks
 from optserve.export.weights import quantize
 from optserve.models.checkpoints import open_weights
 from optserve.models.config import OPTConfig

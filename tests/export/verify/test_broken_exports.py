@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from optserve.export.options import ExportOptions
+from optserve.export.options import WEIGHTS, ExportOptions
 from optserve.export.savedmodel import exporter as savedmodel
 from optserve.export.verify import verify_export
 from optserve.export.verify.weights import wrong_weights
@@ -15,7 +15,6 @@ from optserve.export.weights import SCALE, packed_weights
 from optserve.models.checkpoints import open_weights
 from optserve.models.config import OPTConfig
 from optserve.models.weights import weight_shapes
-from optserve.runtime.contract import WEIGHT_DTYPES
 
 from tests.export.exports import export_to
 
@@ -37,7 +36,7 @@ def negated(name: str, array: np.ndarray) -> np.ndarray:
 
 def scaled(name: str, array: np.ndarray) -> np.ndarray:
     """One matrix larger by 2 %: its scales, where it has any."""
-    has_scales = array.dtype == np.int8
+    has_scales = array.dtype in (np.int8, np.int32)
     if name == FC1 + SCALE or (name == FC1 and not has_scales):
         return (array.astype(np.float32) * 1.02).astype(array.dtype)
     return array
@@ -48,7 +47,8 @@ def swapped(name: str, array: np.ndarray) -> np.ndarray:
     if name not in (QKV, QKV + SCALE):
         return array
     array = array.copy()
-    array[0, [0, 1]] = array[0, [1, 0]]
+    rows = array[0, 0] if array.ndim == 4 else array[0]  # of int4's one panel
+    rows[[0, 1]] = rows[[1, 0]]
     return array
 
 
@@ -58,7 +58,7 @@ def unbiased(name: str, array: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("case", ["pre_ln", "post_ln_proj", "untied_head"])
-@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize("dtype", WEIGHTS["savedmodel"])
 def test_stored_weights(case, dtype):
     config, weights = (
         OPTConfig.from_pretrained(GOLDEN / case),

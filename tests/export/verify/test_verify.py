@@ -112,6 +112,23 @@ def test_one_changed_weight_is_seen(export, checkpoint, tmp_path):
     assert {"prefill", "decode", "serving_default"} <= wrong
 
 
+def test_int4_weights_with_sessions(checkpoint, tmp_path):
+    options = ExportOptions(
+        framework="jax",
+        weights="int4",
+        sessions=2,
+        batch_sizes=[2],
+        prompt_buckets=[8],
+        generate=[2],
+    )
+    folder = export_to(tmp_path, checkpoint, options)
+    report = verify_export(folder, checkpoint=checkpoint, max_length=12)
+    assert report.ok
+    stored = StoredWeights(folder)
+    assert stored["decoder.layers.fc2.weight"].shape == (2, 1, 32, 8)
+    assert stored["decoder.embed_tokens.weight"].dtype == np.int8
+
+
 def test_int8_activations_with_moved_scales(checkpoint, tmp_path, monkeypatch):
     options = ExportOptions(weights="int8", activations="int8", generate=[2])
     folder = export_to(tmp_path, checkpoint, options)
