@@ -25,6 +25,9 @@ START, MADE = 32, 64  # free running: tokens given and tokens made, for each row
 LIMITS = {"float32": 1e-5, "bfloat16": 1e-3, "int8": 5e-3, "int4": 5e-3}
 """By how much the loss may grow, as a share of float32's."""
 
+SAME = {"int8": 0.95, "int4": 0.9}
+"""At what share of positions the likeliest token stays the same, 0.98 with others."""
+
 VARIANTS = [
     ("tf", weights, cache)
     for weights, cache in (
@@ -173,5 +176,5 @@ def test_loss_and_greedy_choices(framework, weights, cache, read, capsys):
     assert exact.decode == pytest.approx(exact.score, rel=1e-5)
     assert exact.score < 4  # it has learned: a uniform guess costs 6.9
     assert by_score <= limit and by_decode <= limit
-    rounded = {"int8", "int4"} & {weights, cache}
-    assert same > (0.95 if rounded else 0.98)
+    least = min(SAME.get(dtype, 0.98) for dtype in (weights, cache))
+    assert same > least
