@@ -112,6 +112,8 @@ DECODED := optserve-int8,optserve-xla-int8,optserve-jax-int8,optserve-litert-int
 DECODED := $(DECODED),optserve-float32,optserve-xla-float32,$(PEERS),torchao-int8,onnxruntime-float32
 LOADED := optserve-int8,optserve-sessions-int8,optserve-xla-int8,openvino-paged-int8,ctranslate2-int8
 LONG := optserve-int8,optserve-xla-int8,ctranslate2-int8,openvino-int8
+LARGE := optserve-xla-int8,optserve-jax-int8,optserve-jax-int4
+LARGE := $(LARGE),ctranslate2-int8,openvino-int8,openvino-int4
 FIGURES := bench-work/figures.json bench-work/figures-900.json bench-work/figures-load.json
 
 # Ours against the peers that can be installed, which need an environment of their own.
@@ -129,7 +131,10 @@ bench: $(VENV)/ready
 	$(BIN)/optserve bench --peer-python $(VENV)-peers/bin/python --rounds 3 \
 	    --prompts none --callers 1,8,32,64 --engines $(LOADED) \
 	    --json bench-work/figures-load.json
+	$(BIN)/optserve bench --peer-python $(VENV)-peers/bin/python --rounds 2 --restart \
+	    --preset 1.3b --engines $(LARGE) --json bench-work/figures-1.3b.json
 	@echo "Into the pages with:  $(BIN)/optserve bench --publish $(FIGURES)"
+	@echo "                and:  $(BIN)/optserve bench --publish bench-work/figures-1.3b.json"
 
 GOOGLE := litert-torch-opt-int8,litert-torch-opt-float32,litert-torch-smollm-135m-int8
 EDGE := optserve-litert-int8,optserve-litert-float32,ctranslate2-int8,ctranslate2-float32

@@ -32,6 +32,8 @@ OURS = {
     "optserve-xla-float32": (f"{_XLA} --weights float32", "grpc"),
     "optserve-jax-int8": (f"{_JAX} {_INT8}", "grpc"),
     "optserve-jax-float32": (f"{_JAX} --weights float32", "grpc"),
+    # One row is all that int4 is meant for.
+    "optserve-jax-int4": ("--framework jax --batch-sizes 1 --weights int4", "grpc"),
     "optserve-litert-int8": (f"{_LITERT} --weights int8", "litert"),
     "optserve-litert-float32": (f"{_LITERT} --weights float32", "litert"),
 }
