@@ -31,8 +31,10 @@ def text_losses(
     Raises:
         ExportError: no text, or an export without a tokenizer.
     """
-    ids = _windows(text, export)
-    loss = export_loss(export, ids)
+    words = _read(text)
+    with Client(str(export)) as client:
+        ids = _windows(words, client, text=text, export=export)
+        loss = _loss(client, ids)
     losses, problems = {"export": loss}, []
     if other is not None:
         losses["other"] = export_loss(other, ids)
@@ -54,7 +56,11 @@ def text_losses(
 def export_loss(export: Path, ids: np.ndarray) -> float:
     """Nats per token of the rows ``ids`` [n,S], through the export's ``score``."""
     with Client(str(export)) as client:
-        scores = client.score(ids.tolist())
+        return _loss(client, ids)
+
+
+def _loss(client: Client, ids: np.ndarray) -> float:
+    scores = client.score(ids.tolist())
     return -float(np.mean([score.logprobs[1:] for score in scores]))
 
 
@@ -62,17 +68,19 @@ def _has_int8_activations(export: Path) -> bool:
     return read_manifest(version_folder(export)).activations.get("dtype") == "int8"
 
 
-def _windows(text: Path, export: Path) -> np.ndarray:
-    with Client(str(export)) as client:
-        manifest = client.describe()
-        if not manifest.tokenizer:
-            raise ExportError(f"{export} has no tokenizer to read {text} with")
-        try:
-            words = read_regular_file(text, limit=_TEXT_LIMIT).decode()
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise ExportError(f"cannot read the text {text}: {reason}") from None
-        ids = client.encode(words)[:_MOST_TOKENS]
+def _read(text: Path) -> str:
+    try:
+        return read_regular_file(text, limit=_TEXT_LIMIT).decode()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ExportError(f"cannot read the text {text}: {reason}") from None
+
+
+def _windows(words: str, client: Client, *, text: Path, export: Path) -> np.ndarray:
+    manifest = client.describe()
+    if not manifest.tokenizer:
+        raise ExportError(f"{export} has no tokenizer to read {text} with")
+    ids = client.encode(words)[:_MOST_TOKENS]
     size = min(_WINDOW, manifest.max_positions, len(ids))
     if size < 2:
         raise ExportError(f"{text} holds no text to predict")
