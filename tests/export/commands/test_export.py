@@ -32,7 +32,8 @@ CONFIG = OPTConfig(
     num_attention_heads=2,
     max_position_embeddings=16,
 )
-COMPILED = ["--framework", "jax", "--prompt-buckets", "8", "--batch-sizes", "2"]
+COMPILED = ["--framework", "jax", "--portable"]  # programs for all
+COMPILED += ["--prompt-buckets", "8", "--batch-sizes", "2"]
 
 
 @pytest.fixture(scope="module")
