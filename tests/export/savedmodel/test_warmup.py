@@ -83,6 +83,20 @@ def test_what_is_needed_first_comes_first(model):
     }
 
 
+@pytest.mark.parametrize(
+    ("rows", "allowed", "expected"),
+    [((), [], set()), ((1,), [], {2}), ((1, 4), [1, 4], {4}), ((1,), [1], set())],
+)
+def test_several_rows_are_ready_beside_a_compiled_loop(model, rows, allowed, expected):
+    """By the signature that keeps packed int8 matrices for them."""
+    manifest = dataclasses.replace(
+        read_manifest(model.path), weights_dtype="int8", batch_sizes=allowed
+    )
+    calls = list(warmup_calls(manifest, Sizes(), Sizes(rows=rows)))
+    generating = {dims["B"] for name, dims, _ in calls if name == "generate_24"}
+    assert generating - {1} == expected
+
+
 def test_a_huge_cache_is_left_to_its_first_request(model):
     manifest = dataclasses.replace(read_manifest(model.path), generate=[1])
     most = 2**30 // manifest.cache_layout.row_bytes // 8
