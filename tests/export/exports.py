@@ -61,6 +61,7 @@ INT8_SESSIONS: dict[str, Any] = {
 MIXED: dict[str, Any] = {
     "framework": "jax",
     "portable": False,
+    "prompt_buckets": (16,),
     "generate": (8,),
     "only": ("decode", "embed", "score", "serving_default", generate_name(8)),
 }

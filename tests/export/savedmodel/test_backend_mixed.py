@@ -12,11 +12,12 @@ from optserve.export.savedmodel import int8_matmul
 from tests.export.exports import MIXED, Served, choosing, exported
 
 CASE = "pre_ln"
-JAX = {"framework": "jax"}  # for 1 and 3 rows, and 1 and 16 tokens
+JAX = {"framework": "jax"}  # for 1 and 3 rows of 16 tokens
 FED = ("decode", "embed")
 TEXTS = ("score", "serving_default")
 ALL = (*FED, *TEXTS, "generate_8")
 FEW: dict[str, Any] = {"generate": (8,), "only": ALL}
+ONE_SIZE: dict[str, Any] = {"prompt_buckets": (16,)}
 
 
 class Exports:
@@ -26,7 +27,8 @@ class Exports:
         self.mixed = Served(exported(CASE, **MIXED, **weights))
         dtype = {key: weights[key] for key in {"weights"} & weights.keys()}
         few = FEW if weights else {}  # those of float32 are there for other tests
-        self.programs = Served(exported(CASE, **JAX, **dtype, **few))
+        size = ONE_SIZE if weights else {}
+        self.programs = Served(exported(CASE, **JAX, **dtype, **few, **size))
         self.plain = Served(exported(CASE, **weights, **few))
 
     def assert_equal(self, other: Served, sizes: tuple[int, int], names) -> None:

@@ -32,6 +32,7 @@ KINDS = {
         "batch_sizes": (1,),
         "prompt_buckets": (1,),
         "generate": (8,),
+        "only": INT8_SESSIONS["only"],
     },
 }
 
