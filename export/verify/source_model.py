@@ -21,6 +21,7 @@ from .answers import Answer
 from .packed_sequences import PackedSequences
 from .plan import Plan, Row, TestCase
 from .rounding import Rounding, exact
+from .tolerances import programs_alone
 
 _MOST_TOKENS = 512
 """Given to a layer at once: attention's memory grows with it."""
@@ -38,13 +39,15 @@ def judges_of(case: TestCase, manifest: Manifest) -> tuple[str, ...]:
     If both are installed it is not the one that computed them, so that a mistake of a
     library, or of our code for it, has no twin here. Loops that XLA compiles are JAX's
     whatever the export's framework. A JAX export's single tokens are always JAX's;
-    several tokens or rows may be either's, as the processor is, and are judged by both.
+    several tokens or rows may be either's, as the processor is, and are judged by both,
+    unless programs compute everything.
     """
     if importlib.util.find_spec("jax") is None:
         return ("tf",)
     if manifest.framework == "jax":
         alone = len(case.rows) == case.size == 1
-        return ("tf",) if alone else ("tf", "jax")
+        by_jax = alone or programs_alone(manifest)
+        return ("tf",) if by_jax else ("tf", "jax")
     compiled_loop = manifest.compiler == "xla" and tokens_per_call(case.signature)
     return ("tf",) if compiled_loop else ("jax",)
 

@@ -40,6 +40,13 @@ MEAN_SHARE = 0.15
 far below its limit): a bug shifts many numbers."""
 
 
+def programs_alone(manifest: Manifest) -> bool:
+    """Whether programs of JAX compute all of an export, in float32."""
+    unmixed = manifest.weights_dtype in ("float16", "int4")
+    portable = unmixed or bool(manifest.export_options.get("portable"))
+    return manifest.framework == "jax" and portable
+
+
 def tolerance(
     manifest: Manifest, *, source: str = "float32", edge: bool = False
 ) -> float:
@@ -56,9 +63,7 @@ def tolerance(
     elif edge:
         allowed = EDGE_ROUNDED[kind]
     else:
-        portable = manifest.export_options.get("portable") or kind == "int4"
-        programs_alone = manifest.framework == "jax" and portable
-        allowed = ROUNDED["float32" if programs_alone else kind]
+        allowed = ROUNDED["float32" if programs_alone(manifest) else kind]
     if manifest.activations.get("dtype") == "int8":
         allowed += INT8_ACTIVATIONS
     return allowed + CACHE[manifest.cache_dtype]

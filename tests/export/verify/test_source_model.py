@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from optserve.export.verify.plan import Row, TestCase
@@ -21,8 +22,11 @@ MANIFEST = Manifest(
 )
 
 
-def judges(framework: str, compiler: str, name: str, rows: int, size: int) -> set[str]:
-    manifest = dataclasses.replace(MANIFEST, framework=framework, compiler=compiler)
+def judges(
+    framework: str, compiler: str, name: str, rows: int, size: int, **more: Any
+) -> set[str]:
+    more |= {"framework": framework, "compiler": compiler}
+    manifest = dataclasses.replace(MANIFEST, **more)
     case = TestCase(name, (Row(0, 0, size),) * rows, size)
     return set(judges_of(case, manifest))
 
@@ -43,3 +47,15 @@ def test_programs_of_jax_are_judged_by_tensorflow():
 def test_what_either_may_have_computed_is_judged_by_both(sizes):
     for name in ("decode", "generate_8"):
         assert judges("jax", "xla", name, *sizes) == {"tf", "jax"}
+
+
+@pytest.mark.parametrize(
+    "unmixed",
+    [
+        {"export_options": {"portable": True}},
+        {"weights_dtype": "float16"},
+        {"weights_dtype": "int4"},
+    ],
+)
+def test_programs_alone_are_judged_by_tensorflow_alone(unmixed):
+    assert judges("jax", "xla", "generate_8", 3, 5, **unmixed) == {"tf"}
