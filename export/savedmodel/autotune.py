@@ -16,7 +16,7 @@ NATIVE_BFLOAT16, EXACT_INT8 = FOUND_AT_LOAD
 _MULTIPLIED = {tf.int8: EXACT_INT8, tf.bfloat16: NATIVE_BFLOAT16}
 """What says that a processor multiplies such weights itself."""
 
-_MOST_ROWS_OF_INT8 = 64  # from there on conversion weighs less than a second product
+_MOST_ROWS_OF_16_BITS = 64
 
 
 class FoundAtLoad(tf.saved_model.experimental.TrackableResource):
@@ -97,13 +97,16 @@ def questions(
     }
 
 
-def plain_is_quicker(weights: tf.DType, resources: Mapping[str, Answer]) -> Answer:
+def plain_is_quicker(
+    weights: tf.DType, resources: Mapping[str, Answer], *, int8_activations: bool
+) -> Answer:
     """Whether TensorFlow's ops multiply several rows quicker than XLA's programs.
 
-    For float32 they do; weights of 8 or 16 bits XLA converts first, and so do the ops
-    unless the processor multiplies them itself.
+    For float32 they do, and for int8 times numbers of 7 or 8 bits; other weights of 8
+    or 16 bits XLA converts first, and so do the ops unless the processor multiplies
+    them itself.
     """
-    if weights == tf.float32:
+    if weights == tf.float32 or (int8_activations and EXACT_INT8 in resources):
         return Known(True)
     return resources.get(_MULTIPLIED.get(weights, ""), Known(False))
 
@@ -117,14 +120,14 @@ def kernels(
 ) -> Kernels:
     """The kernels for products of ``rows`` rows, inside a graph.
 
-    int8 as such if that is exact, of a few rows only where activations are two numbers
-    each; else values are converted, to bfloat16 where the processor multiplies that.
+    Numbers of 16 bits are multiplied as such for a few rows only: beyond, conversion
+    weighs less than a second product.
     """
     native = resources.get(NATIVE_BFLOAT16)
     exact = resources.get(EXACT_INT8)
     exact = None if exact is None else exact.read()
     if exact is not None and exact is not False and not int8_activations:
-        exact = exact & (rows <= _MOST_ROWS_OF_INT8)
+        exact = exact & (rows <= _MOST_ROWS_OF_16_BITS)
     return Kernels(None if native is None else native.read(), exact, int8_activations)
 
 

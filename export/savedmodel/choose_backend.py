@@ -65,7 +65,9 @@ def chosen_backend(
             resources=resources,
         )
     programs = partial(JaxBackend, config, stored, layout, tokens=tokens)
-    quicker = autotune.plain_is_quicker(weights, resources)
+    quicker = autotune.plain_is_quicker(
+        weights, resources, int8_activations=int8_activations
+    )
     if options.programs_alone or quicker.known is False:
         return programs(sizes=sizes)
     few = _programs_are_quick(weights, sizes)

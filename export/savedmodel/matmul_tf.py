@@ -71,7 +71,8 @@ def either(answer: Any, yes: Callable[[], Any], no: Callable[[], Any]):
 class Kernels(NamedTuple):
     """What is the quickest here: boolean scalars or, if known, bools. None: not asked.
 
-    ``int8_activations`` says what products of int8 are made of, where they are exact.
+    ``int8_activations`` says what products of int8 are made of: numbers of 8 bits, or 7
+    where those are not exact; else of 16 bits, where that is exact.
     """
 
     native_bfloat16: Any = None
@@ -104,7 +105,7 @@ class Matrix(PackedWeight):
     def matmul(self, x):
         """``x`` [N, in] times the matrix: [N, out].
 
-        A few rows times int8 as such if that is exact; else values of 8 or 16 bits are
+        Times int8 as such where that is exact; else values of 8 or 16 bits are
         converted, at each call anew, to bfloat16 where the processor multiplies that
         (a sixth of a prompt's time), or to float32.
         """
@@ -112,15 +113,15 @@ class Matrix(PackedWeight):
             return self._scaled(_float32_product(x, self.values))
         if self.kernels.exact_int8 is None:
             return self._converted(x)
+        rounded = self.kernels.int8_activations
         return either(
             self.kernels.exact_int8,
-            lambda: self._int8_product(x),
-            lambda: self._converted(x),
+            lambda: self._int8_product(x, bits=8 if rounded else 16),
+            lambda: self._int8_product(x, bits=7) if rounded else self._converted(x),
         )
 
-    def _int8_product(self, x, *, keep: bool = False):
-        halves = not self.kernels.int8_activations
-        return int8_matmul.product(x, self.values, self.scale, keep=keep, halves=halves)
+    def _int8_product(self, x, *, bits: int, keep: bool = False):
+        return int8_matmul.product(x, self.values, self.scale, keep=keep, bits=bits)
 
     def _scaled(self, y):
         return y if self.scale is None else y * self.scale
@@ -179,7 +180,8 @@ class KeptInt8Matrix(Matrix):
     """
 
     def matmul(self, x):
-        return self._int8_product(x, keep=True)
+        bits = 8 if self.kernels.int8_activations else 16
+        return self._int8_product(x, bits=bits, keep=True)
 
 
 class Norm(PackedNorm):

@@ -25,7 +25,7 @@ def kernels(monkeypatch):
     monkeypatch.setattr(int8_matmul, "available", lambda: True)
 
 
-def backend(**options):
+def backend(*, int8_activations=False, **options):
     chosen = ExportOptions(**options)
     weights = tf.Variable(tf.zeros([64, 16], chosen.weights))
     return chosen_backend(
@@ -34,7 +34,7 @@ def backend(**options):
         CacheLayout(1, 2, 8, "float32"),
         chosen,
         {"none": Sizes(), "xla": SIZES}[chosen.compiler or "none"],
-        int8_activations=False,
+        int8_activations=int8_activations,
     )
 
 
@@ -62,6 +62,9 @@ def test_jax_has_no_programs_that_no_processor_needs(monkeypatch):
     float32 = backend(framework="jax")
     assert float32.compiled == Sizes(rows=(1,), prompt=SIZES.prompt)
     assert float32.compiled_loop.rows == (1,) and not float32.resources
+    int8 = backend(framework="jax", weights="int8", int8_activations=True)
+    assert (int8.compiled, int8.compiled_loop.rows) == (FIRST, (1,))
+    assert set(int8.resources) == ASKED["int8"]
     monkeypatch.setattr(autotune, "_answer", lambda find: True)
     for weights in ASKED:
         it = backend(framework="jax", weights=weights, **HERE)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from optserve.models.examples.random_checkpoint import write_random_checkpoint
 
 from tests.export.exports import Served, choosing, export_only, int32, served
 from tests.export.savedmodel.exactness import exactness
+from tests.export.savedmodel.processors import has_kernels, sums_int8
 
 ROOT = Path(__file__).parents[3]
 
@@ -103,7 +105,7 @@ def test_joined_is_the_product_of_the_numbers_that_were_split() -> None:
 
 
 @pytest.fixture(scope="module")
-def found_with_less() -> dict[str, list[list[bool]]]:
+def found_with_less() -> dict[str, dict[str, Any]]:
     """What is found on processors with fewer instructions."""
     names = ["AVX2", "AVX512_CORE"]
     done = subprocess.run(
@@ -116,23 +118,19 @@ def found_with_less() -> dict[str, list[list[bool]]]:
     return dict(zip(names, map(json.loads, done.stdout.splitlines()), strict=True))
 
 
-@pytest.mark.skipif(not int8_matmul.available(), reason="no int8 kernels")
+@has_kernels
 @pytest.mark.parametrize("instructions", ["AVX2", "AVX512_CORE", "all there are"])
 def test_a_processor_that_does_not_sum_exactly_is_found(instructions, request) -> None:
     if instructions == "all there are":
-        answers = exactness()
+        found = exactness()
     else:
-        answers = request.getfixturevalue("found_with_less")[instructions]
-    assert len(answers) == 6
-    claimed = {claim for _, claim in answers}
-    assert len(claimed) == 1
-    if claimed == {True}:
-        assert all(right for right, _ in answers)
-    else:
-        assert not all(right for right, _ in answers)
+        found = request.getfixturevalue("found_with_less")[instructions]
+    assert len(found["int8"]) == len(found["seven bits"]) == 6
+    assert found["claimed"] == all(found["int8"])
+    assert all(found["seven bits"])
 
 
-@pytest.mark.skipif(not int8_matmul.available(), reason="no int8 kernels")
+@has_kernels
 def test_a_place_keeps_its_matrix_for_any_number_of_rows() -> None:
     rng = np.random.default_rng(4)
     values = rng.integers(-127, 128, (48, 768)).astype(np.int8)
@@ -146,32 +144,61 @@ def test_a_place_keeps_its_matrix_for_any_number_of_rows() -> None:
         np.testing.assert_array_equal(product(x), once(x, values))
 
 
-@pytest.mark.skipif(not int8_matmul.available(), reason="no int8 kernels")
 @pytest.mark.parametrize("rows", [1, 3, 200])
 @pytest.mark.parametrize("keep", [False, True])
-def test_activations_rounded_to_int8(rows: int, keep: bool) -> None:
+@pytest.mark.parametrize(
+    "bits", [pytest.param(7, marks=has_kernels), pytest.param(8, marks=sums_int8)]
+)
+def test_rounded_activations(bits: int, rows: int, keep: bool) -> None:
     rng = np.random.default_rng(rows)
     x = rng.standard_normal((rows, 96)).astype(np.float32)
     x[0, 5] = 30  # an outlier of one row is nothing to the others
     values = rng.integers(-127, 128, (40, 96)).astype(np.int8)
-    scale = np.abs(x).max(axis=1, keepdims=True) / 127
+    largest = np.abs(x).max(axis=1, keepdims=True)
+    lowest = x.min(axis=1, keepdims=True)
+    if bits == 8:
+        step, zero = largest / 127, 0
+    else:
+        step, zero = (x.max(axis=1, keepdims=True) - lowest) / 126, lowest
     columns = rng.uniform(0.5, 2, 40).astype(np.float32)
-    right = (np.rint(x / scale) * scale).astype(np.float64) @ values.T * columns
+    rounded = np.rint((x - zero) / step) * step + zero
+    right = rounded.astype(np.float64) @ values.T * columns
 
     @tf.function(input_signature=[tf.TensorSpec([None, 96])], autograph=False)
     def product(x):
         return int8_matmul.product(
-            x, tf.constant(values), tf.constant(columns), keep=keep, halves=False
+            x, tf.constant(values), tf.constant(columns), keep=keep, bits=bits
         )
 
     # A number that is half-way between two may go to either.
-    step = np.abs(values).max() * scale * 2
+    most = np.abs(values).max() * step * 2
     difference = np.abs(product(x) - right)
-    assert (difference <= 1.01 * step).all()
-    assert (difference < 1e-3 * step).mean() > 0.99
+    assert (difference <= 1.01 * most).all()
+    assert (difference < 1e-3 * most).mean() > 0.99
 
 
-@pytest.mark.skipif(not int8_matmul.available(), reason="no int8 kernels")
+@has_kernels
+@pytest.mark.parametrize("x", [[0, 0, 0], [5, 5, 5], [-3, -3, -3], [1e36, 0, 3e35]])
+def test_seven_bits_hold_what_all_numbers_of_a_row_are(x: list[float]) -> None:
+    values = np.int8([[1, 2, 3], [-127, 127, 0]])
+    actual = tf.function(int8_matmul.product)(np.float32([x]), values, bits=7)
+    expected = np.float64([x]) @ values.T
+    largest = 127 * max(np.abs(x))
+    np.testing.assert_allclose(actual, expected, atol=largest / 126)
+
+
+@has_kernels
+@pytest.mark.parametrize("bits", [7, 8])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_rounding_a_row_without_numbers_gives_none(bits: int, bad: float) -> None:
+    x = np.float32([[bad, 1], [2, 1]])
+    values = np.int8([[1, 2], [3, 4]])
+    actual = tf.function(int8_matmul.product)(x, values, bits=bits).numpy()
+    assert not np.isfinite(actual[0]).any()
+    np.testing.assert_allclose(actual[1], [4, 10], rtol=0.02)
+
+
+@sums_int8
 @pytest.mark.parametrize("has", ["everything", "as little as can be"])
 def test_the_loop_of_kept_matrices_is_the_loop_over_layers(has, request) -> None:
     """The other one multiplies in float32 here, so the products of 16 bits differ."""
@@ -197,7 +224,7 @@ def test_a_matrix_multiplies_int8_as_such_where_that_is_exact() -> None:
     assert error <= (2**-14 if exact else 2**-7) * np.abs(right).max()
 
 
-@pytest.mark.skipif(not int8_matmul.available(), reason="no int8 kernels")
+@has_kernels
 def test_sums_of_nothing() -> None:
     parts, values = tf.zeros([4, 64], tf.int8), tf.ones([8, 64], tf.int8)
     actual = tf.function(lambda: accumulators(parts, values))()

@@ -7,8 +7,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tensorflow as tf
-from optserve.export.savedmodel import int8_matmul, matmul_jax
+from optserve.export.savedmodel import matmul_jax
 from optserve.export.savedmodel.matmul_tf import Kernels, Matrix
+
+from tests.export.savedmodel.processors import has_kernels, sums_int8
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -29,19 +31,27 @@ def test_either_way_of_multiplying(dtype: str, native: bool) -> None:
     assert error <= (2**-7 if native else 2**-20) * np.abs(exact).max()
 
 
-@pytest.mark.parametrize("exact_int8", [None, tf.constant(True), tf.constant(False)])
-@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
-def test_a_stack_of_matrices_in_panels(dtype, exact_int8):
+@pytest.mark.parametrize(
+    ("dtype", "exact_int8", "bits"),
+    [
+        ("bfloat16", None, 16),
+        ("int8", None, 16),
+        pytest.param("int8", False, 16, marks=has_kernels),
+        pytest.param("int8", True, 16, marks=sums_int8),
+        pytest.param("int8", False, 7, marks=has_kernels),
+        pytest.param("int8", True, 8, marks=sums_int8),
+    ],
+)
+def test_a_stack_of_matrices_in_panels(dtype, exact_int8, bits):
     """Of 2 matrices [40,96], each in 3 panels; int8 as such, and converted."""
-    if exact_int8 is not None and (dtype != "int8" or not int8_matmul.available()):
-        pytest.skip("no int8 kernels for it")
     rng = np.random.default_rng(3)
     x = rng.standard_normal((5, 96)).astype(np.float32)
     values = rng.integers(-127, 128, (2, 40, 96))
     scale = rng.uniform(0.5, 2, (2, 40)).astype(np.float32)
     stored = values.astype({"int8": np.int8, "bfloat16": ml_dtypes.bfloat16}[dtype])
     panels = np.stack(np.split(stored, 3, axis=2), axis=1)
-    kernels = Kernels(tf.constant(False), exact_int8)
+    answer = None if exact_int8 is None else tf.constant(exact_int8)
+    kernels = Kernels(tf.constant(False), answer, int8_activations=bits < 16)
     exact = x.astype(np.float64) @ values[1].T * scale[1]
 
     @tf.function
@@ -50,8 +60,9 @@ def test_a_stack_of_matrices_in_panels(dtype, exact_int8):
         return stack.one_of(1).matmul(x), stack.all_of(2)[1].matmul(x)
 
     for product in products():
-        # One number of 16 bits is rounded to 1/64770 of the largest.
-        np.testing.assert_allclose(product, exact, atol=2**-14 * np.abs(exact).max())
+        # 16 bits are rounded to 1/64770 of the largest, 7 to 1/126 or less.
+        allowed = 2**-14 if bits == 16 else 2**-5
+        np.testing.assert_allclose(product, exact, atol=allowed * np.abs(exact).max())
 
 
 def test_float16_is_multiplied_as_float32() -> None:
