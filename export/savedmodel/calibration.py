@@ -1,9 +1,10 @@
 """Whether activations may be int8: measured on a text, a layer at a time.
 
-The model is computed three times: as the checkpoint has it, to see how large its
-activations get; with its weights in int8; and with its activations in int8 as well. The
-first gives the scales that are moved (``smoothing.py``); the other two are compared on
-parts of the text that the first has not seen.
+The model is computed four times: as the checkpoint has it, to see how large its
+activations get; with its weights in int8; and with its activations in int8 as well, and
+in the 7 bits that they get on a processor without VNNI. The first gives the scales that
+are moved (``smoothing.py``); the others are compared on parts of the text that it has not
+seen.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ _TEXT_LIMIT = 64 << 20  # bytes
 @dataclass(frozen=True)
 class Activations:
     """What int8 weights are multiplied with: ``dtype`` int16, in two int8 halves, or
-    int8. ``losses`` in nats per token, by dtype, of what was measured."""
+    int8. ``losses`` in nats per token of what was measured, by dtype; of ``uint7`` on
+    processors without VNNI, where that stands for int8."""
 
     dtype: str
     smoothing: Smoothing | None = None
@@ -73,15 +75,17 @@ def choose_activations(source: Checkpoint, options: ExportOptions) -> Activation
     if ids is None:
         ids = _any_tokens(source.config)
     config, moved = source.config, calibrate(source.config, source.weights, ids[::2])
+    smoothed = SmoothedWeights(source.weights, config, moved)
     by_dtype: dict[str, Mapping[str, np.ndarray]] = {
         "int16": source.weights,
-        "int8": SmoothedWeights(source.weights, config, moved),
+        "int8": smoothed,
+        "uint7": smoothed,
     }
     losses = {
         dtype: round(mean_loss(config, weights, ids[1::2], dtype), 6)
         for dtype, weights in by_dtype.items()
     }
-    raised = losses["int8"] / losses["int16"] - 1
+    raised = max(losses["int8"], losses["uint7"]) / losses["int16"] - 1
     if asked == "auto" and not raised <= MOST_RAISED:
         return Activations("int16", losses=losses)
     return Activations("int8", moved, losses)
@@ -106,11 +110,11 @@ def mean_loss(
 ) -> float:
     """Nats per token of ``ids`` [B,S] with int8 weights.
 
-    ``dtype`` is the activations': int16, which is taken to lose nothing, or int8.
+    ``dtype`` is the activations': int16, which is taken to lose nothing, int8 or uint7.
     """
 
     def pack(matrix: np.ndarray) -> _Rounded:
-        return _Rounded(matrix, inputs=dtype == "int8")
+        return _Rounded(matrix, inputs=dtype)
 
     hidden, head = _hidden(config, weights, ids, pack)
     losses = []
@@ -138,17 +142,20 @@ class _Watched(PackedWeight):
 
 
 class _Rounded(PackedWeight):
-    """A matrix rounded to int8, in float32; its ``inputs``, too, if asked for."""
+    """A matrix rounded to int8, in float32, for ``inputs`` of a type."""
 
-    def __init__(self, matrix: np.ndarray, *, inputs: bool) -> None:
+    def __init__(self, matrix: np.ndarray, *, inputs: str) -> None:
         values, scale = quantize(matrix)
         self._matrix = tf.constant(values * scale[:, None])
         self._inputs = inputs
 
     def matmul(self, x):
-        if self._inputs:
+        if self._inputs == "int8":
             rounded = int8_matmul.round_to_int8(x)
             x = tf.cast(rounded.parts, tf.float32) * rounded.scale
+        elif self._inputs == "uint7":
+            parts, scale, lowest = int8_matmul.round_to_seven_bits(x)
+            x = tf.cast(parts[:-1], tf.float32) * scale + lowest
         return tf.matmul(x, self._matrix, transpose_b=True)
 
     def take(self, rows):

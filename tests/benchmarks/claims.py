@@ -188,11 +188,13 @@ def int8_rows() -> Sides:
     half = tf.Variable(tf.cast(values, tf.bfloat16))
     x = tf.constant(numbers(8, 768))
     two = tf.function(lambda: int8_matmul.product(x, values, keep=True))
+    seven = tf.function(lambda: int8_matmul.product(x, values, bits=7))
     one = tf.function(lambda: tf.matmul(x, wide, transpose_b=True))
     short = tf.cast(x, tf.bfloat16)
     rounded = tf.function(lambda: tf.matmul(short, half, transpose_b=True))
     return {
         "int8, two products": lambda: two().numpy(),
+        "int8, 7 bits": lambda: seven().numpy(),
         "float32": lambda: one().numpy(),
         "bfloat16": lambda: tf.cast(rounded(), tf.float32).numpy(),
     }

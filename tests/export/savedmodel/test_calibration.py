@@ -36,7 +36,7 @@ def test_the_loss_is_that_of_transformers_logits():
     ids = right["input_ids"].astype(np.int32)
     chosen = np.take_along_axis(logits, ids[:, 1:, None].astype(np.int64), -1)[..., 0]
     loss = np.mean(np.log(np.exp(logits).sum(-1)) - chosen)
-    for dtype in ("int16", "int8"):
+    for dtype in ("int16", "int8", "uint7"):
         actual = mean_loss(source.config, source.weights, ids, dtype)
         assert actual == pytest.approx(loss, rel=0.02)
 
@@ -44,8 +44,9 @@ def test_the_loss_is_that_of_transformers_logits():
 def test_int8_is_chosen_for_the_shipped_checkpoint(tiny):
     chosen = choose_activations(tiny, INT8)
     assert chosen.dtype == "int8" and chosen.losses is not None
-    raised = chosen.losses["int8"] / chosen.losses["int16"] - 1
-    assert raised <= MOST_RAISED
+    for dtype in ("int8", "uint7"):
+        raised = chosen.losses[dtype] / chosen.losses["int16"] - 1
+        assert raised <= MOST_RAISED
     assert chosen.losses["int16"] < 6  # it reads: a uniform guess costs 6.9
 
 
@@ -53,7 +54,16 @@ def test_not_where_it_costs_more(tiny, monkeypatch):
     monkeypatch.setattr(calibration, "MOST_RAISED", -1.0)
     chosen = choose_activations(tiny, INT8)
     assert chosen.dtype == "int16" and chosen.smoothing is None
-    assert set(chosen.losses or ()) == {"int8", "int16"}
+    assert set(chosen.losses or ()) == {"int8", "int16", "uint7"}
+
+
+@pytest.mark.parametrize("costly", ["int8", "uint7"])
+def test_not_where_either_kind_of_processor_pays(costly, tiny, monkeypatch):
+    def loss(config, weights, ids, dtype):
+        return 4.1 if dtype == costly else 4.0
+
+    monkeypatch.setattr(calibration, "mean_loss", loss)
+    assert choose_activations(tiny, INT8).dtype == "int16"
 
 
 def test_without_a_tokenizer_nothing_is_measured():
