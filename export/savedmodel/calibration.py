@@ -3,8 +3,8 @@
 The model is computed four times: as the checkpoint has it, to see how large its
 activations get; with its weights in int8; and with its activations in int8 as well, and
 in the 7 bits that they get on a processor without VNNI. The first gives the scales that
-are moved (``smoothing.py``); the others are compared on parts of the text that it has not
-seen.
+are moved (``smoothing.py``); the others are compared on parts of the text that it has
+not seen.
 """
 
 from __future__ import annotations
