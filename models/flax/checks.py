@@ -1,6 +1,7 @@
 """What may be in the Flax classes' inputs.
 
-Arrays are checked before the computation. In a trace (``jit``, ``vmap``, …) the program
+Arrays are checked before the computation; what is not JAX's yet is checked by numpy,
+which compiles nothing. In a trace (``jit``, ``vmap``, …) the program
 itself checks, through a primitive that calls back to Python; an exported program
 (``jax.export``, ``jax2tf``) can't call back and goes without: ids and positions are
 clipped to their tables there.
@@ -34,7 +35,7 @@ def check_inputs(
     The mask has the cache's length T where there is one. In a trace, values are
     checked when the program runs.
     """
-    ids = _whole_numbers(jnp.asarray(input_ids))
+    ids = _whole_numbers(_array(input_ids))
     if ids.ndim != 2:
         raise ValueError(f"input_ids should have shape (B, S), got {ids.shape}")
     B, S = ids.shape
@@ -50,9 +51,9 @@ def check_inputs(
             "past_key_values need position_ids and an attention_mask of the cache's "
             f"full length, shape ({B}, {T})"
         )
-    mask = jnp.ones([B, T], jnp.int32)
+    mask = library_of(ids).ones([B, T], np.int32)
     if attention_mask is not None:
-        mask = jnp.asarray(attention_mask).astype(jnp.int32)
+        mask = _array(attention_mask).astype(np.int32)
     if mask.shape != (B, T):
         raise ValueError(
             f"attention_mask should have shape ({B}, {T}), got {mask.shape}"
@@ -60,22 +61,36 @@ def check_inputs(
     if position_ids is None:
         positions = positions_from_mask(mask)
     else:
-        positions = jnp.asarray(position_ids).astype(jnp.int32)
-        positions = jnp.broadcast_to(positions, (B, S))
+        positions = _array(position_ids).astype(np.int32)
+        positions = library_of(positions).broadcast_to(positions, (B, S))
     end = 0 if past is None else past["index"] + S
     extremes = (
-        jnp.min(ids, initial=0),
-        jnp.max(ids, initial=0),
-        jnp.min(positions, initial=0),
-        jnp.max(positions, initial=0),
+        ids.min(initial=0),
+        ids.max(initial=0),
+        positions.min(initial=0),
+        positions.max(initial=0),
         end,
     )
     if any(isinstance(x, Tracer) for x in extremes):
         packed = jnp.stack([jnp.asarray(x, jnp.int32) for x in extremes])
+        ids = jnp.asarray(ids)
         ids += _check.bind(packed, config=config, T=T).astype(ids.dtype)
     else:
         refuse(config, T, *map(int, extremes))
+    if isinstance(ids, np.ndarray):
+        ids = ids.astype(np.int32)
     return ids, mask, positions
+
+
+def library_of(x: Any) -> Any:
+    """Whose array it is: numpy, or JAX's numpy, which compiles each operation."""
+    return np if isinstance(x, np.ndarray) else jnp
+
+
+def _array(x: Any) -> Any:
+    """What JAX has, or a list of such, is JAX's; everything else becomes numpy's."""
+    held = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(x))
+    return (jnp if held else np).asarray(x)
 
 
 def _whole_numbers(ids: Any) -> Any:
@@ -84,12 +99,12 @@ def _whole_numbers(ids: Any) -> Any:
         return ids
     whole = jnp.issubdtype(ids.dtype, jnp.floating)
     if whole and not isinstance(ids, Tracer):
-        whole = bool(jnp.all(ids == jnp.round(ids)))
+        whole = bool((ids == library_of(ids).rint(ids)).all())
     if not whole:
         raise ValueError(
             f"input_ids should be int32 or int64 (or whole numbers), got {ids.dtype}"
         )
-    return ids.astype(jnp.int32)
+    return ids.astype(np.int32)
 
 
 def refuse(

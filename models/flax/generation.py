@@ -26,7 +26,7 @@ from ..outputs import FlaxBeamSearchOutput, FlaxGreedySearchOutput, FlaxSampleOu
 from . import model as opt
 from . import sampling
 from .arrays import ARRAYS
-from .checks import check_inputs
+from .checks import check_inputs, library_of
 from .modules import OPTModule, update
 from .params import plain
 
@@ -161,7 +161,7 @@ class Generation:
         ids = ids.astype(jnp.int32)
         traced = any(isinstance(x, Tracer) for x in (ids, mask))
         B, S = ids.shape
-        longest = S if traced else int(jnp.max(jnp.sum(mask, 1)))
+        longest = S if traced else int(mask.sum(1).max())
         positions = self.config.max_position_embeddings
         limit = plans.new_tokens(config, S, S - longest + positions)
         room, padding = rounded(limit), rounded(S) - S
@@ -174,12 +174,13 @@ class Generation:
             custom=tuple(logits_processor or ()),
         )
         left = [(0, 0), (padding, 0)]
+        given_ids, given_mask = (library_of(x).pad(x, left) for x in (ids, mask))
         result: SearchResult = (_program if trace else _search)(
             self.module,
             plan,
             plain(self.params if params is None else params),
-            jnp.pad(ids, left),
-            jnp.pad(mask, left),
+            given_ids,
+            given_mask,
             padding,
             self._numbers(config, B, S, limit, prng_key, seed),
         )

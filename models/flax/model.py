@@ -78,7 +78,7 @@ def positions_from_mask(mask, past: Any = 0):
     Counts real tokens only, so that padding anywhere shifts nothing; padding gets −1.
     """
     mask = mask.astype(jnp.int32)
-    return (jnp.cumsum(mask, axis=1) * mask - 1)[:, past:]
+    return (mask.cumsum(axis=1, dtype=jnp.int32) * mask - 1)[:, past:]
 
 
 def embed(config: OPTConfig, params, token_embeds, position_ids):
