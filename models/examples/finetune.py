@@ -104,7 +104,8 @@ def tune_jax(checkpoint: Path, train: np.ndarray, test: np.ndarray, plan: Plan):
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state, value
 
-    before = float(loss(model.params, test))
+    evaluate = jax.jit(loss)
+    before = float(evaluate(model.params, test))
     params = model.to_fp32(model.params)
     state = optimizer.init(params)
     key = jax.random.PRNGKey(plan.seed)
@@ -113,7 +114,7 @@ def tune_jax(checkpoint: Path, train: np.ndarray, test: np.ndarray, plan: Plan):
         params, state, value = step(params, state, batch, jax.random.fold_in(key, i))
         losses.append(float(value))
     model.params = params
-    return model, (before, float(loss(params, test))), losses
+    return model, (before, float(evaluate(params, test))), losses
 
 
 TUNE = {"tf": tune_tf, "jax": tune_jax}
