@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from optserve.models.config import OPTConfig
 from optserve.models.examples import finetune
-from optserve.models.tokenizer import Tokenizer
 
 from ..kinds import small_config, write_checkpoint
 
@@ -28,45 +27,36 @@ def test_both_frameworks_learn_the_same(tmp_path):
     np.testing.assert_allclose(curves["tf"], curves["jax"], rtol=1e-2)
 
 
-def test_the_shipped_checkpoint_learns_another_kind_of_text():
+def test_the_command_teaches_the_shipped_checkpoint_another_kind_of_text(
+    tmp_path, monkeypatch, capsys
+):
     """Its held-out loss falls from step to step alike, dropout's noise aside."""
     root = Path(__file__).parents[3]
     checkpoint = root / "models" / "tiny_shakespeare"
-    tokenizer = Tokenizer.from_directory(checkpoint)
-    text = (root / "LICENSE").read_text(encoding="utf-8")
-    ids = np.asarray(tokenizer.encode(text), np.int32)
-    border = len(ids) * 9 // 10
-    plan = finetune.Plan(steps=16, batch=4, length=64, learning_rate=1e-3)
-    test = plan.held_out(ids[border:])
+    plan = {"steps": 16, "batch": 4, "length": 64, "learning-rate": 1e-3}
+    options = [word for key, value in plan.items() for word in (f"--{key}", str(value))]
     curves = {}
-    for name, tune in finetune.TUNE.items():
-        _, (before, after), losses = tune(checkpoint, ids[:border], test, plan)
+    for name, tune in list(finetune.TUNE.items()):
+
+        def recorded(*given, name=name, tune=tune):
+            model, (before, after), losses = tune(*given)
+            curves[name] = [before, *losses, after]
+            return model, (before, after), losses
+
+        monkeypatch.setitem(finetune.TUNE, name, recorded)
+        out = tmp_path / name
+        files = map(str, (checkpoint, root / "LICENSE", out))
+        words = ["finetune", *files, "--framework", name, *options]
+        monkeypatch.setattr(sys, "argv", words)
+        assert finetune.main() == 0
+        before, *losses, after = curves[name]
+        told = json.loads(capsys.readouterr().out)
+        right = {"before": before, "after": after, "last_step": losses[-1]}
+        assert told == pytest.approx(right, abs=1e-4)
         assert after < 0.9 * before
         assert np.mean(losses[-4:]) < np.mean(losses[:4])
-        curves[name] = [before, *losses, after]
+        assert OPTConfig.from_pretrained(out) == OPTConfig.from_pretrained(checkpoint)
+        assert (out / "merges.txt").exists() and (out / "model.safetensors").exists()
     tf, jax = curves.values()
     assert tf[0] == pytest.approx(jax[0], rel=1e-5)
     np.testing.assert_allclose(tf, jax, rtol=0.06)
-    print(curves)
-
-
-@pytest.mark.parametrize("framework", finetune.TUNE)
-def test_command(tmp_path, data_dir, framework, monkeypatch, capsys):
-    source = tmp_path / "in"
-    config = small_config(vocab_size=50265, hidden_size=12, num_hidden_layers=1)
-    write_checkpoint(source, config)
-    for name in ("vocab.json", "merges.txt"):
-        data = (data_dir / "opt-tokenizer" / name).read_bytes()
-        (source / name).write_bytes(data)
-    text = tmp_path / "text.txt"
-    corpus = (data_dir / "tinyshakespeare.txt").read_text()
-    text.write_text(corpus[:2000])
-    out = tmp_path / "out"
-    options = f"--framework {framework} --steps 2 --batch 2 --length 16".split()
-    monkeypatch.setattr(
-        sys, "argv", ["finetune", *map(str, (source, text, out)), *options]
-    )
-    assert finetune.main() == 0
-    assert json.loads(capsys.readouterr().out)["before"] > 0
-    assert OPTConfig.from_pretrained(out).vocab_size == 50265
-    assert (out / "merges.txt").exists() and (out / "model.safetensors").exists()
