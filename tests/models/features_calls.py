@@ -21,7 +21,7 @@ INPUTS, OUTPUTS = "Inputs", "Outputs"
 @feature(INPUTS, "token ids as int32 and int64, from numpy and from the framework")
 def ids_types(kind, base):
     model, config = shared(kind, base)
-    ids = tokens(config, 2, 6)
+    ids = tokens(config, 4, 9)
     reference = expected(config, ids)[kind.main]
     close(kind.value(model, ids.astype(np.int32)), reference)
     close(kind.value(model, ids.astype(np.int64)), reference)
@@ -51,8 +51,8 @@ def forms(kind, base):
 @feature(INPUTS, "positional arguments in the documented order", "flax")
 def positional(kind, base):
     model, config = shared(kind, base)
-    ids, mask = tokens(config, 3, 6), padded([6, 4, 2], 6, "left")
-    positions = np.tile(np.arange(6), [3, 1])
+    ids, mask = tokens(config, 4, 9), padded([9, 6, 4, 1], 9, "left")
+    positions = np.tile(np.arange(9), [4, 1])
     actual = model(ids, mask, positions, model.params, None, True, True, False)
     expected = model(
         input_ids=ids,
@@ -69,8 +69,9 @@ def positional(kind, base):
 @feature(INPUTS, "`position_ids`", "flax")
 def position_ids(kind, base):
     model, config = shared(kind, base)
-    ids = tokens(config, 2, 6)
-    positions = np.array([[3, 1, 4, 1, 5, 9], [-1, -1, 0, 1, 2, 31]])
+    ids = tokens(config, 4, 9)
+    positions = np.tile(np.arange(9), [4, 1])
+    positions[:2, :6] = [[3, 1, 4, 1, 5, 9], [-1, -1, 0, 1, 2, 31]]
     reference = expected(config, ids, position_ids=positions)[kind.main]
     close(kind.value(model, ids, position_ids=positions), reference)
 
@@ -205,7 +206,7 @@ def chunks(kind, base):
 @feature(INPUTS, "`prepare_inputs_for_generation`: a greedy loop", head=True)
 def greedy(kind, base):
     model, config = shared(kind, base)
-    ids, mask = tokens(config, 3, 5), padded([5, 3, 1], 5, "left")
+    ids, mask = tokens(config, 4, 4), padded([4, 3, 2, 1], 4, "left")
 
     def longer(ids, logits):
         return np.concatenate([ids, np.argmax(logits[:, -1:], -1)], axis=1)
@@ -223,7 +224,7 @@ def greedy(kind, base):
             output = model(**inputs)
             past, actual = output.past_key_values, longer(actual, output.logits)
     else:
-        inputs, new = model.prepare_inputs_for_generation(ids, 9, mask), ids
+        inputs, new = model.prepare_inputs_for_generation(ids, 12, mask), ids
         for _ in masks:
             output = model(new, **inputs)
             inputs = model.update_inputs_for_generation(output, inputs)
@@ -235,7 +236,7 @@ def greedy(kind, base):
 @feature(INPUTS, "`params` other than the model's own", "flax")
 def other_params(kind, base):
     model, config = shared(kind, base)
-    ids = tokens(config, 2, 6)
+    ids = tokens(config, 4, 9)
     other = kind.cls(config, seed=5)
     close(kind.value(model, ids, params=other.params), kind.value(other, ids))
 
@@ -247,7 +248,7 @@ def other_params(kind, base):
 def states(kind, base):
     for name in FEW:
         model, config = shared(kind, base, name)
-        ids, mask = tokens(config, 3, 6), padded([6, 4, 1], 6, "left")
+        ids, mask = tokens(config, 4, 9), padded([9, 5, 1, 3], 9, "left")
         reference = expected(config, ids, mask, name=name)
         actual = kind.call(
             model,
@@ -285,7 +286,7 @@ def cache_layout(kind, base):
 @feature(OUTPUTS, "by attribute, key, index, slice and as a tuple")
 def access(kind, base):
     model, config = shared(kind, base)
-    output = model(tokens(config, 2, 6), output_hidden_states=True)
+    output = model(tokens(config, 4, 9), output_hidden_states=True)
     name = kind.main
     assert output[0] is output[name] is getattr(output, name)
     assert output[:1][0] is output[0] and output.to_tuple()[0] is output[0]
@@ -301,7 +302,7 @@ def access(kind, base):
 @feature(OUTPUTS, "`return_dict=False` gives a tuple without absent fields")
 def tuples(kind, base):
     model, config = shared(kind, base)
-    ids = tokens(config, 3, 6)
+    ids = tokens(config, 4, 9)
     options = {"output_hidden_states": True, "output_attentions": True}
     actual = model(ids, return_dict=False, **options)
     expected = model(ids, **options)
@@ -313,9 +314,9 @@ def tuples(kind, base):
 def defaults(kind, base):
     options = {"output_hidden_states": True, "output_attentions": True}
     model, config = loaded(kind, base, use_cache=False, **options)
-    output = model(tokens(config, 2, 6))
+    output = model(tokens(config, 4, 9))
     assert list(output) == [kind.main, "hidden_states", "attentions"]
-    output = model(tokens(config, 2, 6), output_attentions=False)
+    output = model(tokens(config, 4, 9), output_attentions=False)
     assert list(output) == [kind.main, "hidden_states"]
     model, config = loaded(kind, base, return_dict=False)
-    assert isinstance(model(tokens(config, 2, 6)), tuple)
+    assert isinstance(model(tokens(config, 4, 9)), tuple)

@@ -102,8 +102,8 @@ def lazy(kind, base):
     import jax
 
     params = model.init_weights(jax.random.PRNGKey(0), (1, 1))
-    ids = tokens(model.config, 2, 6)
-    assert model(ids, params=params)[0].shape[:2] == (2, 6)
+    ids = tokens(model.config, 4, 9)
+    assert model(ids, params=params)[0].shape[:2] == (4, 9)
     path = checkpoint(base, "pre-LN")
     empty, loaded_params = kind.cls.from_pretrained(path, _do_init=False)
     full = kind.cls.from_pretrained(path)
@@ -136,7 +136,7 @@ def conversions(kind, base):
         for path, x in jax.tree_util.tree_leaves_with_path(mixed)
     }
     assert dtypes["scale"] == "float32" and dtypes["kernel"] == "bfloat16"
-    assert model(tokens(model.config, 2, 6), params=mixed)[0].dtype == jnp.float32
+    assert model(tokens(model.config, 4, 9), params=mixed)[0].dtype == jnp.float32
 
 
 @feature(WEIGHTS, "`resize_token_embeddings`: old rows stay, the head follows")
@@ -144,7 +144,7 @@ def resize(kind, base):
     for name in (ONE_LAYER, "untied, projections"):
         for size in (70, 40):
             model, config = loaded(kind, base, name)
-            ids = tokens(config, 2, 6) % 40
+            ids = tokens(config, 4, 9) % 40
             before = kind.value(model, ids)
             model.resize_token_embeddings(size)
             assert model.config.vocab_size == size
@@ -171,7 +171,7 @@ def round_trip(kind, base, tmp_path):
         model.save_pretrained(tmp_path / name)
         again = kind.cls.from_pretrained(tmp_path / name)
         assert again.config == config
-        ids = tokens(config, 2, 6)
+        ids = tokens(config, 4, 9)
         assert (kind.value(again, ids) == kind.value(model, ids)).all()
 
 
@@ -217,7 +217,7 @@ def uploaded(kind, base, tmp_path):
     for name, content in hub.uploaded["somebody/new"].items():
         (tmp_path / name).write_bytes(content)
     again = kind.cls.from_pretrained(tmp_path)
-    ids = tokens(config, 1, 3)
+    ids = tokens(config, 4, 9)
     close(kind.value(again, ids), kind.value(model, ids), tolerance=0)
 
 
@@ -340,7 +340,7 @@ def halves(kind, base, tmp_path):
             expected = np.float32 if kind.framework == "tf" else dtype
             assert value.dtype == expected
             assert (value == weights[name]).all()
-        assert kind.value(model, tokens(config, 2, 6)).dtype == np.float32
+        assert kind.value(model, tokens(config, 4, 9)).dtype == np.float32
 
 
 @feature(FILES, "a checkpoint without `lm_head` for a tied model, and with one")
@@ -350,7 +350,7 @@ def heads(kind, base, tmp_path):
     weights["lm_head.weight"] = weights["decoder.embed_tokens.weight"]
     write_checkpoint(tmp_path, config, weights)
     model, _ = loaded(kind, base, "pre-LN")
-    ids = tokens(config, 2, 6)
+    ids = tokens(config, 4, 9)
     close(kind.value(kind.cls.from_pretrained(tmp_path), ids), kind.value(model, ids))
 
 
@@ -360,7 +360,7 @@ def keras_files(kind, base, tmp_path):
 
     for name in (ONE_LAYER, "untied, projections"):
         model, config = loaded(kind, base, name)
-        ids = tokens(config, 2, 6)
+        ids = tokens(config, 4, 9)
         model.save_weights(tmp_path / "m.weights.h5")
         again = kind.cls(config)
         again.load_weights(tmp_path / "m.weights.h5")

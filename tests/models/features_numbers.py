@@ -57,9 +57,9 @@ def extremes(kind, base):
 def all_padding(kind, base):
     dtypes = ("float32", "bfloat16", "float16")
     for dtype in dtypes:
-        model, config = loaded(kind, base, dtype=dtype)
-        ids, mask = tokens(config, 2, 6), np.zeros([2, 6], int)
-        mask[0, 4:] = 1
+        model, config = loaded(kind, base, "pre-LN", dtype=dtype)
+        ids, mask = tokens(config, 4, 9), np.zeros([4, 9], int)
+        mask[0, 7:] = 1
         actual = kind.value(model, ids, attention_mask=mask).astype(np.float32)
         assert np.isfinite(actual).all()
 
@@ -69,7 +69,7 @@ def half(kind, base):
     for dtype, tolerance in (("bfloat16", 4e-2), ("float16", 6e-3)):
         for name in ("pre-LN", "post-LN, projections"):
             model, config = loaded(kind, base, name, dtype=dtype)
-            ids = tokens(config, 2, 6)
+            ids = tokens(config, 4, 9)
             actual = kind.call(model, ids)[kind.main]
             assert str(actual.dtype) == dtype
             reference = expected(config, ids, name=name)[kind.main]
