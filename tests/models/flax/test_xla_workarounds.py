@@ -19,6 +19,7 @@ from optserve.models.flax.xla_workarounds import barrier, matmul_transposed, sum
 N, K = 8192, 768
 MATRIX = jax.ShapeDtypeStruct((N, K), jnp.int8)
 IN_FLOAT32 = 4 * N * K
+multiplied = jax.jit(matmul_transposed)
 
 
 def compiled(function, *shapes) -> Any:
@@ -89,7 +90,7 @@ def test_products_equal_numpys(dtype, count, size):
     matrix = rng.integers(-127, 128, (701, size)).astype(dtype)
     exact = x.astype(np.float64) @ matrix.T.astype(np.float64)
     bound = 1e-5 * np.abs(exact).max()
-    np.testing.assert_allclose(matmul_transposed(x, matrix), exact, atol=bound)
+    np.testing.assert_allclose(multiplied(x, matrix), exact, atol=bound)
 
 
 @pytest.mark.parametrize("count", [1, 3, 40])
@@ -100,7 +101,7 @@ def test_products_of_panels_equal_numpys(count):
     panels = np.stack(np.split(matrix, 4, axis=1))
     exact = x.astype(np.float64) @ matrix.T.astype(np.float64)
     bound = 1e-5 * np.abs(exact).max()
-    np.testing.assert_allclose(matmul_transposed(x, panels), exact, atol=bound)
+    np.testing.assert_allclose(multiplied(x, panels), exact, atol=bound)
 
 
 def test_panels_of_a_stack_are_multiplied_where_they_are():
@@ -153,7 +154,7 @@ def test_a_largest_number_is_searched_without_pairs():
 @pytest.mark.parametrize("size", [7, 8, 1003])
 def test_sums_equal_numpys(size):
     x = np.random.default_rng(2).standard_normal((3, size)).astype(np.float32)
-    actual = sum_rows(jnp.square, x)
+    actual = jax.jit(sum_rows, static_argnums=0)(jnp.square, x)
     np.testing.assert_allclose(actual, np.square(x).sum(axis=1), rtol=1e-5)
 
 
