@@ -64,17 +64,17 @@ def test_greedy_tokens_are_the_references(case, framework):
         assert generation.finish_reason == "stop" or len(generation.tokens) == 24
 
 
-@pytest.mark.parametrize(
-    "sampling", [Sampling(temperature=0), Sampling(temperature=1, seed=3)]
-)
-def test_same_tokens_as_the_savedmodel(sampling):
+def test_same_tokens_as_the_savedmodel():
     prompts, _ = greedy_case("pre_ln")
-    options = {"max_new_tokens": 20, "sampling": sampling, "stop_token_ids": []}
-    results = []
-    for path in (exported(), exports.exported("pre_ln")):
-        with Client(path) as client:
-            results.append([g.tokens for g in client.generate(prompts, **options)])
-    assert results[0] == results[1]
+    options = {"max_new_tokens": 20, "stop_token_ids": []}
+    with Client(exported()) as file, Client(exports.exported("pre_ln")) as savedmodel:
+        for sampling in (Sampling(temperature=0), Sampling(temperature=1, seed=3)):
+            options["sampling"] = sampling
+            actual, expected = (
+                [g.tokens for g in client.generate(prompts, **options)]
+                for client in (file, savedmodel)
+            )
+            assert actual == expected
 
 
 def test_text_streams_and_samples_share_a_prompt():
