@@ -250,5 +250,7 @@ def test_eight_clients_get_more_than_one(tmp_path):
         return 40 / (time.perf_counter() - start)
 
     with serving(tmp_path, batching=parameters) as caller:
-        ratios = [rate(caller, 8) / rate(caller, 1) for _ in range(3)]
-    assert max(ratios) > 1.3, ratios
+        ratios = []
+        while len(ratios) < 3 and not any(ratio > 1.3 for ratio in ratios):
+            ratios.append(rate(caller, 8) / rate(caller, 1))
+    assert ratios[-1] > 1.3, ratios

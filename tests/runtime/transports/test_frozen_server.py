@@ -80,6 +80,7 @@ def test_a_frozen_server(two, interruptible) -> None:
         seen = set()
         while len(seen) < 2:  # both are up and connected
             seen.add(transport.call(CALL, timeout=60).target)
+            time.sleep(0.01)  # both processors are theirs
         first, second = two
         freeze(two[first])
         start = time.monotonic()
