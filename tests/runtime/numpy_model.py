@@ -55,7 +55,7 @@ class NumpyOPT:
     def __init__(self, directory: Path) -> None:
         self.config = json.loads((directory / "config.json").read_text())
         self.weights = {k: np.array(v) for k, v in open_weights(directory).items()}
-        self._computed = functools.lru_cache(1000)(self._hidden)
+        self._computed = functools.lru_cache(3000)(self._hidden)
 
     def hidden(self, ids: np.ndarray, cache: np.ndarray) -> tuple[np.ndarray, ...]:
         """Last hidden states ``[S, E]`` and the new cache rows.
