@@ -316,9 +316,8 @@ def scores(kind, base):
 def states(kind, base):
     model = model_of(kind, base)
     ids, mask = prompt(model.config)
-    for options in (
+    for options in (  # for either search; samples go through that of greedy rows
         {},
-        {"do_sample": True, "seed": 3},
         {"penalty_alpha": 0.6, "top_k": 4},
     ):
         new, output = generated(
