@@ -268,10 +268,17 @@ def decode_loop(
         state = advance(request._replace(cache=None), rest, logits, start + 1)
         return (state._replace(new_kv=tf.ensure_shape(kv, [None, config.head_dim])),)
 
+    # Of any N, so that the loops of all N share one ``advance``.
+    shapes = tf.nest.map_structure(lambda x: x.shape, state)
+    any_number = {
+        name: tf.TensorShape([None, None, *getattr(state, name).shape[2:]])
+        for name in ("tokens", "logprobs", "top_ids", "top_logprobs")
+    }
     (state,) = tf.while_loop(
         lambda state: (state.step < steps) & tf.reduce_any(state.alive),
         body,
         (state,),
+        shape_invariants=(shapes._replace(**any_number),),
         parallel_iterations=1,
     )
     return state
