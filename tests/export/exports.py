@@ -34,7 +34,7 @@ SMALLEST = OPTConfig(
     max_position_embeddings=24,
 )
 """An architecture for exports of which only the way counts."""
-GENERATE = {"pre_ln": (8, 24), "untied_head": (8,)}
+GENERATE = {"pre_ln": (8, 24)}
 """Tokens per call; the others are asked for logits and caches only."""
 FEW_ROWS = {"batch_sizes": (1, 3)}
 """Rows that a compiled export of a golden checkpoint is compiled for."""
@@ -49,6 +49,18 @@ COMPILED_FOR_ONE: dict[str, Any] = {
     "compile_for_this_processor": True,
 }
 """Of the TensorFlow route, for single rows."""
+COMPILED_LOOPS: dict[str, Any] = {
+    "compiler": "xla",
+    "only": ("serving_default", "generate_8", "generate_24"),
+}
+"""The same for one row and several, where all but the loop is as without a compiler."""
+INT8_COMPILED_LOOPS: dict[str, Any] = {
+    "weights": "int8",
+    "compiler": "xla",
+    "batch_sizes": (1,),
+    "only": ("decode", "generate_8", "generate_24"),
+}
+"""Beside plain ops that keep packed matrices."""
 INT8_SESSIONS: dict[str, Any] = {
     "weights": "int8",
     "cache": "int8",
@@ -62,10 +74,20 @@ MIXED: dict[str, Any] = {
     "framework": "jax",
     "portable": False,
     "prompt_buckets": (16,),
+    "batch_sizes": (1,),
     "generate": (8,),
     "only": ("decode", "embed", "score", "serving_default", generate_name(8)),
 }
 """A JAX export with plain ops beside its programs."""
+INT8_MIXED: dict[str, Any] = {
+    **MIXED,
+    "weights": "int8",
+    "activations": "int16",  # scales stay where they are
+    "sessions": 3,
+    "session_slots": 40,
+    "only": (*MIXED["only"], "prefill", *session_names([8])),
+}
+"""The same with sessions."""
 SHAPES: dict[str, dict[str, Any]] = {
     "pre_ln": {"prompt_buckets": (1, 16), **FEW_ROWS, **PROGRAMS},
     "post_ln_proj": {"prompt_buckets": (1, 16), "batch_sizes": (3,), **PROGRAMS},

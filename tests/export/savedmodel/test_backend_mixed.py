@@ -9,27 +9,24 @@ import numpy as np
 import pytest
 from optserve.export.savedmodel import int8_matmul
 
-from tests.export.exports import MIXED, Served, choosing, exported
+from tests.export.exports import INT8_MIXED, MIXED, Served, choosing, exported
 
 CASE = "pre_ln"
-JAX = {"framework": "jax"}  # for 1 and 3 rows of 16 tokens
 FED = ("decode", "embed")
 TEXTS = ("score", "serving_default")
 ALL = (*FED, *TEXTS, "generate_8")
 FEW: dict[str, Any] = {"generate": (8,), "only": ALL}
-ONE_SIZE: dict[str, Any] = {"prompt_buckets": (16,)}
 
 
 class Exports:
     """Of the same weights: both ways to compute in one graph, and each alone."""
 
-    def __init__(self, **weights: Any) -> None:
-        self.mixed = Served(exported(CASE, **MIXED, **weights))
-        dtype = {key: weights[key] for key in {"weights"} & weights.keys()}
-        few = FEW if weights else {}  # those of float32 are there for other tests
-        size = ONE_SIZE if weights else {}
-        self.programs = Served(exported(CASE, **JAX, **dtype, **few, **size))
-        self.plain = Served(exported(CASE, **weights, **few))
+    def __init__(
+        self, mixed: dict[str, Any], programs: dict[str, Any], plain: dict[str, Any]
+    ) -> None:
+        self.mixed = Served(exported(CASE, **mixed))
+        self.programs = Served(exported(CASE, framework="jax", **programs))
+        self.plain = Served(exported(CASE, **plain))
 
     def assert_equal(self, other: Served, sizes: tuple[int, int], names) -> None:
         for name in names:
@@ -43,12 +40,15 @@ class Exports:
 def int8() -> Exports:
     if not int8_matmul.available():
         pytest.skip("no int8 kernels")
-    return Exports(weights="int8", activations="int16")  # scales stay where they are
+    int8 = {**FEW, "weights": "int8"}
+    sizes = {"prompt_buckets": (16,), "batch_sizes": (1,)}
+    scales_stay = {"activations": "int16"}
+    return Exports(INT8_MIXED, {**int8, **sizes}, {**int8, **scales_stay})
 
 
 @pytest.fixture(scope="module")
 def float32() -> Exports:
-    return Exports()
+    return Exports(MIXED, {}, {})  # the others are there for other tests
 
 
 def request(name: str, rows: int, tokens: int) -> dict[str, np.ndarray]:

@@ -13,7 +13,6 @@ from optserve.export.options import ExportOptions
 from optserve.export.savedmodel import int8_matmul
 from optserve.export.savedmodel.signatures import Signatures
 from optserve.models.config import OPTConfig
-from optserve.runtime.cli import main
 from optserve.runtime.contract import CacheLayout, Manifest, signature
 from optserve.runtime.model_dir import changed_files, read_manifest
 from optserve.runtime.server.serving_error import ServingError
@@ -358,18 +357,3 @@ def test_impossible_options_are_refused(tmp_path, options, expected):
     with pytest.raises(ExportError, match=expected):
         export_to(tmp_path / "out", GOLDEN / "pre_ln", ExportOptions(**options))
     assert not (tmp_path / "out").exists()
-
-
-def test_the_command(tmp_path, capsys):
-    arguments = ["export", str(GOLDEN / "pre_ln"), str(tmp_path), "--json"]
-    arguments += ["--generate", "8", "--no-verify"]
-    assert main([*arguments, "--version", "3"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["path"] == str(tmp_path / "3")
-    assert (tmp_path / "3" / "saved_model.pb").is_file()
-    assert main([*arguments, "--version", "3"]) == 1
-    assert "never overwritten" in capsys.readouterr().err
-    with pytest.raises(ExportError):
-        export_to(tmp_path, GOLDEN / "pre_ln", version=3)
-    assert main(["export", str(tmp_path / "missing"), str(tmp_path)]) == 1
-    assert capsys.readouterr().err.count("\n") == 1

@@ -10,13 +10,15 @@ from optserve.runtime.server.serving_error import ServingError
 
 from tests.export.exports import (
     COMPILED_FOR_ONE,
+    COMPILED_LOOPS,
+    INT8_SESSIONS,
     choosing,
     expected,
     int32,
     served,
 )
 
-ROUTES = [("tf", "none"), ("tf", "xla"), ("jax", "xla")]
+ROUTES = {"tf-none": {}, "tf-xla": COMPILED_LOOPS, "jax-xla": {"framework": "jax"}}
 CASE = "pre_ln"
 SEED = 7 + (9 << 32)
 MIXED = {  # one row of each kind
@@ -27,10 +29,9 @@ MIXED = {  # one row of each kind
 }
 
 
-@pytest.fixture(scope="module", params=ROUTES, ids="-".join)
+@pytest.fixture(scope="module", params=ROUTES)
 def model(request):
-    framework, compiler = request.param
-    return served(CASE, framework=framework, compiler=compiler)
+    return served(CASE, **ROUTES[request.param])
 
 
 @pytest.fixture(scope="module")
@@ -228,9 +229,15 @@ def test_rows_end_by_themselves(model, prompts):
         assert (reply["tokens"][b, count:] == -1).all()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_a_smaller_cache_gives_the_same_tokens_in_any_split(prompts, dtype):
-    model = served(CASE, cache=dtype, generate=(8,), only=("generate_8",))
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        ("bfloat16", {"cache": "bfloat16", "generate": (8,), "only": ("generate_8",)}),
+        ("int8", INT8_SESSIONS),
+    ],
+)
+def test_a_smaller_cache_gives_the_same_tokens_in_any_split(prompts, dtype, options):
+    model = served(CASE, **options)
     whole = generate(model, 8, prompts)
     half = generate(model, 8, prompts, max_new_tokens=[4] * 3)
     width = half["new_cache"].shape[-1]

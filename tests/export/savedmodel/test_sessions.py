@@ -11,7 +11,7 @@ import pytest
 from optserve.runtime.contract import Manifest, generate_name, session_generate_name
 from optserve.runtime.model_dir import read_manifest
 
-from tests.export.exports import INT8_SESSIONS, exported, int32
+from tests.export.exports import INT8_MIXED, INT8_SESSIONS, exported, int32
 from tests.runtime.session_schedule import Schedule, off
 
 SLOTS, POSITIONS = 3, 40
@@ -25,15 +25,7 @@ KINDS = {
         "generate": (8,),
         "only": INT8_SESSIONS["only"],
     },
-    "jax int8": {
-        "framework": "jax",
-        "portable": False,
-        "weights": "int8",
-        "batch_sizes": (1,),
-        "prompt_buckets": (1,),
-        "generate": (8,),
-        "only": INT8_SESSIONS["only"],
-    },
+    "jax int8": INT8_MIXED,
 }
 
 

@@ -13,14 +13,14 @@ import pytest
 from optserve.runtime.server.aligned_buffers import BUFFERS
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
-from tests.export.exports import exported, served
+from tests.export.exports import INT8_COMPILED_LOOPS, exported, served
 
 VIEWS = {"Reshape", "Identity", "StridedSlice", "Squeeze", "ExpandDims", "EnsureShape"}
 """Operations whose result may be the memory of their first operand."""
 EXPORTS = [
     {"weights": "int8"},
     {"weights": "float32"},
-    {"weights": "int8", "compiler": "xla", "batch_sizes": (1,), "generate": (8,)},
+    INT8_COMPILED_LOOPS,
     {"framework": "jax"},
 ]
 

@@ -12,7 +12,12 @@ from optserve.export.savedmodel.warmup import warmup_calls, write_warmup
 from optserve.runtime.contract import signature
 from optserve.runtime.model_dir import WARMUP_PATH, read_manifest
 
-from tests.export.exports import exported, served
+from tests.export.exports import (
+    COMPILED_LOOPS,
+    INT8_COMPILED_LOOPS,
+    exported,
+    served,
+)
 
 
 @pytest.fixture(scope="module")
@@ -127,12 +132,14 @@ def test_sizes_are_ascending_and_within_the_model():
         chosen_sizes(40, None, [4, 1])
 
 
-@pytest.mark.parametrize("options", [{}, {"weights": "int8"}])
+@pytest.mark.parametrize(
+    "options", [COMPILED_LOOPS, INT8_COMPILED_LOOPS], ids=["float32", "int8"]
+)
 def test_signatures_share_what_is_compiled(options):
     """So a record for one of them compiles the loop for all."""
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
-    path = exported("pre_ln", compiler="xla", **options)
+    path = exported("pre_ln", **options)
     data = (path / "saved_model.pb").read_bytes()
     graph = SavedModel.FromString(data).meta_graphs[0]
     functions = {f.signature.name: f for f in graph.graph_def.library.function}
