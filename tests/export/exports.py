@@ -47,6 +47,7 @@ COMPILED_FOR_ONE: dict[str, Any] = {
     "batch_sizes": (1,),
     "generate": (8,),
     "compile_for_this_processor": True,
+    "only": ("describe", "prefill", "decode", "score", "generate_8"),
 }
 """Of the TensorFlow route, for single rows."""
 COMPILED_LOOPS: dict[str, Any] = {
@@ -85,9 +86,9 @@ INT8_MIXED: dict[str, Any] = {
     "activations": "int16",  # scales stay where they are
     "sessions": 3,
     "session_slots": 40,
-    "only": (*MIXED["only"], "prefill", *session_names([8])),
+    "only": (*MIXED["only"], "describe", "prefill", *session_names([8])),
 }
-"""The same with sessions."""
+"""The same with sessions, and every signature."""
 SHAPES: dict[str, dict[str, Any]] = {
     "pre_ln": {"prompt_buckets": (1, 16), **FEW_ROWS, **PROGRAMS},
     "post_ln_proj": {"prompt_buckets": (1, 16), "batch_sizes": (3,), **PROGRAMS},
@@ -216,12 +217,20 @@ def converting_once() -> Iterator[None]:
 def export_only(
     out: Path, checkpoint: Path, options: ExportOptions, only: tuple[str, ...]
 ) -> Path:
-    """As ``export_to``, but with these signatures of the graph alone: tracing, loading
-    and optimising the others is most of the time of a test that calls none of them."""
+    """As ``export_to``, but with these signatures alone."""
+    with only_signatures(only):
+        return export_to(out, checkpoint, options)
+
+
+@contextlib.contextmanager
+def only_signatures(only: tuple[str, ...]) -> Iterator[None]:
+    """Graphs and manifests have no others: tracing, loading and optimising those is
+    most of the time of a test that calls none of them. A server needs ``prefill`` and
+    ``decode`` to get ready."""
     from optserve.export.savedmodel import exporter
     from optserve.export.savedmodel.signatures import Signatures
 
-    bodies = Signatures.bodies
+    bodies, names = Signatures.bodies, exporter.signature_names
     extra = {name: EXTRA_OUTPUTS[name] for name in only if name in EXTRA_OUTPUTS}
 
     def few_bodies(signatures: Signatures) -> dict[str, Any]:
@@ -231,7 +240,12 @@ def export_only(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Signatures, "bodies", few_bodies)
         patch.setattr(exporter, "EXTRA_OUTPUTS", extra)
-        return export_to(out, checkpoint, options)
+        patch.setattr(
+            exporter,
+            "signature_names",
+            lambda options: [name for name in names(options) if name in only],
+        )
+        yield
 
 
 def expected(case: str) -> dict[str, np.ndarray]:

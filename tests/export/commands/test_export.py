@@ -7,6 +7,7 @@ import gc
 import io
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,15 @@ from optserve.export.commands import export as command
 from optserve.export.errors import ExportError
 from optserve.export.estimate import estimate_savedmodel, read_config
 from optserve.export.options import ExportOptions
+from optserve.export.pipeline import export_checkpoint
 from optserve.export.verify import process
 from optserve.export.verify.process import Verifier, require_verified
 from optserve.models.config import OPTConfig
 from optserve.models.examples.random_checkpoint import write_random_checkpoint
 from optserve.runtime.cli import main
 from optserve.runtime.model_dir import read_manifest
+
+from tests.export.exports import only_signatures
 
 CONFIG = OPTConfig(
     vocab_size=96,
@@ -76,10 +80,12 @@ def test_a_second_version_moves_no_label(out, checkpoint, capsys):
     before = (out / "deploy" / "models.config").read_text()
     arguments = ["export", str(checkpoint), str(out), "--no-verify", "--json"]
     other = ["--weights", "float16", "--generate", "2"]
-    assert main([*arguments, "--version", "5", *other]) == 0
+    with only_signatures(("decode",)):
+        assert main([*arguments, "--version", "5", *other]) == 0
     printed = capsys.readouterr()
     report = json.loads(printed.out)
     assert report["path"] == str(out / "5")
+    assert (out / "5" / "saved_model.pb").is_file()
     assert report["verification"] is None and report["deployment"] == []
     assert report["checkpoint_digest"] == read_manifest(out / "5").checkpoint_digest
     assert sum(p["seconds"] for p in report["phases"]) < report["seconds"] + 0.1
@@ -89,16 +95,28 @@ def test_a_second_version_moves_no_label(out, checkpoint, capsys):
     assert (out / "deploy" / "models.config").read_text() == before
     assert main([*arguments, "--version", "5"]) == 1
     assert "never overwritten" in capsys.readouterr().err
+    with pytest.raises(ExportError, match="never overwritten"):
+        export_checkpoint(checkpoint, out, version=5)
+
+
+def test_a_checkpoint_that_is_not_there_is_one_sentence(tmp_path, capsys):
+    assert main(["export", str(tmp_path / "missing"), str(tmp_path)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.usefixtures("in_this_process")
 def test_what_is_not_verified_is_not_published(
-    checkpoint, tmp_path, capsys, monkeypatch
+    checkpoint, out, tmp_path, capsys, monkeypatch
 ):
+    def write(folder, source, options, *, progress):
+        progress("copying a version")
+        shutil.copytree(out / "1", folder, dirs_exist_ok=True)
+
     def refuse(verifier, folder, source):
         assert read_manifest(folder).files
         raise ExportError("not verified, nothing published: decode is off")
 
+    monkeypatch.setattr(pipeline, "write_version", write)
     monkeypatch.setattr(pipeline, "require_verified", refuse)
     arguments = ["export", str(checkpoint), str(tmp_path / "out"), "--generate", "1"]
     assert main(arguments) == 1
