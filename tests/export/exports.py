@@ -225,8 +225,8 @@ def export_only(
 @contextlib.contextmanager
 def only_signatures(only: tuple[str, ...]) -> Iterator[None]:
     """Graphs and manifests have no others: tracing, loading and optimising those is
-    most of the time of a test that calls none of them. A server needs ``prefill`` and
-    ``decode`` to get ready."""
+    most of the time of a test that calls none of them. A client needs ``decode``, a
+    server's warm-up ``prefill`` as well."""
     from optserve.export.savedmodel import exporter
     from optserve.export.savedmodel.signatures import Signatures
 

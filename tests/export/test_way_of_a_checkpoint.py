@@ -14,7 +14,7 @@ from optserve import export
 from optserve.models.examples.random_checkpoint import write_random_checkpoint
 from optserve.runtime.cli import main
 
-from tests.export.exports import SMALLEST
+from tests.export.exports import SMALLEST, only_signatures
 
 EXPORT = Path(export.__path__[0])
 
@@ -57,5 +57,6 @@ def test_a_checkpoint_goes_the_way_that_the_page_draws(tmp_path, monkeypatch):
     for hop in hops:
         note_calls(monkeypatch, hop, calls)
     arguments = ["export", str(checkpoint), str(tmp_path / "out")]
-    assert main([*arguments, "--generate", "1", "--no-deploy"]) == 0
+    with only_signatures(("describe", "prefill", "generate_1")):
+        assert main([*arguments, "--generate", "1", "--no-deploy"]) == 0
     assert list(dict.fromkeys(calls)) == hops

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,15 +89,11 @@ VALUES |= {"history": -1, "stop_ids": -1, "bias_ids": -1}
 class Caller:
     """Calls an export as a client of TensorFlow Serving does."""
 
-    def __init__(self, framework: str) -> None:
+    def __init__(self, **options: Any) -> None:
         from optserve.runtime.server.servable import Servable
         from optserve.runtime.server.settings import SessionOptions
 
-        few = {"batch_sizes": (3,), "prompt_buckets": (16,), "generate": (8,)}
-        options = {"sessions": 3, "session_slots": 40, "generate": (1, 8)}
-        few |= {"portable": False}
-        options |= few if framework == "jax" else {}
-        folder = exported("pre_ln", framework=framework, **options)
+        folder = exported("pre_ln", **options)
         manifest = read_manifest(folder)
         sizes = {"B": B, "S": S, "C": C, "N": N, "W": W, "K": K, "J": J}
         self.sizes = {key: (value,) for key, value in sizes.items()}
@@ -117,9 +114,15 @@ class Caller:
         return np.dtype(dtype), sum((self.sizes.get(d) or (int(d),) for d in dims), ())
 
 
-@pytest.fixture(scope="module", params=["tf", "jax"])
+ROUTES = {
+    "tf": {"sessions": 3, "session_slots": 40, "generate": (1, 8)},
+    "jax": INT8_MIXED,
+}
+
+
+@pytest.fixture(scope="module", params=ROUTES)
 def caller(request) -> Iterator[Caller]:
-    with closing(Caller(request.param)) as caller:
+    with closing(Caller(**ROUTES[request.param])) as caller:
         yield caller
 
 

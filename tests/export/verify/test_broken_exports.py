@@ -16,7 +16,7 @@ from optserve.models.checkpoints import open_weights
 from optserve.models.config import OPTConfig
 from optserve.models.weights import weight_shapes
 
-from tests.export.exports import export_to
+from tests.export.exports import export_only
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden"
 FC1 = "decoder.layers.fc1.weight"
@@ -100,7 +100,8 @@ def test_weights_stored_in_panels():
 
 
 def exported(out: Path, dtype: str) -> Path:
-    return export_to(out, GOLDEN / "pre_ln", ExportOptions(weights=dtype, generate=[]))
+    options = ExportOptions(weights=dtype, generate=[])
+    return export_only(out, GOLDEN / "pre_ln", options, ("prefill",))
 
 
 def test_a_wrong_weight_in_an_int8_export(tmp_path, monkeypatch):
