@@ -22,7 +22,7 @@ def machine(threads: int) -> dict[str, Any]:
     return {
         "cpu": facts.get("model name") or platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
-        "features": " ".join(f for f in _FEATURES if f in flags) or "no AVX2",
+        "features": " ".join(f for f in _FEATURES if f in flags) or "baseline",
         "gigabytes_per_second": round(memory_bandwidth(threads) / 1e9),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",

@@ -40,10 +40,14 @@ def index(results: Path) -> str:
 def publish(run: Run, root: Path = ROOT) -> list[Path]:
     """Write the run with all its tables and, of 125m, the README's block and plot.
 
+    There is a page for each size and kind of processor, which its name and the last of
+    its instruction sets tell: one name may stand for many in a cloud.
+
     Returns the files. Raises ``ValueError`` if a page has no place for it.
     """
     shown = _show(run, root) if run.preset == README_PRESET else []
-    name = re.sub(r"[^a-z0-9]+", "-", f"{run.machine['cpu']} {run.preset}".lower())
+    kind = f"{run.machine['cpu']} {run.machine['features'].split()[-1]}"
+    name = re.sub(r"[^a-z0-9]+", "-", f"{kind} {run.preset}".lower())
     results = root / RESULTS
     results.mkdir(parents=True, exist_ok=True)
     data, page = results / f"{name}.json", results / f"{name}.md"

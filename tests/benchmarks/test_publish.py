@@ -41,10 +41,10 @@ def test_the_readmes_block_is_replaced_and_nothing_else(run, tmp_path):
     assert "A CPU (avx2), 40 GB/s, commit abc1234" in new[begin:end]
     assert old.startswith(new[:begin]) and old.endswith(new[end:])
     assert picture.read_text().lstrip().startswith("<?xml")
-    assert data.name == "a-cpu-125m.json"
+    assert data.name == "a-cpu-avx2-125m.json"
     assert "**prompt 128, 8 rows, 65 tokens**" in page.read_text()
     assert listed.read_text() == (
-        f"before\n<!-- results -->\n- [{run.title}](results/a-cpu-125m.md)\n"
+        f"before\n<!-- results -->\n- [{run.title}](results/a-cpu-avx2-125m.md)\n"
         "<!-- /results -->\nafter"
     )
 
@@ -55,7 +55,7 @@ def test_another_size_has_a_page_and_no_place_in_the_readme(run, tmp_path):
     listed.write_text("<!-- results -->\n<!-- /results -->\n")
     run.preset = "1.3b"
     data, page, index = publish(run, tmp_path)
-    assert data.name == "a-cpu-1-3b.json"
+    assert data.name == "a-cpu-avx2-1-3b.json"
     assert page.name in index.read_text()
     assert not (tmp_path / "README.md").exists()
 
