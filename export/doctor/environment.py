@@ -27,6 +27,9 @@ _IMPORTS = {
 }
 _IMPORT_SECONDS = 180.0
 
+_INSTRUCTIONS = {"avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16"}
+_INSTRUCTIONS |= {"amx_int8", "amx_bf16", "bf16"}
+
 
 def check_python() -> Iterator[Check]:
     """The interpreter and the system."""
@@ -52,7 +55,7 @@ def check_processor(cpuinfo: str | None = None) -> Iterator[Check]:
             return
     match = re.search(r"^(flags|Features)\s*:\s*(.*)$", cpuinfo, re.MULTILINE)
     flags = set(match[2].split()) if match else set()
-    has = sorted(flags & {"avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "bf16"})
+    has = sorted(flags & _INSTRUCTIONS)
     listed = ", ".join(has) or "none of AVX2, AVX-512, BF16"
     if not flags & {"avx2", "asimd"}:
         advice = "TensorFlow's packages need AVX: expect them to fail or to be slow"

@@ -71,6 +71,11 @@ def test_processor(flags, state):
     assert bool(check.advice) == (state != "ok")
 
 
+def test_instructions_for_int8_are_listed():
+    (check,) = doctor.check_processor("flags : avx2 avx512_vnni sse2\n")
+    assert check.detail == "avx2, avx512_vnni"
+
+
 def test_a_library_that_breaks_is_reported(monkeypatch):
     lines = {
         "numpy": "print('fine')",
