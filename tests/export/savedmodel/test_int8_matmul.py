@@ -17,6 +17,7 @@ from optserve.export.options import ExportOptions
 from optserve.export.savedmodel import int8_matmul
 from optserve.export.savedmodel.int8_matmul import accumulators, joined, split_int8
 from optserve.export.savedmodel.matmul_tf import KeptInt8Matrix, Kernels, Matrix
+from optserve.export.verify.tolerances import INT8_ACTIVATIONS
 from optserve.models.config import OPTConfig
 from optserve.models.examples.random_checkpoint import write_random_checkpoint
 
@@ -209,6 +210,17 @@ def test_the_loop_of_kept_matrices_is_the_loop_over_layers(has, request) -> None
     with model.answering("exact_int8", True):
         actual = _logprobs(model)
     np.testing.assert_allclose(actual, _by_layers(model), atol=2e-3)
+
+
+@has_kernels
+def test_the_loop_in_seven_bits_differs_by_little() -> None:
+    """From the one in float32 of the same weights, whose scales were not moved."""
+    options = {"weights": "int8", "generate": (8,), "only": ("generate_8",)}
+    rounded = served("pre_ln", **options, activations="int8")
+    with rounded.answering("exact_int8", False):
+        actual = _logprobs(rounded)
+    difference = np.abs(actual - _by_layers(served("pre_ln", weights="int8")))
+    assert 0 < difference.max() < INT8_ACTIVATIONS
 
 
 def test_a_matrix_multiplies_int8_as_such_where_that_is_exact() -> None:
