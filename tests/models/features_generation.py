@@ -102,17 +102,35 @@ def padding(kind, base):
         assert alone[0, :length].tolist() == actual[:length].tolist()
 
 
+SAMPLING = {
+    "temperature": 0.8,
+    "top_k": 20,
+    "top_p": 0.9,
+    "min_p": 0.02,
+    "repetition_penalty": 1.2,
+    "presence_penalty": 0.5,
+    "frequency_penalty": 0.25,
+}
+COPIES = 3
+
+
+def sampled(kind, model, ids, mask, **options):
+    """``COPIES`` samples of each prompt, from one program for all checks."""
+    options = {"num_return_sequences": COPIES, **SAMPLING, **options}
+    return generated(
+        kind, model, ids, mask, max_new_tokens=5, do_sample=True, **options
+    )[0]
+
+
 @feature(GENERATION, "sampling: the served model's tokens for the same seed", head=True)
 def sampling(kind, base):
     model = model_of(kind, base)
     ids, mask = prompt(model.config)
-    options = {"temperature": 0.8, "top_k": 20, "top_p": 0.9}
-    options |= {"repetition_penalty": 1.2, "min_p": 0.02}
-    options |= {"presence_penalty": 0.5, "frequency_penalty": 0.25}
-    sampling = Sampling(seed=2**40 + 5, **options)
-    options |= {"max_new_tokens": 5, "do_sample": True, "seed": sampling.seed}
-    actual, _ = generated(kind, model, ids, mask, **options)
-    for row, real, new in zip(ids, mask, actual, strict=True):
+    seed = 2**40 + 5
+    actual = sampled(kind, model, ids, mask, seed=seed)
+    prompts = (np.repeat(x, COPIES, 0) for x in (ids, mask))
+    for i, (row, real, new) in enumerate(zip(*prompts, actual, strict=True)):
+        sampling = Sampling(seed=seed + i % COPIES, **SAMPLING)
         before, start = row[real == 1].tolist(), real.sum()
         sequence = [*before, *new.tolist()]
         history = [-2 - token for token in before] + sequence[start:]
@@ -141,14 +159,16 @@ def sequence_bias(kind, base):
 @feature(GENERATION, "several samples of a prompt", head=True)
 def copies(kind, base):
     model = model_of(kind, base)
-    ids, _ = prompt(model.config)
-    options = {"max_new_tokens": 5, "do_sample": True, "top_k": 0}
-    options["num_return_sequences"] = 3
-    actual, _ = generated(kind, model, ids[:1], seed=11, **options)
-    assert len({tuple(row) for row in actual.tolist()}) == 3
-    again, _ = generated(kind, model, ids[:1], seed=12, **options)
+    ids, mask = prompt(model.config)
+    everything = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    actual, again = (
+        sampled(kind, model, ids, mask, seed=seed, **everything) for seed in (11, 12)
+    )
     length = min(actual.shape[1], again.shape[1])
-    assert actual[1, :length].tolist() == again[0, :length].tolist()
+    for first in range(0, len(ids) * COPIES, COPIES):
+        samples = actual[first : first + COPIES]
+        assert len({tuple(row) for row in samples.tolist()}) == COPIES
+        assert (samples[1:, :length] == again[first : first + 2, :length]).all()
 
 
 @feature(GENERATION, "a second call compiles nothing", head=True)
