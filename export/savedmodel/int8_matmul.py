@@ -8,8 +8,8 @@ finer than bfloat16's. A processor with VNNI multiplies four int8 numbers at onc
 6.0, and one of float32 15 (``tests/benchmarks/claims.py int8-rows``).
 
 A processor without VNNI adds two products in 16 bits, which two factors of 8 bits are
-too large for. With 7 bits and no sign for one of them the sums are exact there, too,
-in half of float32's time for 2 rows and more (``claims.py int8-rows``).
+too large for. With 7 bits and no sign for one of them the sums are exact there, too:
+on an AMD EPYC (Zen 3) with 2 vCPUs the same 8 rows took 9 ms so, and 40 in float32.
 
 The kernel is TensorFlow's ``_QuantizedMatMul``, which TensorFlow has on x86-64 alone.
 """
@@ -137,8 +137,7 @@ def _ranges(dtype: tf.DType, scale: Any) -> list[Any]:
     """
     largest = 127.0 if dtype == tf.int8 else 255.0
     if scale is None:
-        first, second = largest, constant(127.0)
-        return [constant(-first), constant(first), constant(-127.0), second]
+        return [constant(limit) for limit in (-largest, largest, -127.0, 127.0)]
     return [constant(-largest * 127), constant(largest * 127), scale, scale]
 
 

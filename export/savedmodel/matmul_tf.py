@@ -6,6 +6,7 @@ Which kernels those are is found out when a version is loaded (``autotune.py``).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -79,6 +80,11 @@ class Kernels(NamedTuple):
     exact_int8: Any = None
     int8_activations: bool = False
 
+    @property
+    def exact_bits(self) -> int:
+        """Of each number that int8 is multiplied with where that is exact."""
+        return 8 if self.int8_activations else 16
+
 
 class Matrix(PackedWeight):
     """A stored matrix [out, in] of any of the weight dtypes, in panels [P, out, in/P]
@@ -113,12 +119,14 @@ class Matrix(PackedWeight):
             return self._scaled(_float32_product(x, self.values))
         if self.kernels.exact_int8 is None:
             return self._converted(x)
-        rounded = self.kernels.int8_activations
-        return either(
-            self.kernels.exact_int8,
-            lambda: self._int8_product(x, bits=8 if rounded else 16),
-            lambda: self._int8_product(x, bits=7) if rounded else self._converted(x),
-        )
+
+        def otherwise():
+            if self.kernels.int8_activations:
+                return self._int8_product(x, bits=7)
+            return self._converted(x)
+
+        exactly = partial(self._int8_product, x, bits=self.kernels.exact_bits)
+        return either(self.kernels.exact_int8, exactly, otherwise)
 
     def _int8_product(self, x, *, bits: int, keep: bool = False):
         return int8_matmul.product(x, self.values, self.scale, keep=keep, bits=bits)
@@ -180,8 +188,7 @@ class KeptInt8Matrix(Matrix):
     """
 
     def matmul(self, x):
-        bits = 8 if self.kernels.int8_activations else 16
-        return self._int8_product(x, bits=bits, keep=True)
+        return self._int8_product(x, bits=self.kernels.exact_bits, keep=True)
 
 
 class Norm(PackedNorm):

@@ -16,6 +16,7 @@ from optserve.runtime.model_dir import read_manifest
 from optserve.runtime.server.found_at_load import found_at_load
 
 from tests.export.exports import Served, choosing, exported, int32
+from tests.export.savedmodel.processors import has_kernels
 
 ROOT = Path(__file__).parents[3]
 
@@ -59,7 +60,7 @@ def test_the_answer_is_found_when_a_version_is_loaded(answer) -> None:
     assert bool(tf.function(resource.read)()) == answer
 
 
-@pytest.mark.skipif(not int8_matmul.available(), reason="no int8 kernels")
+@has_kernels
 def test_many_rows_are_not_multiplied_as_two_int8_numbers() -> None:
     questions = autotune.questions(tf.int8, portable=False)
     for question in questions.values():

@@ -176,7 +176,7 @@ def test_a_crowd_is_answered_or_refused_and_nobody_is_cut_off():
         grpc.insecure_channel(target) as channel,
     ):
         call = channel.unary_unary(METHOD)
-        crowd = [call.future(b"x", timeout=60) for _ in range(2000)]
+        crowd = [call.future(b"x", timeout=60) for _ in range(3000)]
         answers = [future.exception(60) for future in crowd]
     codes = {answer and answer.code().name for answer in answers}
     assert None in codes and codes <= {None, "RESOURCE_EXHAUSTED"}
