@@ -278,11 +278,11 @@ def test_a_refusal_names_a_path_of_any_bytes():
 
 
 def test_an_address_that_cannot_be_had_leaves_no_thread():
-    before = threading.active_count()
+    before = set(threading.enumerate())  # some of which may just end
     front = GrpcFront({}, Limits())
     with pytest.raises(OptserveError, match="cannot listen"):
         front.start(Address("192.0.2.1", 8500, None), None)
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
 
 
 def test_stopping_ends_calls_that_are_half_sent():
