@@ -71,5 +71,5 @@ def tampering_is_caught(out: Path) -> None:
     data.write_bytes(content)
     with pytest.raises(AssertionError):
         optserve("verify", out, cwd=out)
-    with pytest.raises(OptserveError, match="is not the file that was exported"):
+    with pytest.raises(OptserveError, match="has been changed since the export"):
         EmbeddedServer(out)
