@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from optserve.export.errors import ExportError
 from optserve.export.options import ExportOptions
-from optserve.export.savedmodel import int8_matmul
+from optserve.export.savedmodel import exporter, int8_matmul
 from optserve.export.savedmodel.signatures import Signatures
 from optserve.models.config import OPTConfig
 from optserve.runtime.contract import CacheLayout, Manifest, signature
@@ -285,6 +286,17 @@ def test_the_manifest_is_in_the_graph_and_names_every_file():
     assert not inside.pop("files") and outside.pop("files")
     assert inside == outside
     assert Manifest.from_json(told[1]).cache_layout.row_shape == (3, 2, 4, 8)
+
+
+def test_ops_keep_no_lines_of_their_own_while_a_graph_is_exported():
+    def makers() -> list[str]:
+        with tf.Graph().as_default():
+            return [frame.name for frame in tf.zeros([]).op.traceback]
+
+    with pytest.raises(KeyError), exporter._one_traceback():
+        assert "makers" not in makers()
+        raise KeyError
+    assert "makers" in makers()
 
 
 def test_a_long_text_is_given_to_few_rows():
