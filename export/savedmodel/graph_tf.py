@@ -318,6 +318,11 @@ def advance(
     logprob = tf.where(alive, logprob, 0.0)[:, None]
     stop = tf.gather(marks.stops, token, axis=1, batch_dims=1)
     at = tf.stack([tf.range(B), token], axis=1)
+    counts = tf.cond(  # nobody else looks at them
+        tf.reduce_any(marks.modified),
+        lambda: tf.tensor_scatter_nd_add(state.counts, at, tf.fill([B], 1)),
+        lambda: state.counts,
+    )
     reported = (now & alive[:, None])[:, :, None]
     return DecodeState(
         step + 1,
@@ -327,7 +332,7 @@ def advance(
         tf.where(now, logprob, state.logprobs),
         tf.where(reported, top_ids[:, None], state.top_ids),
         tf.where(reported, top_logprobs[:, None], state.top_logprobs),
-        tf.tensor_scatter_nd_add(state.counts, at, tf.fill([B], 1)),
+        counts,
         state.new_kv,
     )
 

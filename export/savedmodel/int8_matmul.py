@@ -88,8 +88,10 @@ def round_to_seven_bits(x) -> Unsigned:
 
 def _largest(x):
     """Each row's largest absolute value [N, 1]."""
-    largest = tf.reduce_max(tf.abs(x), axis=constant([-1]), keepdims=True)
-    return tf.maximum(largest, constant(_SMALLEST))
+    last = constant([-1])
+    highest = tf.reduce_max(x, axis=last, keepdims=True)
+    lowest = tf.reduce_min(x, axis=last, keepdims=True)  # |x| would be written first
+    return tf.maximum(tf.maximum(highest, -lowest), constant(_SMALLEST))
 
 
 def accumulators(parts, values, scale: Any = None, *, keep: bool = False):

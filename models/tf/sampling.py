@@ -80,14 +80,8 @@ def nothing_reported(B):
 
 
 def first_argmax(x):
-    """The largest value's index [B] int32; the lowest one among equals.
-
-    In two steps, which XLA makes vector code of; of an argmax it doesn't.
-    """
-    V = tf.shape(x)[1]
-    largest = tf.reduce_max(x, axis=1, keepdims=True)
-    index = tf.reduce_min(tf.where(x == largest, tf.range(V), V), axis=1)
-    return tf.minimum(index, V - 1)  # of NaNs none is the largest
+    """The largest value's index [B] int32; the lowest one among equals."""
+    return tf.argmax(x, axis=1, output_type=tf.int32)
 
 
 def draw(x, params: SamplingParams, position):
