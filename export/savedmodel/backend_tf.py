@@ -54,7 +54,7 @@ class TFBackend:
         request = request_spec(None, None, cache, config.vocab_size)
         ids, length = request.input_ids, request.cache_length
         self.extend = _shared(self._extend, ids, cache, length)
-        self._feed = _shared(self._feed_prompt, request, tf.TensorSpec([], tf.int32))
+        self._feed = _shared(self._feed_prompt, request)
         self._advance = tf.function(graph_tf.advance, autograph=False)
         self._generate = _shared(self._any_loop, request, tf.TensorSpec([], tf.int32))
 
@@ -107,15 +107,15 @@ class TFBackend:
 
     def _loop(self, request: GenerateRequest, N, params) -> Generated:
         config, cache = self._config, self._cache
-        prompt = self._feed(request, tf.convert_to_tensor(N))
+        prompt = self._feed(request)
         state = graph_tf.decode_loop(
             config, params, cache, N, request, prompt, self._advance
         )
         return graph_tf.generated(config, cache, request, prompt, state)
 
-    def _feed_prompt(self, request: GenerateRequest, N):
+    def _feed_prompt(self, request: GenerateRequest):
         params = self._params(tf.size(request.input_ids))
-        return graph_tf.feed_prompt(self._config, params, self._cache, N, request)
+        return graph_tf.feed_prompt(self._config, params, self._cache, request)
 
     # --- weights --------------------------------------------------------------------
 

@@ -198,13 +198,20 @@ class Prompt(NamedTuple):
     fed: Any  # boolean, ... if this is true
 
 
+def asked_steps(request: GenerateRequest):
+    """The most new tokens that a row asks for; 1 if none does."""
+    return tf.maximum(tf.reduce_max(request.max_new_tokens), 1)
+
+
 def feed_prompt(
-    config: OPTConfig, params, cache_dtype: str, N, request: GenerateRequest
+    config: OPTConfig, params, cache_dtype: str, request: GenerateRequest
 ) -> Prompt:
-    """Feed a request's prompt, if it is longer than one token, into its cache."""
+    """Feed a request's prompt, if it is longer than one token, into its cache, with
+    room for the tokens that its rows ask for."""
     ids, length = request.input_ids, request.cache_length
     S = opt.shape(ids)[1]
-    cache = unpack_cache(request.cache, length, cache_dtype, room=S + N - 1)
+    room = S + asked_steps(request) - 1
+    cache = unpack_cache(request.cache, length, cache_dtype, room=room)
 
     last = tf.maximum(request.input_length - 1, 0)
 
@@ -291,11 +298,16 @@ def generated(
     prompt: Prompt,
     state: DecodeState,
 ) -> Generated:
-    """The tokens that a loop generated, and the rows of all tokens that were fed."""
+    """The tokens that a loop generated, and the rows of all tokens that were fed.
+
+    Rows beyond those that were asked for are zeros.
+    """
     S, N = opt.shape(request.input_ids)[1], opt.shape(state.tokens)[1]
     count = tf.reduce_sum(tf.cast(state.tokens >= 0, tf.int32), axis=1)
     cache = prompt.cache._replace(kv=state.new_kv)
-    rows = new_rows(config, cache, request.cache_length, S + N - 1, cache_dtype)
+    steps = asked_steps(request)
+    rows = new_rows(config, cache, request.cache_length, S + steps - 1, cache_dtype)
+    rows = tf.pad(rows, [[0, 0], [0, N - steps], *[[0, 0]] * 4])
     top = state.top_ids, state.top_logprobs
     return Generated(state.tokens, state.logprobs, count, rows, *top)
 
