@@ -44,17 +44,27 @@ class KVCache(NamedTuple):
 
 
 def unpack_cache(cache, length, dtype: str, *, room) -> KVCache:
-    """The wire's cache, transposed once, and ``room`` ≥ 1 more slots.
+    """The wire's cache in the buffer's order, and ``room`` ≥ 1 more slots.
 
     Zero at ``length`` [B] and beyond, whatever a client left there: a weight of
-    nothing doesn't make a NaN go away. Padding makes the buffer, so it is nobody
-    else's and may be written into. Both while numbers are packed, and so are fewer
-    bytes: zeros unpack to zeros.
+    nothing doesn't make a NaN go away. One gather of vectors as they are packed does
+    it all, with rows that aren't there for what should be zero; zeros unpack to zeros.
+    What it makes is nobody else's and may be written into.
     """
-    C = opt.shape(cache)[1]
-    used = (tf.range(C) < length[:, None])[:, None, :, None]
-    wire = tf.where(used, tf.transpose(cache, [2, 3, 0, 4, 1, 5]), 0.0)
-    kv = unpack(tf.pad(wire, [[0, 0]] * 4 + [[0, room], [0, 0]]), dtype)
+    B, C, L, _, H, width = opt.shape(cache)
+    slots = tf.range(C + room)
+    used = slots < tf.minimum(length, C)[:, None]
+    vectors = 2 * L * H  # of a token
+    first = tf.where(used, (tf.range(B)[:, None] * C + slots) * vectors, -vectors)
+    rows = first[:, None] + tf.reshape(tf.range(vectors), [L, 2, 1, H, 1])
+
+    def gathered():
+        flat = tf.reshape(cache, [-1, width])
+        return tf.gather_nd(flat, rows[..., None], bad_indices_policy="IGNORE")
+
+    # Of no vectors at all none can be gathered.
+    wire = tf.cond(C > 0, gathered, lambda: tf.zeros([*opt.shape(rows), width]))
+    kv = unpack(wire, dtype)
     return KVCache(tf.reshape(kv, [-1, kv.shape[-1]]), C + room)
 
 
