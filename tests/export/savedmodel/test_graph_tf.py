@@ -25,7 +25,7 @@ def test_every_vector_of_a_row_comes_to_its_place(dtype, slots, length):
     for row, used in zip(wire, length, strict=True):
         row[used:] = np.nan
     kv, T = unpack_cache(tf.constant(wire), tf.constant(length), dtype, room=room)
-    assert T == slots + room
+    assert slots + room == T
     expected = np.zeros([L, 2, B, H, slots + room, D], np.float32)
     for b in range(B):
         for slot in range(min(length[b], slots)):
