@@ -54,16 +54,16 @@ def unpack_cache(cache, length, dtype: str, *, room) -> KVCache:
     B, C, L, _, H, width = opt.shape(cache)
     slots = tf.range(C + room)
     used = slots < tf.minimum(length, C)[:, None]
-    vectors = 2 * L * H  # of a token
-    first = tf.where(used, (tf.range(B)[:, None] * C + slots) * vectors, -vectors)
-    rows = first[:, None] + tf.reshape(tf.range(vectors), [L, 2, 1, H, 1])
+    each = 2 * L * H  # vectors of a token
+    first = tf.where(used, (tf.range(B)[:, None] * C + slots) * each, -each)
+    at = first[:, None] + tf.reshape(tf.range(each), [L, 2, 1, H, 1])
 
     def gathered():
-        flat = tf.reshape(cache, [-1, width])
-        return tf.gather_nd(flat, rows[..., None], bad_indices_policy="IGNORE")
+        vectors, index = tf.reshape(cache, [-1, width]), tf.expand_dims(at, -1)
+        return tf.gather_nd(vectors, index, bad_indices_policy="IGNORE")
 
     # Of no vectors at all none can be gathered.
-    wire = tf.cond(C > 0, gathered, lambda: tf.zeros([*opt.shape(rows), width]))
+    wire = tf.cond(C > 0, gathered, lambda: tf.zeros([*opt.shape(at), width]))
     kv = unpack(wire, dtype)
     return KVCache(tf.reshape(kv, [-1, kv.shape[-1]]), C + room)
 
