@@ -16,8 +16,6 @@ NATIVE_BFLOAT16, EXACT_INT8 = FOUND_AT_LOAD
 _MULTIPLIED = {tf.int8: EXACT_INT8, tf.bfloat16: NATIVE_BFLOAT16}
 """What says that a processor multiplies such weights itself."""
 
-_MOST_ROWS_OF_16_BITS = 64
-
 
 class FoundAtLoad(tf.saved_model.experimental.TrackableResource):
     """The boolean that ``find()`` gives when a model is loaded.
@@ -115,20 +113,14 @@ def _answer(find: Callable[[], Any]) -> bool:
     return bool(tf.function(find, autograph=False)())
 
 
-def kernels(
-    resources: Mapping[str, Answer], rows: Any, *, int8_activations: bool
-) -> Kernels:
-    """The kernels for products of ``rows`` rows, inside a graph.
-
-    Numbers of 16 bits are multiplied as such for a few rows only: beyond, conversion
-    weighs less than a second product.
-    """
-    native = resources.get(NATIVE_BFLOAT16)
-    exact = resources.get(EXACT_INT8)
-    exact = None if exact is None else exact.read()
-    if exact is not None and exact is not False and not int8_activations:
-        exact = exact & (rows <= _MOST_ROWS_OF_16_BITS)
-    return Kernels(None if native is None else native.read(), exact, int8_activations)
+def kernels(resources: Mapping[str, Answer], *, int8_activations: bool) -> Kernels:
+    """The kernels that were found, inside a graph."""
+    native, exact = resources.get(NATIVE_BFLOAT16), resources.get(EXACT_INT8)
+    return Kernels(
+        None if native is None else native.read(),
+        None if exact is None else exact.read(),
+        int8_activations,
+    )
 
 
 def native_bfloat16():

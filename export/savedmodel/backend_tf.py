@@ -54,28 +54,27 @@ class TFBackend:
         request = request_spec(None, None, cache, config.vocab_size)
         ids, length = request.input_ids, request.cache_length
         self.extend = _shared(self._extend, ids, cache, length)
-        self._feed = _shared(self._feed_prompt, request)
         self._advance = tf.function(graph_tf.advance, autograph=False)
         self._generate = _shared(self._any_loop, request, tf.TensorSpec([], tf.int32))
 
     def _extend(self, ids, cache, cache_length):
-        params = self._params(tf.size(ids))
+        params = self._params()
         return graph_tf.extend(
             self._config, params, self._cache, ids, cache, cache_length
         )
 
     def logits(self, hidden):
         """Hidden states [B,W] → [B,V]."""
-        params = self._params(tf.shape(hidden)[0])
+        params = self._params()
         return graph_tf.opt.lm_logits(self._config, params, hidden)
 
     def full_logits(self, ids, mask):
         """Logits [B,S,V] of padded rows."""
-        return graph_tf.full_logits(self._config, self._params(tf.size(ids)), ids, mask)
+        return graph_tf.full_logits(self._config, self._params(), ids, mask)
 
     def scores(self, ids, hidden):
         """Logits [B,S,V], and log-probabilities [B,S] of the tokens that follow."""
-        params = self._params(tf.size(ids))
+        params = self._params()
         return graph_tf.scores(self._config, params, ids, hidden)
 
     def generate(self, request: GenerateRequest, N: int, *, often: bool) -> Generated:
@@ -86,8 +85,7 @@ class TFBackend:
         signature, so they are for the one that is called most ``often``. Everything
         else, and every other processor, goes through one body for all layers.
         """
-        rows = tf.shape(request.input_ids)[0]
-        exact = self._kernels(rows).exact_int8
+        exact = self._kernels().exact_int8
         if exact is None or not often:
             generated = self._generate(request, tf.constant(N))
         else:
@@ -103,25 +101,23 @@ class TFBackend:
         return generated
 
     def _any_loop(self, request: GenerateRequest, N) -> Generated:
-        return self._loop(request, N, self._params(tf.shape(request.input_ids)[0]))
+        return self._loop(request, N, self._params())
 
     def _loop(self, request: GenerateRequest, N, params) -> Generated:
-        config, cache = self._config, self._cache
-        prompt = self._feed(request)
+        config, dtype = self._config, self._cache
+        S, steps = tf.shape(request.input_ids)[1], graph_tf.asked_steps(request)
+        length = request.cache_length
+        cache = graph_tf.unpack_cache(request.cache, length, dtype, room=S + steps - 1)
         state = graph_tf.decode_loop(
-            config, params, cache, N, request, prompt, self._advance
+            config, params, dtype, N, request, cache, self._advance
         )
-        return graph_tf.generated(config, cache, request, prompt, state)
-
-    def _feed_prompt(self, request: GenerateRequest):
-        params = self._params(tf.size(request.input_ids))
-        return graph_tf.feed_prompt(self._config, params, self._cache, request)
+        return graph_tf.generated(config, dtype, request, cache, state)
 
     # --- weights --------------------------------------------------------------------
 
-    def _params(self, rows: Any) -> dict[str, Any]:
-        """Weights for products of so many rows, stacked over layers."""
-        kernels = self._kernels(rows)
+    def _params(self) -> dict[str, Any]:
+        """Weights, stacked over layers."""
+        kernels = self._kernels()
 
         def pack(name, values, scale):
             return Matrix(values, scale, kernels=kernels)
@@ -130,7 +126,7 @@ class TFBackend:
 
     def _kept_params(self) -> dict[str, Any]:
         """Weights of each layer by itself, for a loop that has a place for each."""
-        kernels = Kernels(int8_activations=self._int8_activations)
+        kernels = self._kernels()
 
         def pack(name, values, scale):
             return KeptInt8Matrix(values, scale, kernels=kernels)
@@ -139,10 +135,8 @@ class TFBackend:
         layers = Unrolled(params["layers"], self._config.num_hidden_layers)
         return {**params, "layers": layers}
 
-    def _kernels(self, rows: Any) -> Kernels:
-        return autotune.kernels(
-            self.resources, rows, int8_activations=self._int8_activations
-        )
+    def _kernels(self) -> Kernels:
+        return autotune.kernels(self.resources, int8_activations=self._int8_activations)
 
     def _assembled(self, pack) -> dict[str, Any]:
         """Layers stay variables, which a loop takes in as they are; a tensor would be

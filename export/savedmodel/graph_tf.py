@@ -10,15 +10,13 @@ One body computes all layers, so that a graph is small whatever their number.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from ...models.config import OPTConfig
 from ...models.generation.sampling import TOP_LOGPROBS
-from ...models.layer_context import LayerContext
+from ...models.layer_context import FusedAttention, LayerContext
 from ...models.tf import model as opt
 from ...models.tf.sampling import choose
 from .attention_tf import attend_blocks, attend_token, visible
@@ -82,11 +80,31 @@ def store_at(config: OPTConfig, dtype: str, start, B, S, T):
     return lambda past, k, v: write(past, tf.stack([k, v]))
 
 
-def attend_token_at(config: OPTConfig, dtype: str, start, B, T):
-    """:func:`store_at` and attention in one, for a new token of each row.
+def attend_at(config: OPTConfig, dtype: str, start, B, S, T) -> FusedAttention:
+    """:func:`store_at` and attention in one.
 
-    Nothing is moved around for it: its queries, keys and values are in order.
+    One function for all layers, with a way for a token of each row and one for several.
     """
+    one = _attend_token_at(config, dtype, start, B, T)
+    several = _attend_blocks_at(config, dtype, start, B, S, T)
+
+    def attend(qkv, kv, begin, end):
+        past = kv, (begin, end)
+        return tf.cond(
+            S == 1, lambda: one(qkv, past), lambda: apart(qkv, kv, begin, end)
+        )
+
+    apart = tf.function(
+        lambda qkv, kv, begin, end: several(qkv, (kv, (begin, end))),
+        autograph=False,
+        experimental_attributes={"_noinline": True},
+    )
+    shared = tf.function(attend, autograph=False)
+    return lambda qkv, past: shared(qkv, past[0], *past[1])
+
+
+def _attend_token_at(config: OPTConfig, dtype: str, start, B, T) -> FusedAttention:
+    """Nothing is moved around: queries, keys and values of a token are in order."""
     H, D = config.num_attention_heads, config.head_dim
     kinds = tf.range(2)[:, None] * B + tf.range(B)[:, None, None]
     heads = (kinds * H + tf.range(H)) * T
@@ -103,6 +121,18 @@ def attend_token_at(config: OPTConfig, dtype: str, start, B, T):
     return attend
 
 
+def _attend_blocks_at(config: OPTConfig, dtype: str, start, B, S, T) -> FusedAttention:
+    store = store_at(config, dtype, start, B, S, T)
+
+    def attend(qkv, past):
+        q, k, v = opt.split_qkv(config, qkv, B)
+        keys, values, kv = store(past, k, v)
+        y = tf.transpose(attend_blocks(q, keys, values, start), [0, 2, 1, 3])
+        return tf.reshape(y, [-1, config.hidden_size]), kv
+
+    return attend
+
+
 def _writer(config: OPTConfig, dtype: str, rows, B, T):
     """``write(past, new)``: ``new`` vectors [..., D] to ``rows`` [N] of a layer, in
     place; gives the layer's keys and values [B,H,T,D], and the buffer."""
@@ -111,13 +141,12 @@ def _writer(config: OPTConfig, dtype: str, rows, B, T):
     per_layer = 2 * B * H * T
 
     def write(past, new):
-        kv, i = past
-        first = i[0] if isinstance(i, tuple) else i
+        kv, at = past
         new = rounded(new, dtype)
         kv = tf.raw_ops.InplaceUpdate(
-            x=kv, i=rows + first * per_layer, v=tf.reshape(new, [-1, D])
+            x=kv, i=rows + at[0] * per_layer, v=tf.reshape(new, [-1, D])
         )
-        mine = one_of(tf.reshape(kv, by_layer), i)
+        mine = one_of(tf.reshape(kv, by_layer), at)
         return one_of(mine, 0), one_of(mine, 1), kv
 
     return write
@@ -144,7 +173,7 @@ def run_layers(context: LayerContext, layers, x, kv):
     """
     if isinstance(layers, Unrolled):
         for i, p in enumerate(layers.layers()):
-            x, kv, _ = opt.layer(context, p, x, (kv, i))
+            x, kv, _ = opt.layer(context, p, x, (kv, place(tf.constant(i))))
         return x, kv
 
     def body(i, x, kv) -> Any:
@@ -173,12 +202,8 @@ def forward(config: OPTConfig, params, dtype: str, hidden, cache: KVCache, start
     Returns hidden states [B,S,W] and the cache with the new rows in it.
     """
     B, S = opt.shape(hidden)[:2]
-    store = store_at(config, dtype, start, B, S, cache.T)
-    attend = partial(attend_blocks, start=start)
-    context = LayerContext(config, B, None, store, attend=attend)
-    if isinstance(S, int) and S == 1:
-        fused = attend_token_at(config, dtype, start, B, cache.T)
-        context = replace(context, attend_fused=fused)
+    attend = attend_at(config, dtype, start, B, S, cache.T)
+    context = LayerContext(config, B, None, opt.append, attend_fused=attend)
     x = tf.reshape(hidden, [B * S, config.hidden_size])
     x, kv = run_layers(context, params["layers"], x, cache.kv)
     x = opt.final_projection(config, params, x)
@@ -192,52 +217,14 @@ def extend(config: OPTConfig, params, cache_dtype: str, ids, cache, cache_length
     """Feed ``ids`` [B,S] after the cache: hidden [B,S,W], wire rows [B,S,L,2,H,·]."""
     S = opt.shape(ids)[1]
     kv = unpack_cache(cache, cache_length, cache_dtype, room=S)
-    at = positions(config, cache_length, S)
-    hidden = opt.embed(config, params, opt.take(params["embed_tokens"], ids), at)
+    hidden = embed(config, params, ids, cache_length)
     hidden, kv = forward(config, params, cache_dtype, hidden, kv, cache_length)
     return hidden, new_rows(config, kv, cache_length, S, cache_dtype)
-
-
-class Prompt(NamedTuple):
-    """A prompt before the loop: fed, unless it is one token of each row."""
-
-    token: Any  # [B] int32, the last ones
-    start: Any  # [B] int32, their slots
-    cache: KVCache
-    hidden: Any  # [B,W], what the last ones gave, ...
-    fed: Any  # boolean, ... if this is true
 
 
 def asked_steps(request: GenerateRequest):
     """The most new tokens that a row asks for; 1 if none does."""
     return tf.maximum(tf.reduce_max(request.max_new_tokens), 1)
-
-
-def feed_prompt(
-    config: OPTConfig, params, cache_dtype: str, request: GenerateRequest
-) -> Prompt:
-    """Feed a request's prompt, if it is longer than one token, into its cache, with
-    room for the tokens that its rows ask for."""
-    ids, length = request.input_ids, request.cache_length
-    S = opt.shape(ids)[1]
-    room = S + asked_steps(request) - 1
-    cache = unpack_cache(request.cache, length, cache_dtype, room=room)
-
-    last = tf.maximum(request.input_length - 1, 0)
-
-    def feed():
-        at = positions(config, length, S)
-        hidden = opt.embed(config, params, opt.take(params["embed_tokens"], ids), at)
-        hidden, fed = forward(config, params, cache_dtype, hidden, cache, length)
-        return tf.gather(hidden, last, axis=1, batch_dims=1), fed.kv
-
-    def nothing():
-        return tf.zeros([opt.shape(ids)[0], config.embed_dim]), cache.kv
-
-    hidden, kv = tf.cond(S > 1, feed, nothing)
-    kv = tf.ensure_shape(kv, [None, config.head_dim])
-    token = tf.gather(ids, last, axis=1, batch_dims=1)
-    return Prompt(token, length + last, cache._replace(kv=kv), hidden, S > 1)
 
 
 def decode_loop(
@@ -246,44 +233,44 @@ def decode_loop(
     cache_dtype: str,
     N,
     request: GenerateRequest,
-    prompt: Prompt,
+    cache: KVCache,
     advance: Callable[..., DecodeState],
 ) -> DecodeState:
-    """Feed a token, choose the next, up to the most that a row asks for, ≤ N times.
-
-    The first is chosen by what the prompt gave, if that was fed.
+    """Feed the prompt and choose a token, then feed that and choose the next, up to the
+    most that a row asks for, ≤ N times. The prompt is fed also if none is asked for.
 
     ``advance`` is :func:`advance`, or a function of it that graphs share.
     """
-    B = opt.shape(prompt.token)[0]
-    steps = tf.reduce_max(request.max_new_tokens)
+    ids, length = request.input_ids, request.cache_length
+    fed = tf.maximum(request.input_length, 1)  # the prompt
+    B = opt.shape(ids)[0]
+    steps = asked_steps(request)
     state = DecodeState(
         tf.constant(0),
-        prompt.token,
+        tf.gather(ids, fed - 1, axis=1, batch_dims=1),
         request.max_new_tokens > 0,
         tf.fill([B, N], -1),
         tf.zeros([B, N]),
         tf.fill([B, N, TOP_LOGPROBS], -1),
         tf.zeros([B, N, TOP_LOGPROBS]),
         request.marks.counts,
-        prompt.cache.kv,
+        cache.kv,
     )
 
-    def body(state: DecodeState):
-        start = prompt.start + state.step
-
-        def feed():
-            hidden = embed_token(config, params, state.token, start)
-            cache = prompt.cache._replace(kv=state.new_kv)
-            hidden, cache = forward(config, params, cache_dtype, hidden, cache, start)
-            return hidden[:, 0], cache.kv
-
-        known = prompt.fed & (state.step == 0)
-        hidden, kv = tf.cond(known, lambda: (prompt.hidden, state.new_kv), feed)
+    def body(state: DecodeState, ids):
+        first = state.step == 0
+        start = length + tf.where(first, 0, fed + state.step - 1)
+        old = cache._replace(kv=state.new_kv)
+        hidden = embed(config, params, ids, start)
+        hidden, new = forward(config, params, cache_dtype, hidden, old, start)
+        last = tf.where(first, fed - 1, 0)
+        hidden = tf.gather(hidden, last, axis=1, batch_dims=1)
         logits = opt.lm_logits(config, params, hidden)
         rest = state._replace(new_kv=None)  # updated in place: for nobody else to see
-        state = advance(request._replace(cache=None), rest, logits, start + 1)
-        return (state._replace(new_kv=tf.ensure_shape(kv, [None, config.head_dim])),)
+        position = length + fed + state.step
+        state = advance(request._replace(cache=None), rest, logits, position)
+        kv = tf.ensure_shape(new.kv, [None, config.head_dim])
+        return state._replace(new_kv=kv), state.token[:, None]
 
     # Of any N, so that the loops of all N share one ``advance``.
     shapes = tf.nest.map_structure(lambda x: x.shape, state)
@@ -291,11 +278,16 @@ def decode_loop(
         name: tf.TensorShape([None, None, *getattr(state, name).shape[2:]])
         for name in ("tokens", "logprobs", "top_ids", "top_logprobs")
     }
-    (state,) = tf.while_loop(
-        lambda state: (state.step < steps) & tf.reduce_any(state.alive),
+    state, _ = tf.while_loop(
+        lambda state, _: (
+            (state.step == 0) | ((state.step < steps) & tf.reduce_any(state.alive))
+        ),
         body,
-        (state,),
-        shape_invariants=(shapes._replace(**any_number),),
+        (state, ids),
+        shape_invariants=(
+            shapes._replace(**any_number),
+            tf.TensorShape([None, None]),
+        ),
         parallel_iterations=1,
     )
     return state
@@ -305,7 +297,7 @@ def generated(
     config: OPTConfig,
     cache_dtype: str,
     request: GenerateRequest,
-    prompt: Prompt,
+    cache: KVCache,
     state: DecodeState,
 ) -> Generated:
     """The tokens that a loop generated, and the rows of all tokens that were fed.
@@ -314,7 +306,7 @@ def generated(
     """
     S, N = opt.shape(request.input_ids)[1], opt.shape(state.tokens)[1]
     count = tf.reduce_sum(tf.cast(state.tokens >= 0, tf.int32), axis=1)
-    cache = prompt.cache._replace(kv=state.new_kv)
+    cache = cache._replace(kv=state.new_kv)
     steps = asked_steps(request)
     rows = new_rows(config, cache, request.cache_length, S + steps - 1, cache_dtype)
     rows = tf.pad(rows, [[0, 0], [0, N - steps], *[[0, 0]] * 4])
@@ -359,11 +351,10 @@ def advance(
     )
 
 
-def embed_token(config: OPTConfig, params, token, at):
-    """The decoder's input [B,1,E] for a token of each row, at positions ``at`` [B]."""
-    at = tf.minimum(at, config.max_position_embeddings - 1)
-    embeds = opt.take(params["embed_tokens"], token)[:, None]
-    return opt.embed(config, params, embeds, at[:, None])
+def embed(config: OPTConfig, params, ids, start):
+    """The decoder's input [B,S,E] for ``ids`` [B,S] at ``start`` [B] and following."""
+    at = positions(config, start, opt.shape(ids)[1])
+    return opt.embed(config, params, opt.take(params["embed_tokens"], ids), at)
 
 
 def full_logits(config: OPTConfig, params, ids, mask):

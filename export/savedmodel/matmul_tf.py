@@ -69,6 +69,10 @@ def either(answer: Any, yes: Callable[[], Any], no: Callable[[], Any]):
     return tf.cond(answer, yes, no)
 
 
+_MOST_ROWS_OF_16_BITS = 64
+"""Beyond, converting a matrix weighs less than a second product with it."""
+
+
 class Kernels(NamedTuple):
     """What is the quickest here: boolean scalars or, if known, bools. None: not asked.
 
@@ -125,8 +129,19 @@ class Matrix(PackedWeight):
                 return self._int8_product(x, bits=7)
             return self._converted(x)
 
-        exactly = partial(self._int8_product, x, bits=self.kernels.exact_bits)
-        return either(self.kernels.exact_int8, exactly, otherwise)
+        return either(
+            self.kernels.exact_int8, lambda: self._exact_product(x), otherwise
+        )
+
+    def _exact_product(self, x, *, keep: bool = False):
+        """Times int8, where that is exact."""
+        product = partial(
+            self._int8_product, x, bits=self.kernels.exact_bits, keep=keep
+        )
+        if self.kernels.int8_activations:
+            return product()
+        few = tf.shape(x)[0] <= _MOST_ROWS_OF_16_BITS
+        return tf.cond(few, product, lambda: self._converted(x))
 
     def _int8_product(self, x, *, bits: int, keep: bool = False):
         return int8_matmul.product(x, self.values, self.scale, keep=keep, bits=bits)
@@ -188,7 +203,7 @@ class KeptInt8Matrix(Matrix):
     """
 
     def matmul(self, x):
-        return self._int8_product(x, bits=self.kernels.exact_bits, keep=True)
+        return self._exact_product(x, keep=True)
 
 
 class Norm(PackedNorm):

@@ -11,7 +11,7 @@ from optserve import export
 
 FOLDER = Path(export.__file__).parent / "savedmodel"
 SHARED = {
-    "graph": {"positions", "run_layers", "extend", "advance", "embed_token"},
+    "graph": {"positions", "run_layers", "extend", "advance"},
     "packed_cache": {"pack", "unpack"},
     "matmul": {"Matrix"},
 }
