@@ -10,6 +10,7 @@ One body computes all layers, so that a graph is small whatever their number.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -81,26 +82,24 @@ def store_at(config: OPTConfig, dtype: str, start, B, S, T):
 
 
 def attend_at(config: OPTConfig, dtype: str, start, B, S, T) -> FusedAttention:
-    """:func:`store_at` and attention in one.
+    """:func:`store_at` and attention in one: one way for a new token of each row, and
+    one for several.
 
-    One function for all layers, with a way for a token of each row and one for several.
+    The latter stays a function of its own, or each step for one token would pass
+    through its operations as well, though they compute nothing then.
     """
     one = _attend_token_at(config, dtype, start, B, T)
-    several = _attend_blocks_at(config, dtype, start, B, S, T)
-
-    def attend(qkv, kv, begin, end):
-        past = kv, (begin, end)
-        return tf.cond(
-            S == 1, lambda: one(qkv, past), lambda: apart(qkv, kv, begin, end)
-        )
-
-    apart = tf.function(
-        lambda qkv, kv, begin, end: several(qkv, (kv, (begin, end))),
+    several = tf.function(
+        _attend_blocks_at(config, dtype, start, B, S, T),
         autograph=False,
         experimental_attributes={"_noinline": True},
     )
-    shared = tf.function(attend, autograph=False)
-    return lambda qkv, past: shared(qkv, past[0], *past[1])
+
+    @partial(tf.function, autograph=False)  # that all layers call
+    def attend(qkv, past):
+        return tf.cond(S == 1, lambda: one(qkv, past), lambda: several(qkv, past))
+
+    return attend
 
 
 def _attend_token_at(config: OPTConfig, dtype: str, start, B, T) -> FusedAttention:

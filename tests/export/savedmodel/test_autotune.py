@@ -16,7 +16,6 @@ from optserve.runtime.model_dir import read_manifest
 from optserve.runtime.server.found_at_load import found_at_load
 
 from tests.export.exports import Served, choosing, exported, int32
-from tests.export.savedmodel.processors import has_kernels
 
 ROOT = Path(__file__).parents[3]
 
@@ -58,27 +57,6 @@ def test_the_answer_is_found_when_a_version_is_loaded(answer) -> None:
     resource = autotune.FoundAtLoad(lambda: tf.constant(answer), f"test_{answer}")
     resource._initialize()
     assert bool(tf.function(resource.read)()) == answer
-
-
-@has_kernels
-def test_many_rows_are_not_multiplied_as_two_int8_numbers() -> None:
-    questions = autotune.questions(tf.int8, portable=False)
-    for question in questions.values():
-        tf.raw_ops.AssignVariableOp(
-            resource=question.resource_handle, value=tf.constant(True)
-        )
-
-    def answer(rows: int, *, int8_activations: bool) -> bool:
-        def ask(rows):
-            return autotune.kernels(
-                questions, rows, int8_activations=int8_activations
-            ).exact_int8
-
-        return bool(tf.function(ask)(tf.constant(rows)))
-
-    assert answer(64, int8_activations=False)
-    assert not answer(65, int8_activations=False)
-    assert answer(65, int8_activations=True)
 
 
 def test_a_server_reads_the_answers_that_the_graph_uses(saved) -> None:
