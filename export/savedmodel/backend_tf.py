@@ -85,12 +85,12 @@ class TFBackend:
         signature, so they are for the one that is called most ``often``. Everything
         else, and every other processor, goes through one body for all layers.
         """
-        exact = self._kernels().exact_int8
-        if exact is None or not often:
+        kernels = self._kernels()
+        if kernels.exact_int8 is None or not often:
             generated = self._generate(request, tf.constant(N))
         else:
             generated = either(
-                exact,
+                kernels.multiply_int8(tf.size(request.input_ids)),
                 lambda: self._loop(request, N, self._kept_params()),
                 lambda: self._generate(request, tf.constant(N)),
             )

@@ -6,7 +6,6 @@ Which kernels those are is found out when a version is loaded (``autotune.py``).
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -89,6 +88,13 @@ class Kernels(NamedTuple):
         """Of each number that int8 is multiplied with where that is exact."""
         return 8 if self.int8_activations else 16
 
+    def multiply_int8(self, rows: Any) -> Any:
+        """Whether ``rows`` rows should be multiplied as such by int8: where that is
+        exact, but of 16 bits only a few."""
+        if self.int8_activations or self.exact_int8 is False:
+            return self.exact_int8
+        return self.exact_int8 & (rows <= _MOST_ROWS_OF_16_BITS)
+
 
 class Matrix(PackedWeight):
     """A stored matrix [out, in] of any of the weight dtypes, in panels [P, out, in/P]
@@ -129,19 +135,9 @@ class Matrix(PackedWeight):
                 return self._int8_product(x, bits=7)
             return self._converted(x)
 
-        return either(
-            self.kernels.exact_int8, lambda: self._exact_product(x), otherwise
-        )
-
-    def _exact_product(self, x, *, keep: bool = False):
-        """Times int8, where that is exact."""
-        product = partial(
-            self._int8_product, x, bits=self.kernels.exact_bits, keep=keep
-        )
-        if self.kernels.int8_activations:
-            return product()
-        few = tf.shape(x)[0] <= _MOST_ROWS_OF_16_BITS
-        return tf.cond(few, product, lambda: self._converted(x))
+        exact = self.kernels.multiply_int8(tf.shape(x)[0])
+        bits = self.kernels.exact_bits
+        return either(exact, lambda: self._int8_product(x, bits=bits), otherwise)
 
     def _int8_product(self, x, *, bits: int, keep: bool = False):
         return int8_matmul.product(x, self.values, self.scale, keep=keep, bits=bits)
@@ -203,7 +199,7 @@ class KeptInt8Matrix(Matrix):
     """
 
     def matmul(self, x):
-        return self._exact_product(x, keep=True)
+        return self._int8_product(x, bits=self.kernels.exact_bits, keep=True)
 
 
 class Norm(PackedNorm):
