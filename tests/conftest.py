@@ -79,10 +79,11 @@ def pytest_collection_finish() -> None:
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Release what a test, or its file, has compiled and loaded.
 
-    Programs that tests share have to be compiled again then: so not after each.
+    Programs that tests share have to be compiled again then, which may be a quarter of
+    a file's time: so within a file only where it takes very much.
     """
     last_of_file = nextitem is None or nextitem.path != item.path
-    if resident_bytes() < _sizes[-1] + (50 << 20 if last_of_file else 300 << 20):
+    if resident_bytes() < _sizes[-1] + (50 << 20 if last_of_file else 800 << 20):
         return
     if "jax" in sys.modules:
         import jax
