@@ -67,26 +67,13 @@ def unpack_cache(cache, length, dtype: str, *, room) -> KVCache:
     return KVCache(tf.reshape(kv, [-1, kv.shape[-1]]), C + room)
 
 
-def store_at(config: OPTConfig, dtype: str, start, B, S, T):
-    """The cache policy: new rows go to slots ``start`` [B] and following, in place.
-
-    ``store`` takes (kv, i) of layer i, and gives its keys and values [B,H,T,D] of all
-    slots: old and new ones are attended to together.
-    """
-    H = config.num_attention_heads
-    slots = start[:, None] + tf.range(S)
-    heads = tf.reshape(tf.range(2 * B * H) * T, [2, B, H, 1])
-    rows = tf.reshape(heads + slots[:, None], [-1])
-    write = _writer(config, dtype, rows, B, T)
-    return lambda past, k, v: write(past, tf.stack([k, v]))
-
-
 def attend_at(config: OPTConfig, dtype: str, start, B, S, T) -> FusedAttention:
-    """:func:`store_at` and attention in one: one way for a new token of each row, and
-    one for several.
+    """The cache policy and attention: new rows go to slots ``start`` [B] and following,
+    in place, and are attended to together with the old ones.
 
-    The latter stays a function of its own, or each step for one token would pass
-    through its operations as well, though they compute nothing then.
+    One way is for a new token of each row, one for several. The latter stays a function
+    of its own, or each step for one token would pass through its operations as well,
+    though they compute nothing then.
     """
     one = _attend_token_at(config, dtype, start, B, T)
     several = tf.function(
@@ -121,11 +108,15 @@ def _attend_token_at(config: OPTConfig, dtype: str, start, B, T) -> FusedAttenti
 
 
 def _attend_blocks_at(config: OPTConfig, dtype: str, start, B, S, T) -> FusedAttention:
-    store = store_at(config, dtype, start, B, S, T)
+    slots = start[:, None] + tf.range(S)
+    heads = tf.range(2 * B * config.num_attention_heads) * T
+    heads = tf.reshape(heads, [2, B, config.num_attention_heads, 1])
+    rows = tf.reshape(heads + slots[:, None], [-1])
+    write = _writer(config, dtype, rows, B, T)
 
     def attend(qkv, past):
         q, k, v = opt.split_qkv(config, qkv, B)
-        keys, values, kv = store(past, k, v)
+        keys, values, kv = write(past, tf.stack([k, v]))
         y = tf.transpose(attend_blocks(q, keys, values, start), [0, 2, 1, 3])
         return tf.reshape(y, [-1, config.hidden_size]), kv
 

@@ -203,18 +203,15 @@ def attention(context: LayerContext, p, x, past: Cache):
         return linear(y, **p["out_proj"]), present, None
     q, k, v = project_qkv(config, p, x, context.batch_size)
     keys, values, present = context.store(past, k, v)
-    if context.attend is not None:
-        y, probs = context.attend(q, keys, values), None
-    else:
-        y, probs = attend(
-            config,
-            q,
-            keys,
-            values,
-            context.bias,
-            head_mask=context.head_mask,
-            rng=context.rng,
-        )
+    y, probs = attend(
+        config,
+        q,
+        keys,
+        values,
+        context.bias,
+        head_mask=context.head_mask,
+        rng=context.rng,
+    )
     y = tf.reshape(tf.transpose(y, [0, 2, 1, 3]), [-1, config.hidden_size])
     return linear(y, **p["out_proj"]), present, probs
 
