@@ -161,7 +161,7 @@ def _main(prepare: str | None = None) -> None:
         json.dump(reply, file)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # taking everything apart first would take half a second
+    os._exit(0)  # freeing everything first would take half a second
 
 
 if __name__ == "__main__":

@@ -86,11 +86,13 @@ class TFBackend:
         else, and every other processor, goes through one body for all layers.
         """
         kernels = self._kernels()
+        B, S = tf.unstack(tf.shape(request.input_ids))
+        a_step = B + B * (S - 1) // graph_tf.asked_steps(request)  # rows, on average
         if kernels.exact_int8 is None or not often:
             generated = self._generate(request, tf.constant(N))
         else:
             generated = either(
-                kernels.multiply_int8(tf.size(request.input_ids)),
+                kernels.multiply_int8(a_step),
                 lambda: self._loop(request, N, self._kept_params()),
                 lambda: self._generate(request, tf.constant(N)),
             )

@@ -249,13 +249,13 @@ def test_one_body_computes_all_layers(weights, loops):
     def count(op: str) -> list[int]:
         return [sum(n.op == op for n in function.node_def) for function in functions]
 
-    written_out = [products for products in count("_QuantizedMatMul") if products > 4]
-    assert len(written_out) == (loops if int8_matmul.available() else 0)
+    # Four of each layer and the head's; elsewhere each is in a branch of its own.
+    written_out = [products for products in count("_QuantizedMatMul") if products > 1]
+    assert written_out == [3 * 4 + 1] * (loops if int8_matmul.available() else 0)
     # One of a single token, by two products, another of a prompt's block.
     # One alone multiplies a row by a matrix of float32.
     tokens = [products for products in count("BatchMatMulV3") if products != 1]
     blocks = count("Softmax")
-    print("COUNTS", tokens, blocks, count("_QuantizedMatMul"))
     assert set(tokens) <= {0, 2} and set(blocks) <= {0, 1}
     assert sum(tokens) // 2 + sum(blocks) <= 8
 

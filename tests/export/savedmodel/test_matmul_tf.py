@@ -81,6 +81,18 @@ def test_many_rows_are_not_multiplied_as_two_int8_numbers():
     assert error(64) < 2**-13 < error(65)
 
 
+@pytest.mark.parametrize(
+    ("exact", "int8_activations", "most"),
+    [(True, False, 64), (True, True, 1000), (False, False, 0), (False, True, 0)],
+)
+@pytest.mark.parametrize("pinned", [True, False])
+def test_how_many_rows_int8_multiplies(exact, int8_activations, most, pinned):
+    answer = exact if pinned else tf.constant(exact)
+    kernels = Kernels(None, answer, int8_activations=int8_activations)
+    for rows in (1, 64, 65, 1000):
+        assert bool(kernels.multiply_int8(tf.constant(rows))) == (rows <= most)
+
+
 def test_float16_is_multiplied_as_float32() -> None:
     half = np.float16([[0.1, 65504], [6e-8, -2]])
     x = np.float32([[1, 2]])
